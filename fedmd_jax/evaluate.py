@@ -1,0 +1,40 @@
+"""How good one client is on labelled examples."""
+
+from typing import NamedTuple
+
+import chex
+import jax.numpy as jnp
+
+from fedmd_jax.local import score
+from fedmd_jax.losses import cross_entropy
+from fedmd_jax.types import Architecture, ClientState, PrivateDataset
+
+
+class Evaluation(NamedTuple):
+    """Means over the real examples; a group holds them stacked, [K]."""
+
+    accuracy: chex.Array  # [], 0..1
+    loss: chex.Array  # [], nats
+
+
+def evaluate(
+    architecture: Architecture, state: ClientState, test: PrivateDataset, *, batch_size: int = 256
+) -> Evaluation:
+    """Accuracy and cross entropy of one client, in inference mode, over all classes of its head.
+
+    Args:
+      architecture: the client's network.
+      state: the client.
+      test: inputs [N, ...], labels [N], and how many rows are real; padding rows count for nothing.
+      batch_size: how many examples are scored at once.
+
+    Returns:
+      Two scalars; both are zero where there is no real example.
+    """
+    chex.assert_equal_shape_prefix([test.inputs, test.labels], 1)
+    logits = score(architecture, state, test.inputs, batch_size=batch_size)  # [N, C]
+    real = jnp.arange(test.labels.shape[0]) < test.num_examples
+    num_real = jnp.maximum(test.num_examples, 1)
+    correct = jnp.argmax(logits, axis=-1) == test.labels
+    accuracy = jnp.sum(correct & real) / num_real
+    return Evaluation(accuracy, jnp.sum(jnp.where(real, cross_entropy(logits, test.labels), 0.0)) / num_real)

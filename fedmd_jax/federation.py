@@ -1,0 +1,340 @@
+"""A whole federation: every phase compiled once, and the loop that runs the rounds."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from fedmd_jax.checks import check_examples, check_inputs, check_labels_in_head
+from fedmd_jax.clients import Groups, check_groups, client_keys, map_clients, shard_clients
+from fedmd_jax.evaluate import Evaluation, evaluate
+from fedmd_jax.local import Distance, Training, init_client, pretrain, revisit
+from fedmd_jax.losses import mae
+from fedmd_jax.round import fedmd_round
+from fedmd_jax.subset import draw_public_subset
+from fedmd_jax.types import Architecture, ClientState, PrivateDataset, PublicDataset, RoundInfo
+
+States = dict[str, ClientState]
+Private = Mapping[str, PrivateDataset]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Federation:
+    """Compiled functions over all groups; every `states` argument but those of `pool` and `evaluate` is donated.
+
+    Attributes:
+      check: (public, private) -> None. Raises `ValueError` where the data does not fit the networks or the settings.
+      init: (key, public, private) -> states, after `check`.
+      new_states: (key, inputs [B, ...]) -> states, without a check.
+      pretrain: (states, public, key) -> (states, losses per group [K, E]): transfer learning, public half.
+      personalize: (states, private, key) -> (states, losses per group [K, E]): transfer learning, private half.
+      pool: (states, pooled, key) -> (states, losses): every client trains on ONE unstacked dataset, everybody's
+        private examples together; from pretrained states this is the upper bound of the paper.
+      round: (states, public, private, key) -> (states, RoundInfo): `fedmd_round`.
+      evaluate: (states, test) -> Evaluation per group, [K]; `test` is one unstacked dataset for everybody, or per group
+        a stacked one.
+      groups: who takes part.
+      mesh: over which devices, or None.
+    """
+
+    check: Callable[[PublicDataset, Private], None]
+    init: Callable[[chex.PRNGKey, PublicDataset, Private], States]
+    new_states: Callable[[chex.PRNGKey, chex.Array], States]
+    pretrain: Callable[[States, PublicDataset, chex.PRNGKey], tuple[States, dict[str, chex.Array]]]
+    personalize: Callable[[States, Private, chex.PRNGKey], tuple[States, dict[str, chex.Array]]]
+    pool: Callable[[States, PrivateDataset, chex.PRNGKey], tuple[States, dict[str, chex.Array]]]
+    round: Callable[[States, PublicDataset, Private, chex.PRNGKey], tuple[States, RoundInfo]]
+    evaluate: Callable[[States, PrivateDataset | Private], dict[str, Evaluation]]
+    groups: Groups
+    mesh: Mesh | None
+
+    def transfer_learn(self, states: States, public: PublicDataset, private: Private, key: chex.PRNGKey) -> States:
+        """Both halves of transfer learning: the public dataset, then each client's own."""
+        key_public, key_private = jax.random.split(key)
+        states, _ = self.pretrain(states, public, key_public)
+        states, _ = self.personalize(states, private, key_private)
+        return states
+
+
+def fedmd(
+    groups: Groups,
+    *,
+    subset_size: int = 5000,
+    public_training: Training = Training(num_epochs=20, batch_size=128),
+    private_training: Training = Training(num_epochs=25, batch_size=32),
+    pooled_training: Training = Training(num_epochs=50, batch_size=32),
+    digest_training: Training = Training(num_epochs=1, batch_size=256),
+    revisit_training: Training = Training(num_epochs=2, batch_size=5),
+    distance: Distance = mae,
+    draw_subset: Callable = draw_public_subset,
+    mesh: Mesh | None = None,
+) -> Federation:
+    """A federation of these groups, each of its phases one jit-compiled program.
+
+    Args:
+      groups: name -> architecture, client ids and consensus weights.
+      subset_size: public examples per round.
+      public_training: transfer learning on the public dataset.
+      private_training: transfer learning on private data; shares its optimizer memory with the revisits.
+      pooled_training: the upper bound.
+      digest_training: towards the consensus, each round.
+      revisit_training: towards the private labels, each round.
+      distance: `mae`, `kl` or any (logits [B, C], targets [B, C]) -> [B].
+      draw_subset: which public subset a round uses.
+      mesh: devices over which the clients of every group are spread.
+
+    Returns:
+      The federation. Defaults are those of the released code for letters (iid), without its early stopping.
+
+    Raises:
+      ValueError: no group, a client in two groups, a subset size below 1.
+
+    References:
+      Li and Wang 2019, Algorithm 1; settings from the configurations of the released code.
+    """
+    check_groups(groups)
+    if subset_size < 1:
+        raise ValueError(f"subset_size must be at least 1, got {subset_size}")
+    init_one = partial(init_client, digest=digest_training, revisit=revisit_training)
+    round_ = partial(
+        fedmd_round,
+        groups=groups,
+        subset_size=subset_size,
+        digest_training=digest_training,
+        revisit_training=revisit_training,
+        distance=distance,
+        draw_subset=draw_subset,
+        mesh=mesh,
+    )
+
+    def check(public, private):
+        _check_data(groups, public, private, subset_size)
+        for training in (private_training, pooled_training):
+            _check_optimizer_memory(groups, public.inputs, training.optimizer, revisit_training.optimizer)
+
+    @partial(jax.jit, compiler_options=_run_once())
+    def new_states(key, inputs):
+        return {
+            name: map_clients(partial(init_one, group.architecture), (0, None))(
+                client_keys(key, group.client_ids), inputs
+            )
+            for name, group in groups.items()
+        }
+
+    def init(key, public, private):
+        check(public, private)
+        return shard_clients(new_states(key, public.inputs[:1]), mesh)
+
+    def train(one_client, data_axis, training):
+        """One training phase of every client of every group; `data` is shared, or per group and client."""
+
+        def train_groups(states, data, key):
+            trained, losses = {}, {}
+            for name, group in groups.items():
+                fn = map_clients(partial(one_client, group.architecture, training=training), (0, data_axis, 0), mesh)
+                group_data = data if data_axis is None else data[name]
+                trained[name], losses[name] = fn(states[name], group_data, client_keys(key, group.client_ids))
+            return trained, losses
+
+        return train_groups
+
+    def evaluate_groups(states, test):
+        shared = isinstance(test, PrivateDataset)
+        return {
+            name: map_clients(partial(evaluate, group.architecture), (0, None if shared else 0), mesh)(
+                states[name], test if shared else test[name]
+            )
+            for name, group in groups.items()
+        }
+
+    return Federation(
+        check=check,
+        init=init,
+        new_states=new_states,
+        pretrain=jax.jit(train(pretrain, None, public_training), donate_argnums=0),
+        personalize=jax.jit(train(revisit, 0, private_training), donate_argnums=0),
+        pool=jax.jit(train(revisit, None, pooled_training)),
+        round=jax.jit(round_, donate_argnums=0),
+        evaluate=jax.jit(evaluate_groups),
+        groups=groups,
+        mesh=mesh,
+    )
+
+
+def _run_once() -> dict[str, Any]:
+    """Compiler options of a program that runs once: on a CPU random initialisers take six times as long to compile."""
+    return {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else {}
+
+
+class ClientMetrics(NamedTuple):
+    """What is known of one client after one round; losses are those of the last epoch, penalty included."""
+
+    client_id: int
+    architecture: str
+    accuracy: float
+    digest_loss: float | None  # None in round 0, and in a round without a consensus
+    revisit_loss: float | None  # None in round 0
+
+
+class RoundMetrics(NamedTuple):
+    """What is known after one round; round 0 is after transfer learning, before any collaboration."""
+
+    round: int
+    clients: tuple[ClientMetrics, ...]  # ordered by client id
+    digested: bool  # False where all consensus weights were zero
+
+    @property
+    def mean_accuracy(self) -> float:
+        """Over clients."""
+        return float(np.mean([client.accuracy for client in self.clients]))
+
+
+def run_federation(
+    federation: Federation,
+    states: States,
+    public: PublicDataset,
+    private: Private,
+    key: chex.PRNGKey,
+    *,
+    num_rounds: int,
+    test: PrivateDataset | Private,
+    callback: Callable[[RoundMetrics, States], Any] | None = None,
+) -> tuple[States, list[RoundMetrics]]:
+    """Runs the rounds, evaluating before each digest, so that the history has one entry more than there are rounds.
+
+    Args:
+      federation: from `fedmd`.
+      states: clients after transfer learning; consumed (donated), use the result instead.
+      public: the public dataset.
+      private: per group, stacked private datasets.
+      key: of the whole run; round r uses `fold_in(key, r)`.
+      num_rounds: R.
+      test: one dataset for everybody, or per group a stacked one.
+      callback: called with the metrics and the states after each of the R + 1 evaluations.
+
+    Returns:
+      The clients and the history, [R + 1].
+    """
+    if num_rounds < 0:
+        raise ValueError(f"num_rounds must not be negative, got {num_rounds}")
+    private = shard_clients(dict(private), federation.mesh)
+    history = []
+    for round_ in range(num_rounds + 1):
+        info = None
+        if round_ > 0:
+            states, info = federation.round(states, public, private, jax.random.fold_in(key, round_))
+        metrics = round_metrics(federation.groups, round_, federation.evaluate(states, test), info)
+        history.append(metrics)
+        if callback is not None:
+            callback(metrics, states)
+    return states, history
+
+
+def round_metrics(
+    groups: Groups, round_: int, evaluations: Mapping[str, Evaluation], info: RoundInfo | None
+) -> RoundMetrics:
+    """Fetches a round's results from the device and sorts them by client."""
+    evaluations, info = jax.device_get((dict(evaluations), info))
+    clients = []
+    for name, group in groups.items():
+        for position, client_id in enumerate(group.client_ids):
+            digest_loss = float(info.digest_loss[name][position, -1]) if info and info.digested else None
+            revisit_loss = float(info.revisit_loss[name][position, -1]) if info else None
+            accuracy = float(evaluations[name].accuracy[position])
+            clients.append(ClientMetrics(client_id, name, accuracy, digest_loss, revisit_loss))
+    return RoundMetrics(round_, tuple(sorted(clients)), bool(info is None or info.digested))
+
+
+def public_dataset(inputs: Any, labels: Any = None) -> PublicDataset:
+    """The public dataset from arrays of the caller's.
+
+    Args:
+      inputs: [P, ...].
+      labels: [P], integers from 0; without them clients cannot be pretrained, but rounds can run.
+
+    Raises:
+      ValueError: no rows, NaN, lengths that differ, labels that are not integers from 0.
+    """
+    if labels is None:
+        return PublicDataset(jnp.asarray(check_inputs("public dataset", inputs)), None)
+    return PublicDataset(*map(jnp.asarray, check_examples("public dataset", inputs, labels)))
+
+
+def labelled_dataset(inputs: Any, labels: Any) -> PrivateDataset:
+    """One unstacked set of examples, such as a test set, from arrays of the caller's.
+
+    Args:
+      inputs: [N, ...].
+      labels: [N], integers from 0.
+
+    Raises:
+      ValueError: no rows, NaN, lengths that differ, labels that are not integers from 0.
+    """
+    inputs, labels = check_examples("labelled dataset", inputs, labels)
+    return PrivateDataset(jnp.asarray(inputs), jnp.asarray(labels), jnp.int32(len(labels)))
+
+
+def num_outputs(groups: Groups, inputs: chex.Array) -> int:
+    """C, the number of scores that the networks of all groups give; a `ValueError` where they do not agree.
+
+    Args:
+      groups: the architecture groups.
+      inputs: any batch, [B, ...]; only shape and dtype are used, nothing is computed.
+    """
+    shapes = {name: _output_shape(group.architecture, inputs) for name, group in groups.items()}
+    for name, shape in shapes.items():
+        if len(shape) != 2 or shape[0] != inputs.shape[0]:
+            raise ValueError(
+                f"group {name!r}: the network must give scores of shape [{inputs.shape[0]}, C] for "
+                f"{inputs.shape[0]} examples, got {shape}"
+            )
+    if len({shape[1] for shape in shapes.values()}) > 1:
+        sizes = {name: shape[1] for name, shape in shapes.items()}
+        raise ValueError(f"all networks must have the same number of outputs, got {sizes}")
+    return next(iter(shapes.values()))[1]
+
+
+def _output_shape(architecture: Architecture, inputs: chex.Array) -> tuple[int, ...]:
+    def forward(inputs):
+        params, model_state = architecture.init(jax.random.key(0), inputs)
+        return architecture.apply(params, model_state, inputs, train=False)[0]
+
+    return jax.eval_shape(forward, jax.ShapeDtypeStruct(inputs.shape, inputs.dtype)).shape
+
+
+def _check_data(groups: Groups, public: PublicDataset, private: Private, subset_size: int) -> None:
+    if set(private) != set(groups):
+        raise ValueError(f"private data is needed for the groups {sorted(groups)}, got {sorted(private)}")
+    num_public = public.inputs.shape[0]
+    if subset_size > num_public:
+        raise ValueError(
+            f"the public subset of a round must be at most the public dataset, {num_public} examples, got {subset_size}"
+        )
+    num_classes = num_outputs(groups, public.inputs[:2])
+    if public.labels is not None:
+        check_labels_in_head("public dataset", public.labels, num_classes)
+    for name, group in groups.items():
+        inputs = private[name].inputs
+        if inputs.shape[0] != group.num_clients or inputs.shape[2:] != public.inputs.shape[1:]:
+            wanted = (group.num_clients, "N", *public.inputs.shape[1:])
+            raise ValueError(f"group {name!r}: private inputs must have shape {wanted}, got {inputs.shape}")
+        check_labels_in_head(f"group {name!r}", private[name].labels, num_classes)
+
+
+def _check_optimizer_memory(
+    groups: Groups, inputs: chex.Array, ours: optax.GradientTransformation, theirs: optax.GradientTransformation
+) -> None:
+    architecture = next(iter(groups.values())).architecture
+    params, _ = jax.eval_shape(architecture.init, jax.random.key(0), inputs[:1])
+    if jax.eval_shape(ours.init, params) != jax.eval_shape(theirs.init, params):
+        raise ValueError(
+            "private, pooled and revisit training share one optimizer memory, so their optimizers must be "
+            "of the same kind, got different ones"
+        )

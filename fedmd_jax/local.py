@@ -1,0 +1,346 @@
+"""The work of ONE client: arrays in, arrays out.
+
+Clients are added outside, by `clients.map_clients`. Every training phase, on public or on private data, is the same
+loop `fit` with another loss; what differs between phases is said by a `Training`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedmd_jax.losses import cross_entropy, mae
+from fedmd_jax.types import Architecture, ClientState, PrivateDataset, PublicDataset
+
+Distance = Callable[[chex.Array, chex.Array], chex.Array]
+
+
+def adam(learning_rate: float = 1e-3) -> optax.GradientTransformation:
+    """Adam with the epsilon of the reference (1e-7, where optax has 1e-8)."""
+    return optax.adam(learning_rate, eps=1e-7)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+    """How one phase of local training runs: closed over, never passed through jit.
+
+    Attributes:
+      num_epochs: passes over the data.
+      batch_size: examples in a step; a last, smaller batch is kept, as in the reference.
+      optimizer: any optax optimizer; its state is the client's own and lives on between rounds.
+      shuffle: a new permutation each epoch; off, batches are taken in order.
+
+    Raises:
+      ValueError: a count is below 1.
+    """
+
+    num_epochs: int = 1
+    batch_size: int = 32
+    optimizer: optax.GradientTransformation = dataclasses.field(default_factory=adam)
+    shuffle: bool = True
+
+    def __post_init__(self):
+        for name in ("num_epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+class Learner(NamedTuple):
+    """What a training step carries: a client's network and the memory of the optimizer at work."""
+
+    params: chex.ArrayTree
+    model_state: chex.ArrayTree
+    opt_state: chex.ArrayTree
+
+
+def init_client(
+    architecture: Architecture, key: chex.PRNGKey, inputs: chex.Array, *, digest: Training, revisit: Training
+) -> ClientState:
+    """A client with fresh parameters and two fresh optimizers.
+
+    Args:
+      architecture: the client's network.
+      key: seeds the parameters.
+      inputs: [B, ...], of which only shape and dtype are used.
+      digest: whose optimizer follows the consensus.
+      revisit: whose optimizer follows the labels.
+    """
+    params, model_state = architecture.init(key, inputs)
+    return ClientState(params, model_state, digest.optimizer.init(params), revisit.optimizer.init(params))
+
+
+def score(architecture: Architecture, state: ClientState, inputs: chex.Array, *, batch_size: int = 256) -> chex.Array:
+    """Class scores (raw logits) of one client in inference mode: no dropout, moving batch statistics.
+
+    Args:
+      architecture: the client's network.
+      state: the client.
+      inputs: [M, ...].
+      batch_size: how many examples are scored at once; bounds memory and changes nothing else.
+
+    Returns:
+      Scores, [M, C].
+
+    References:
+      Li and Wang 2019, Algorithm 1, "Communicate"; supplement: "without applying the softmax activation layer".
+    """
+    num_rows = inputs.shape[0]
+    batch_size = min(batch_size, num_rows)
+    num_batches = -(-num_rows // batch_size)
+
+    def score_batch(batch):
+        return architecture.apply(state.params, state.model_state, batch, train=False)[0]
+
+    if num_batches == 1:
+        return score_batch(inputs)
+    padded = _pad_rows(inputs, num_batches * batch_size).reshape(num_batches, batch_size, *inputs.shape[1:])
+    scores = jax.lax.map(score_batch, padded)
+    return scores.reshape(num_batches * batch_size, -1)[:num_rows]
+
+
+def digest(
+    architecture: Architecture,
+    state: ClientState,
+    inputs: chex.Array,
+    consensus: chex.Array,
+    key: chex.PRNGKey,
+    *,
+    training: Training,
+    distance: Distance = mae,
+) -> tuple[ClientState, chex.Array]:
+    """Trains one client to approach the consensus on the public subset.
+
+    Dropout is on and batch statistics move, as in the reference.
+
+    Args:
+      architecture: the client's network.
+      state: the client.
+      inputs: the public subset, [M, ...].
+      consensus: targets, [M, C]; fixed during the whole digest.
+      key: shuffling and dropout.
+      training: epochs, batches and the digest optimizer.
+      distance: loss of (logits [B, C], targets [B, C]) -> [B], such as `mae` or `partial(kl, temperature=2.0)`.
+
+    Returns:
+      The client, and the mean loss of each epoch, [E], penalty included.
+
+    References:
+      Li and Wang 2019, Algorithm 1, "Digest".
+    """
+    chex.assert_rank(consensus, 2)
+    chex.assert_equal_shape_prefix([inputs, consensus], 1)
+    learner = Learner(state.params, state.model_state, state.digest_opt_state)
+    learner, loss = fit(architecture, distance, learner, inputs, consensus, inputs.shape[0], key, training=training)
+    return state._replace(
+        params=learner.params, model_state=learner.model_state, digest_opt_state=learner.opt_state
+    ), loss
+
+
+def revisit(
+    architecture: Architecture, state: ClientState, private: PrivateDataset, key: chex.PRNGKey, *, training: Training
+) -> tuple[ClientState, chex.Array]:
+    """Trains one client on its own labelled examples.
+
+    Args:
+      architecture: the client's network.
+      state: the client.
+      private: inputs [N, ...], labels [N] and the number of rows that are real.
+      key: shuffling and dropout.
+      training: epochs, batches and the revisit optimizer.
+
+    Returns:
+      The client, and the mean loss of each epoch, [E], penalty included.
+
+    References:
+      Li and Wang 2019, Algorithm 1, "Revisit".
+    """
+    learner = Learner(state.params, state.model_state, state.revisit_opt_state)
+    learner, loss = fit(
+        architecture,
+        cross_entropy,
+        learner,
+        private.inputs,
+        private.labels,
+        private.num_examples,
+        key,
+        training=training,
+    )
+    return state._replace(
+        params=learner.params, model_state=learner.model_state, revisit_opt_state=learner.opt_state
+    ), loss
+
+
+def pretrain(
+    architecture: Architecture, state: ClientState, public: PublicDataset, key: chex.PRNGKey, *, training: Training
+) -> tuple[ClientState, chex.Array]:
+    """Trains one client on the labelled public dataset, with an optimizer of its own that is then forgotten.
+
+    Args:
+      architecture: the client's network.
+      state: the client.
+      public: inputs [P, ...] and labels [P].
+      key: shuffling and dropout.
+      training: epochs, batches and optimizer.
+
+    Returns:
+      The client, and the mean loss of each epoch, [E].
+
+    Raises:
+      ValueError: the public dataset has no labels.
+
+    References:
+      Li and Wang 2019, Algorithm 1, "Transfer learning", first half.
+    """
+    if public.labels is None:
+        raise ValueError("transfer learning needs the labels of the public dataset, got none")
+    learner = Learner(state.params, state.model_state, training.optimizer.init(state.params))
+    learner, loss = fit(
+        architecture,
+        cross_entropy,
+        learner,
+        public.inputs,
+        public.labels,
+        public.inputs.shape[0],
+        key,
+        training=training,
+    )
+    return state._replace(params=learner.params, model_state=learner.model_state), loss
+
+
+def transfer_learn(
+    architecture: Architecture,
+    state: ClientState,
+    public: PublicDataset,
+    private: PrivateDataset,
+    key: chex.PRNGKey,
+    *,
+    public_training: Training,
+    private_training: Training,
+) -> tuple[ClientState, tuple[chex.Array, chex.Array]]:
+    """What each client does before the first round: the public dataset, then its own.
+
+    The second half is a long `revisit`: its optimizer memory is the one that the rounds go on with, as in the
+    reference, so `private_training` and the revisit of the rounds need the same kind of optimizer.
+
+    Args:
+      architecture: the client's network.
+      state: the client.
+      public: inputs [P, ...] and labels [P].
+      private: the client's own examples.
+      key: shuffling and dropout.
+      public_training: epochs, batches and optimizer of the first half.
+      private_training: those of the second half.
+
+    Returns:
+      The client, and the losses of the two halves, each [E].
+
+    References:
+      Li and Wang 2019, Algorithm 1, "Transfer learning".
+    """
+    key_public, key_private = jax.random.split(key)
+    state, public_loss = pretrain(architecture, state, public, key_public, training=public_training)
+    state, private_loss = revisit(architecture, state, private, key_private, training=private_training)
+    return state, (public_loss, private_loss)
+
+
+def fit(
+    architecture: Architecture,
+    example_loss: Distance,
+    learner: Learner,
+    inputs: chex.Array,
+    targets: chex.Array,
+    num_examples: int | chex.Array,
+    key: chex.PRNGKey,
+    *,
+    training: Training,
+) -> tuple[Learner, chex.Array]:
+    """Minimises the mean of `example_loss` plus the architecture's penalty by mini-batch steps.
+
+    Args:
+      architecture: the network.
+      example_loss: (logits [B, C], targets [B, ...]) -> [B].
+      learner: what is trained.
+      inputs: [N, ...].
+      targets: [N, ...].
+      num_examples: how many of the N rows are real. An integer promises at trace time that no batch is empty; an array
+        lets clients with different numbers of examples share one program.
+      key: shuffling and dropout.
+      training: epochs, batches and optimizer.
+
+    Returns:
+      The learner, and the mean loss of each epoch, [E]: batches weigh by their real examples.
+    """
+    chex.assert_equal_shape_prefix([inputs, targets], 1)
+    batch_loss = jax.value_and_grad(_batch_loss, argnums=2, has_aux=True)
+    indices, mask, keys = draw_batches(key, inputs.shape[0], num_examples, training=training)
+
+    def step(learner, batch):
+        rows, real, key_step = batch
+        (loss, model_state), grads = batch_loss(
+            architecture, example_loss, learner.params, learner.model_state, inputs[rows], targets[rows], real, key_step
+        )
+        updates, opt_state = training.optimizer.update(grads, learner.opt_state, learner.params)
+        moved = Learner(optax.apply_updates(learner.params, updates), model_state, opt_state)
+        num_real = jnp.sum(real)
+        if not isinstance(num_examples, int):
+            # A client with few examples sits out the last batches of the others: even a zero gradient would move
+            # it, through the momentum of its optimizer.
+            moved = jax.tree.map(lambda new, old: jnp.where(num_real > 0, new, old), moved, learner)
+        return moved, (loss, num_real)
+
+    # One scan over all epochs, so that the step is compiled once.
+    num_epochs, num_steps, _ = indices.shape
+    batches = (indices.reshape(num_epochs * num_steps, -1), jnp.tile(mask, (num_epochs, 1)), keys.reshape(-1))
+    learner, (loss, num_real) = jax.lax.scan(step, learner, batches)
+    total = jnp.sum((loss * num_real).reshape(num_epochs, num_steps), axis=1)
+    return learner, total / jnp.maximum(num_examples, 1)
+
+
+def draw_batches(
+    key: chex.PRNGKey, num_rows: int, num_examples: int | chex.Array, *, training: Training
+) -> tuple[chex.Array, chex.Array, chex.PRNGKey]:
+    """The rows of every batch of every epoch: each real row once an epoch, padding rows masked.
+
+    Args:
+      key: seeds everything; the key is consumed.
+      num_rows: N, padding included.
+      num_examples: how many of them are real; these come first.
+      training: epochs, batch size, and whether to shuffle.
+
+    Returns:
+      Indices [E, S, B] into the rows, the mask [S, B] of the entries that count, the same in every epoch, and a key
+      for each step [E, S].
+    """
+    batch_size = min(training.batch_size, num_rows)
+    num_steps = -(-num_rows // batch_size)
+    # One draw for everything, since each call of the generator costs a CPU up to a second of compilation; and row by
+    # row, so that a client's numbers do not depend on how far its group is padded.
+    key_words = jax.random.key_data(key).shape[-1]
+    words = jax.random.bits(key, (num_rows, training.num_epochs, 1 + key_words))
+    priority = words[:, :, 0].T
+    keys = jax.random.wrap_key_data(words[:num_steps, :, 1:].swapaxes(0, 1), impl=jax.random.key_impl(key))
+
+    position = jnp.arange(num_rows)
+    indices = jnp.broadcast_to(position, priority.shape)
+    if training.shuffle:
+        # Real rows in random order; one bit is given up so that padding sorts behind all of them.
+        real = jnp.broadcast_to(position < num_examples, priority.shape)
+        indices = jnp.argsort(jnp.where(real, priority >> 1, jnp.uint32(0xFFFFFFFF)), axis=1)
+    indices = jnp.pad(indices, ((0, 0), (0, num_steps * batch_size - num_rows)))
+    mask = jnp.arange(num_steps * batch_size) < num_examples
+    return indices.reshape(training.num_epochs, num_steps, batch_size), mask.reshape(num_steps, batch_size), keys
+
+
+def _batch_loss(architecture, example_loss, params, model_state, inputs, targets, mask, key):
+    logits, model_state = architecture.apply(params, model_state, inputs, train=True, mask=mask, key=key)
+    losses = jnp.where(mask, example_loss(logits, targets), 0.0)
+    return jnp.sum(losses) / jnp.maximum(jnp.sum(mask), 1) + architecture.penalty(params), model_state
+
+
+def _pad_rows(rows, num_rows):
+    return jnp.pad(rows, [(0, num_rows - rows.shape[0])] + [(0, 0)] * (rows.ndim - 1))

@@ -1,0 +1,98 @@
+"""One round of FedMD, on one screen."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from fedmd_jax.clients import Groups, client_keys, map_clients
+from fedmd_jax.consensus import total_weight, weighted_consensus
+from fedmd_jax.local import Training, digest, revisit, score
+from fedmd_jax.losses import mae
+from fedmd_jax.subset import draw_public_subset
+from fedmd_jax.types import ClientState, PrivateDataset, PublicDataset, RoundInfo
+
+
+def fedmd_round(
+    states: Mapping[str, ClientState],
+    public: PublicDataset,
+    private: Mapping[str, PrivateDataset],
+    key: chex.PRNGKey,
+    *,
+    groups: Groups,
+    subset_size: int,
+    digest_training: Training,
+    revisit_training: Training,
+    distance: Callable = mae,
+    draw_subset: Callable = draw_public_subset,
+    weights: Mapping[str, chex.Array] | None = None,
+    mesh: Mesh | None = None,
+) -> tuple[dict[str, ClientState], RoundInfo]:
+    """One FedMD round: communicate, aggregate, distribute, digest, revisit.
+
+    Args:
+      states: per group, stacked clients [K, ...].
+      public: the public dataset, [P, ...].
+      private: per group, stacked private datasets [K, N, ...].
+      key: the round's; the key is consumed.
+      groups: architecture, client ids and consensus weights of each group.
+      subset_size: M, public examples in this round.
+      digest_training: epochs, batches and optimizer towards the consensus.
+      revisit_training: the same towards the private labels.
+      distance: of scores and consensus, `mae` or `kl` or the caller's own, [B, C] x [B, C] -> [B].
+      draw_subset: (key, public, size) -> the public subset.
+      weights: per group, [K]; by default those of the groups.
+      mesh: devices for the clients of each group.
+
+    Returns:
+      The clients after the round, and what the round tells about itself.
+
+    References:
+      Li and Wang 2019, Algorithm 1.
+    """
+    key_subset, key_digest, key_revisit = jax.random.split(key, 3)
+    subset = draw_subset(key_subset, public, subset_size)
+    weights = consensus_weights(groups) if weights is None else weights
+
+    scores = {}  # 1. communicate: every client scores the public subset
+    for name, group in groups.items():
+        score_clients = map_clients(partial(score, group.architecture), (0, None), mesh)
+        scores[name] = score_clients(states[name], subset.inputs)  # [K, M, C]
+
+    consensus = weighted_consensus(scores, weights, mesh=mesh)  # 2. aggregate [M, C]
+    anybody = total_weight(weights) > 0  # without a consensus there is nothing to digest
+
+    new_states, digest_loss, revisit_loss = {}, {}, {}
+    for name, group in groups.items():  # 3. distribute
+        digest_one = partial(digest, group.architecture, training=digest_training, distance=distance)
+        digest_clients = map_clients(digest_one, (0, None, None, 0), mesh)
+        keys = client_keys(key_digest, group.client_ids)
+        clients, digest_loss[name] = jax.lax.cond(  # 4. digest
+            anybody,
+            digest_clients,
+            partial(_skip_digest, digest_training),
+            states[name],
+            subset.inputs,
+            consensus,
+            keys,
+        )
+
+        revisit_one = partial(revisit, group.architecture, training=revisit_training)
+        revisit_clients = map_clients(revisit_one, (0, 0, 0), mesh)
+        keys = client_keys(key_revisit, group.client_ids)
+        new_states[name], revisit_loss[name] = revisit_clients(clients, private[name], keys)  # 5. revisit
+
+    return new_states, RoundInfo(digest_loss, revisit_loss, anybody)
+
+
+def consensus_weights(groups: Groups) -> dict[str, chex.Array]:
+    """The weights of the groups as arrays, [K] each."""
+    return {name: jnp.asarray(group.weights, dtype=jnp.float32) for name, group in groups.items()}
+
+
+def _skip_digest(training, clients, inputs, consensus, keys):
+    del inputs, consensus
+    return clients, jnp.zeros((keys.shape[0], training.num_epochs))

@@ -1,0 +1,65 @@
+"""The records that travel between the modules, and nothing else.
+
+Shape letters, here and everywhere: K clients of a group, N private examples (padded), M public subset, P public
+dataset, C classes, B batch, E epochs.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+
+
+def no_penalty(params: chex.ArrayTree) -> float:
+    """The default `Architecture.penalty`: nothing is added to any loss."""
+    del params
+    return 0.0
+
+
+class Architecture(NamedTuple):
+    """One network shape as pure functions: all that the algorithm knows of a network.
+
+    `architecture_from_linen` and `architecture_from_nnx` make one from a Flax module; any other library can provide
+    the functions by hand.
+    """
+
+    # init(key, inputs [B, ...]) -> (params, model_state). Only the shape and the dtype of `inputs` matter.
+    init: Callable[..., tuple[chex.ArrayTree, chex.ArrayTree]]
+    # apply(params, model_state, inputs [B, ...], *, train, mask=None, key=None) -> (logits [B, C], model_state).
+    # Where `mask` [B] is False a row is padding: it may not reach the model state or the other rows.
+    # `key` feeds dropout and is needed when `train` is True.
+    apply: Callable[..., tuple[chex.Array, chex.ArrayTree]]
+    # penalty(params) -> scalar, added to the digest and to the revisit loss (the reference has L2 on its head).
+    penalty: Callable[[chex.ArrayTree], Any] = no_penalty
+
+
+class ClientState(NamedTuple):
+    """One client; a group holds it stacked, so that every leaf gains a leading [K]."""
+
+    params: chex.ArrayTree
+    model_state: chex.ArrayTree  # batch statistics; never communicated
+    digest_opt_state: chex.ArrayTree  # two optimizers, as in the reference, each with its own memory
+    revisit_opt_state: chex.ArrayTree
+
+
+class PublicDataset(NamedTuple):
+    """What every client can see."""
+
+    inputs: chex.Array  # [P, ...]
+    labels: chex.Array | None  # [P], int32; None where the public data is unlabelled
+
+
+class PrivateDataset(NamedTuple):
+    """One client's own examples; a group holds them stacked and padded, so that every leaf gains a leading [K]."""
+
+    inputs: chex.Array  # [N, ...]
+    labels: chex.Array  # [N], int32
+    num_examples: chex.Array  # [], int32: the first `num_examples` rows are real, the rest is padding
+
+
+class RoundInfo(NamedTuple):
+    """What a round tells about itself; nothing in it is carried on."""
+
+    digest_loss: dict[str, chex.Array]  # per group [K, E]: epoch means, penalty included; 0 where nobody digested
+    revisit_loss: dict[str, chex.Array]  # per group [K, E]
+    digested: chex.Array  # [], bool: False when all consensus weights are zero, and so no client has digested

@@ -1,0 +1,20 @@
+"""Four virtual devices, a compilation cache for the session, and JAX at its strictest: no silent broadcasting."""
+
+import tempfile
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Many tests compile the same small program, and a toy need not run fast.
+_cache = tempfile.TemporaryDirectory(prefix="fedmd_jax_tests_")
+jax.config.update("jax_compilation_cache_dir", _cache.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@pytest.fixture
+def key():
+    return jax.random.key(0)

@@ -1,0 +1,76 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fedmd_jax as fmd
+
+RNG = np.random.default_rng(0)
+SCORES = {
+    "a": jnp.asarray(RNG.normal(size=(4, 6, 3)), jnp.float32),
+    "b": jnp.asarray(RNG.normal(size=(8, 6, 3)), jnp.float32),
+}
+WEIGHTS = {"a": jnp.asarray(RNG.uniform(size=4), jnp.float32), "b": jnp.asarray(RNG.uniform(size=8), jnp.float32)}
+
+
+def slow_mean(scores, weights):
+    clients = [
+        (w, z)
+        for name in scores
+        for w, z in zip(np.asarray(weights[name], float), np.asarray(scores[name], float), strict=True)
+    ]
+    return sum(w * z for w, z in clients) / sum(w for w, _ in clients)
+
+
+@pytest.mark.parametrize("num_devices", [None, 1, 2, 4])
+def test_against_a_loop_over_clients(num_devices):
+    mesh = None if num_devices is None else fmd.client_mesh(num_devices)
+    consensus = jax.jit(lambda s, w: fmd.weighted_consensus(s, w, mesh=mesh))(SCORES, WEIGHTS)
+    np.testing.assert_allclose(consensus, slow_mean(SCORES, WEIGHTS), rtol=1e-5, atol=1e-6)
+
+
+@given(st.permutations(range(8)), st.floats(1e-3, 1e3))
+@settings(max_examples=20, deadline=None)
+def test_neither_order_nor_scale_of_the_weights_matters(order, scale):
+    order = jnp.asarray(order)
+    permuted = fmd.weighted_consensus(
+        {"b": SCORES["b"][order], "a": SCORES["a"]}, {"b": scale * WEIGHTS["b"][order], "a": scale * WEIGHTS["a"]}
+    )
+    np.testing.assert_allclose(permuted, fmd.weighted_consensus(SCORES, WEIGHTS), rtol=1e-4, atol=1e-5)
+
+
+def test_a_client_without_weight_changes_nothing_not_even_with_nan():
+    weights = {"a": WEIGHTS["a"].at[1].set(0.0), "b": WEIGHTS["b"]}
+    without = {"a": jnp.delete(SCORES["a"], 1, axis=0), "b": SCORES["b"]}
+    expected = fmd.weighted_consensus(without, {"a": jnp.delete(weights["a"], 1), "b": WEIGHTS["b"]})
+    for poison in (1e30, np.nan, np.inf):
+        scores = {"a": SCORES["a"].at[1].set(poison), "b": SCORES["b"]}
+        np.testing.assert_allclose(fmd.weighted_consensus(scores, weights), expected, rtol=1e-6)
+
+
+def test_all_weights_zero_is_zero_and_not_nan():
+    weights = jax.tree.map(jnp.zeros_like, WEIGHTS)
+    assert not fmd.weighted_consensus(SCORES, weights).any()
+    assert fmd.total_weight(weights) == 0
+
+
+def test_the_consensus_is_differentiable_in_scores_and_weights():
+    def loss(scores, weights):
+        return jnp.sum(fmd.weighted_consensus(scores, weights) ** 2)
+
+    scores_gradient, weights_gradient = jax.grad(loss, argnums=(0, 1))(SCORES, WEIGHTS)
+    assert all(jnp.isfinite(g).all() and g.any() for g in jax.tree.leaves((scores_gradient, weights_gradient)))
+    all_zero = jax.grad(loss, argnums=1)(SCORES, jax.tree.map(jnp.zeros_like, WEIGHTS))
+    assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(all_zero))
+
+
+def test_the_only_collective_is_one_all_reduce():
+    mesh = fmd.client_mesh(4)
+    scores, weights = fmd.shard_clients((SCORES, WEIGHTS), mesh)
+    compiled = jax.jit(lambda s, w: fmd.weighted_consensus(s, w, mesh=mesh)).lower(scores, weights).compile()
+    text = compiled.as_text()
+    assert text.count(" all-reduce(") == 1
+    assert "all-gather" not in text
+    assert compiled.output_shardings.is_fully_replicated

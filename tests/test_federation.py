@@ -1,0 +1,231 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toys
+
+import fedmd_jax as fmd
+
+GROUPS = toys.groups()
+TEST = fmd.labelled_dataset(*toys.examples(200, 60))
+
+
+def setup(groups=GROUPS, **settings):
+    federation = toys.federation(groups, **settings)
+    public, private = toys.public(), toys.private(groups)
+    return federation, federation.init(jax.random.key(0), public, private), public, private
+
+
+def test_the_history_has_one_point_more_than_there_are_rounds(key):
+    federation, states, public, private = setup()
+    seen = []
+    states = federation.transfer_learn(states, public, private, key)
+    states, history = fmd.run_federation(
+        federation,
+        states,
+        public,
+        private,
+        key,
+        num_rounds=3,
+        test=TEST,
+        callback=lambda metrics, _: seen.append(metrics),
+    )
+    assert seen == history
+    assert [metrics.round for metrics in history] == [0, 1, 2, 3]
+    assert [client.client_id for client in history[0].clients] == [0, 1, 2, 3, 4]
+    assert all(client.digest_loss is None and client.revisit_loss is None for client in history[0].clients)
+    assert all(client.digest_loss > 0 and client.revisit_loss > 0 for client in history[1].clients)
+    accuracy = federation.evaluate(states, TEST)["mlp"].accuracy
+    assert [client.accuracy for client in history[-1].clients[3:]] == accuracy.tolist()
+
+
+def test_it_learns(key):
+    federation, states, public, private = setup()
+    before = federation.evaluate(states, TEST)
+    states = federation.transfer_learn(states, public, private, key)
+    states, _ = fmd.run_federation(federation, states, public, private, key, num_rounds=3, test=TEST)
+    after = federation.evaluate(states, TEST)
+    for name in GROUPS:
+        assert after[name].accuracy.mean() > before[name].accuracy.mean() + 0.2
+
+
+def test_transfer_learning_is_that_of_every_client(key):
+    federation, states, public, private = setup()
+    start = jax.tree.map(jnp.copy, states)
+    states = federation.transfer_learn(states, public, private, key)
+    key_public, key_private = jax.random.split(key)
+    for name, group in GROUPS.items():
+        for k, client_id in enumerate(group.client_ids):
+            one, mine = (jax.tree.map(lambda leaf, k=k: leaf[k], tree[name]) for tree in (start, private))
+            one, _ = fmd.pretrain(
+                group.architecture, one, public, jax.random.fold_in(key_public, client_id), training=toys.sgd(8, 2)
+            )
+            one, _ = fmd.revisit(
+                group.architecture, one, mine, jax.random.fold_in(key_private, client_id), training=toys.sgd(4, 2)
+            )
+            chex.assert_trees_all_close(
+                jax.tree.map(lambda leaf, k=k: leaf[k], states[name]), one, rtol=2e-5, atol=2e-6
+            )
+
+
+def test_everybody_pools_on_the_same_data_and_starts_from_where_it_is(key):
+    federation, states, _, _ = setup()
+    pooled = fmd.labelled_dataset(*toys.examples(300, 33))
+    after, losses = federation.pool(states, pooled, key)
+    assert all((loss[:, -1] < loss[:, 0]).all() for loss in losses.values())
+    chex.assert_trees_all_equal_shapes(after, states)
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(states))  # still needed for private training
+
+
+def test_every_phase_is_traced_once(key):
+    """Three architectures' worth of programs would otherwise grow with the rounds."""
+    traces = []
+
+    def counted(architecture):
+        def apply(*args, train, **kwargs):
+            traces.append(train)
+            return architecture.apply(*args, train=train, **kwargs)
+
+        return architecture._replace(apply=apply)
+
+    groups = {"only": fmd.ArchitectureGroup(counted(toys.linear()), (0, 1))}
+    federation, states, public, private = setup(groups)
+    states = federation.transfer_learn(states, public, private, key)
+    counts = []
+    fmd.run_federation(
+        federation,
+        states,
+        public,
+        private,
+        key,
+        num_rounds=4,
+        test=TEST,
+        callback=lambda metrics, states: counts.append(len(traces)),
+    )
+    assert counts[1:] == [counts[1]] * 4
+
+
+def test_states_are_donated(key):
+    federation, states, public, private = setup()
+    leaves = jax.tree.leaves(states)
+    federation.round(states, public, private, key)
+    assert all(leaf.is_deleted() for leaf in leaves)
+
+
+def test_twice_the_same_is_the_same_to_the_bit(key):
+    def run():
+        federation, states, public, private = setup()
+        states = federation.transfer_learn(states, public, private, key)
+        return fmd.run_federation(federation, states, public, private, key, num_rounds=2, test=TEST)
+
+    chex.assert_trees_all_equal(run()[0], run()[0])
+    assert run()[1] == run()[1]
+
+
+def test_on_a_mesh(key):
+    groups = {
+        "linear": fmd.ArchitectureGroup(toys.linear(), range(4)),
+        "mlp": fmd.ArchitectureGroup(toys.tanh_mlp(), range(4, 6)),
+    }
+
+    def run(mesh):
+        federation, states, public, private = setup(groups, mesh=mesh)
+        states = federation.transfer_learn(states, public, private, key)
+        return jax.device_get(fmd.run_federation(federation, states, public, private, key, num_rounds=2, test=TEST))
+
+    (states, history), (expected, expected_history) = run(fmd.client_mesh(2)), run(None)
+    chex.assert_trees_all_close(states, expected, rtol=1e-4, atol=1e-5)
+    assert [m.round for m in history] == [m.round for m in expected_history]
+
+
+def test_a_test_set_per_client(key):
+    del key
+    federation, states, _, private = setup()
+    own = federation.evaluate(states, private)
+    for name, group in GROUPS.items():
+        for k in range(group.num_clients):
+            one, mine = (jax.tree.map(lambda leaf, k=k: leaf[k], tree[name]) for tree in (states, private))
+            n = int(mine.num_examples)
+            alone = fmd.evaluate(group.architecture, one, fmd.labelled_dataset(mine.inputs[:n], mine.labels[:n]))
+            np.testing.assert_allclose(own[name].accuracy[k], alone.accuracy)
+            np.testing.assert_allclose(own[name].loss[k], alone.loss, rtol=1e-5)
+
+
+def test_a_round_without_consensus_is_reported(key):
+    federation, states, public, private = setup(toys.groups(linear=(0, 0, 0), mlp=(0, 0)))
+    _, history = fmd.run_federation(federation, states, public, private, key, num_rounds=1, test=TEST)
+    assert not history[1].digested
+    assert all(client.digest_loss is None and client.revisit_loss > 0 for client in history[1].clients)
+
+
+def scalar_network():
+    return toys.linear()._replace(apply=lambda params, state, x, *, train, mask=None, key=None: (x[:, 0], state))
+
+
+def wider_network():
+    def apply(params, state, x, *, train, mask=None, key=None):
+        return jnp.concatenate([x, x], axis=1), state
+
+    return toys.linear()._replace(apply=apply)
+
+
+def test_bad_data_is_refused_before_anything_runs(key):
+    public, private = toys.public(), toys.private(GROUPS)
+    init = toys.federation(GROUPS).init
+    wide = fmd.public_dataset(np.zeros((30, 9), np.float32), np.zeros(30, int))
+    cases = {
+        "at most the public dataset, 5 examples, got 12": (init, toys.public(5), private),
+        r"public dataset: labels must be below .* 4, got 9": (init, public._replace(labels=public.labels + 6), private),
+        r"group 'mlp': labels must be below .* 4, got 10": (
+            init,
+            public,
+            {**private, "mlp": private["mlp"]._replace(labels=jnp.full((2, 11), 10))},
+        ),
+        r"private data is needed for the groups \['linear', 'mlp'\], got \['linear'\]": (
+            init,
+            public,
+            {"linear": private["linear"]},
+        ),
+        r"group 'linear': private inputs must have shape \(3, 'N', 9\), got \(3, 9, 5\)": (init, wide, private),
+    }
+    for message, (call, *data) in cases.items():
+        with pytest.raises(ValueError, match=message):
+            call(key, *data)
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (scalar_network, r"group 'odd': the network must give scores of shape \[2, C\].*got \(2,\)"),
+        (wider_network, r"same number of outputs, got {'linear': 4, 'odd': 10}"),
+    ],
+)
+def test_networks_that_do_not_fit_are_refused(key, network, message):
+    groups = {"linear": GROUPS["linear"], "odd": fmd.ArchitectureGroup(network(), (7,))}
+    with pytest.raises(ValueError, match=message):
+        toys.federation(groups).init(key, toys.public(), toys.private(groups))
+
+
+def test_optimizers_that_cannot_share_a_memory_are_refused(key):
+    federation = toys.federation(GROUPS, revisit_training=fmd.Training(optimizer=fmd.adam()))
+    with pytest.raises(ValueError, match="share one optimizer memory"):
+        federation.init(key, toys.public(), toys.private(GROUPS))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: fmd.fedmd({}), "at least one architecture group"),
+        (lambda: fmd.fedmd(GROUPS, subset_size=0), "subset_size must be at least 1, got 0"),
+        (
+            lambda: fmd.run_federation(None, None, None, None, None, num_rounds=-1, test=None),
+            "must not be negative, got -1",
+        ),
+        (lambda: fmd.public_dataset(np.zeros((0, 3))), "at least one example"),
+        (lambda: fmd.labelled_dataset(np.zeros((3, 3)), [0, 1]), "3 inputs, 2 labels"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -1,0 +1,199 @@
+"""What must hold of a round whatever the networks are."""
+
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+import toys
+
+import fedmd_jax as fmd
+
+GROUPS = toys.groups()
+PUBLIC = toys.public()
+PRIVATE = toys.private(GROUPS)
+# SGD, so that rounding stays rounding: grouping, order and sharding agree to this.
+TOLERANCE = {"rtol": 2e-5, "atol": 2e-6}
+
+
+def start(groups, private, key=None):
+    key = jax.random.key(0) if key is None else key
+    return toys.federation(groups).init(key, PUBLIC, private)
+
+
+def round_of(groups, **settings):
+    settings = {"subset_size": 12, "digest_training": toys.sgd(5, 2), "revisit_training": toys.sgd(3, 2), **settings}
+    return partial(fmd.fedmd_round, groups=groups, **settings)
+
+
+def by_client(groups, tree):
+    """Per group [K, ...] -> {client id: one client's}."""
+    return {
+        client_id: jax.tree.map(lambda leaf, k=k: leaf[k], tree[name])
+        for name, group in groups.items()
+        for k, client_id in enumerate(group.client_ids)
+    }
+
+
+def run(groups, key, **settings):
+    private = toys.private(groups)
+    states, info = jax.jit(round_of(groups, **settings))(start(groups, private), PUBLIC, private, key)
+    return {
+        "state": by_client(groups, states),
+        "digest_loss": by_client(groups, info.digest_loss),
+        "revisit_loss": by_client(groups, info.revisit_loss),
+    }
+
+
+def test_two_rounds_against_numpy_loops(key):
+    """Weighted, ragged, with partial last batches; two rounds, so that both optimizer memories live on."""
+    groups = toys.groups(linear=(1.0, 0.0, 2.5), mlp=(0.5, 1.0))
+    private = toys.private(groups)
+    states = start(groups, private)
+    clients = {}
+    for name, group in groups.items():
+        for k, (client_id, weight) in enumerate(zip(group.client_ids, group.weights, strict=True)):
+            params = jax.tree.map(lambda leaf, k=k: np.asarray(leaf[k]), states[name].params)
+            clients[client_id] = oracle.Client(params, *toys.examples(client_id, 7 + client_id), weight)
+    in_order = {"digest_training": toys.sgd(5, 2, shuffle=False), "revisit_training": toys.sgd(3, 2, shuffle=False)}
+    step = jax.jit(round_of(groups, draw_subset=fmd.take_in_order, **in_order))
+    subset = np.asarray(PUBLIC.inputs[:12], np.float64)
+    for _ in range(2):
+        states, info = step(states, PUBLIC, private, key)
+        expected = oracle.fedmd_round(
+            list(clients.values()),
+            subset,
+            digest={"num_epochs": 2, "batch_size": 5},
+            revisit={"num_epochs": 2, "batch_size": 3},
+        )
+    actual, losses = by_client(groups, states), by_client(groups, info._asdict()["digest_loss"])
+    revisit_losses = by_client(groups, info.revisit_loss)
+    for (client_id, client), (digest_loss, revisit_loss) in zip(clients.items(), expected, strict=True):
+        for name, value in client.params.items():
+            np.testing.assert_allclose(actual[client_id].params[name], value, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(losses[client_id], digest_loss, rtol=1e-4)
+        np.testing.assert_allclose(revisit_losses[client_id], revisit_loss, rtol=1e-4)
+
+
+@pytest.mark.parametrize("regroup", ["order of clients", "order of groups", "one by one"])
+def test_grouping_and_order_do_not_matter(key, regroup):
+    weights = dict(enumerate((1.0, 2.0, 0.5, 3.0, 1.0)))
+    original = toys.groups(linear=[weights[i] for i in (0, 1, 2)], mlp=[weights[i] for i in (3, 4)])
+    linear, mlp = original["linear"].architecture, original["mlp"].architecture
+    if regroup == "order of clients":
+        other = {
+            "linear": fmd.ArchitectureGroup(linear, (2, 0, 1), [weights[i] for i in (2, 0, 1)]),
+            "mlp": fmd.ArchitectureGroup(mlp, (4, 3), [weights[i] for i in (4, 3)]),
+        }
+    elif regroup == "order of groups":
+        other = dict(reversed(original.items()))
+    else:
+        other = {str(i): fmd.ArchitectureGroup(linear if i < 3 else mlp, (i,), (weights[i],)) for i in range(5)}
+    chex.assert_trees_all_close(run(other, key), run(original, key), **TOLERANCE)
+
+
+def test_a_client_without_weight_learns_but_is_not_heard(key):
+    """It digests and revisits; everybody else ends as if it were not there."""
+    silent = toys.groups(linear=(1.0, 1.0, 0.0))
+    without = {"linear": fmd.ArchitectureGroup(silent["linear"].architecture, (0, 1)), "mlp": silent["mlp"]}
+    everybody, others = run(silent, key), run(without, key)
+    for kind, clients in everybody.items():
+        silent_client = clients.pop(2)
+        assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(silent_client))
+        chex.assert_trees_all_close(clients, others[kind], **TOLERANCE)
+
+
+def test_padding_clients_change_nothing(key):
+    """A stand-in without weight and without examples, as it fills up a group to a multiple of the devices."""
+    linear = GROUPS["linear"].architecture
+    filled = {"linear": fmd.ArchitectureGroup(linear, (0, 1, 2, 1000), (1.0, 1.0, 1.0, 0.0)), "mlp": GROUPS["mlp"]}
+    private = dict(PRIVATE)
+    private["linear"] = jax.tree.map(lambda x: jnp.concatenate([x, jnp.zeros_like(x[:1])]), PRIVATE["linear"])
+    states, info = jax.jit(round_of(filled))(start(filled, private), PUBLIC, private, key)
+    actual = by_client(filled, states)
+    del actual[1000]
+    chex.assert_trees_all_close(actual, run(GROUPS, key)["state"], **TOLERANCE)
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((states, info)))
+
+
+def test_a_round_without_any_weight_leaves_all_undigested_and_says_so(key):
+    nobody = toys.groups(linear=(0.0, 0.0, 0.0), mlp=(0.0, 0.0))
+    states = start(nobody, PRIVATE)
+    after, info = jax.jit(round_of(nobody))(states, PUBLIC, PRIVATE, key)
+    assert not info.digested
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((after, info)))
+    # Private training goes on: exactly a revisit of everybody.
+    key_revisit = jax.random.split(key, 3)[2]
+    for name, group in nobody.items():
+        one = partial(fmd.revisit, group.architecture, training=toys.sgd(3, 2))
+        keys = fmd.client_keys(key_revisit, group.client_ids)
+        expected, loss = fmd.map_clients(one, (0, 0, 0))(states[name], PRIVATE[name], keys)
+        chex.assert_trees_all_close((after[name], info.revisit_loss[name]), (expected, loss), **TOLERANCE)
+        assert not info.digest_loss[name].any()
+
+
+def test_weights_may_come_at_run_time(key):
+    """One compiled round for any participation."""
+    private, states = PRIVATE, start(GROUPS, PRIVATE)
+    step = jax.jit(lambda weights: round_of(GROUPS, weights=weights)(states, PUBLIC, private, key)[0])
+    given = {"linear": jnp.array([1.0, 0.0, 2.0]), "mlp": jnp.array([0.0, 3.0])}
+    fixed = run(toys.groups(linear=(1.0, 0.0, 2.0), mlp=(0.0, 3.0)), key)["state"]
+    chex.assert_trees_all_close(by_client(GROUPS, step(given)), fixed, **TOLERANCE)
+
+
+def test_scanning_over_rounds_is_looping_over_them(key):
+    step, keys = round_of(GROUPS), jax.random.split(key, 3)
+
+    @jax.jit
+    def scanned(states):
+        return jax.lax.scan(lambda states, key: step(states, PUBLIC, PRIVATE, key), states, keys)
+
+    looped, infos = start(GROUPS, PRIVATE), []
+    for k in keys:
+        looped, info = jax.jit(step)(looped, PUBLIC, PRIVATE, k)
+        infos.append(info)
+    states, info = scanned(start(GROUPS, PRIVATE))
+    chex.assert_trees_all_close((states, info), (looped, jax.tree.map(lambda *x: jnp.stack(x), *infos)), **TOLERANCE)
+
+
+def test_seeds_can_be_mapped_over(key):
+    step, keys = round_of(GROUPS), jax.random.split(key, 2)
+    states = start(GROUPS, PRIVATE)
+    both, info = jax.jit(jax.vmap(step, (None, None, None, 0)))(states, PUBLIC, PRIVATE, keys)
+    for seed in range(2):
+        one, _ = jax.jit(step)(states, PUBLIC, PRIVATE, keys[seed])
+        chex.assert_trees_all_close(jax.tree.map(lambda x, seed=seed: x[seed], both), one, **TOLERANCE)
+    assert info.digested.all()
+
+
+@pytest.fixture(scope="module")
+def sharded():
+    """Four and eight clients on four devices, with batch statistics and noise in one of the networks."""
+    groups = {
+        "normed": fmd.ArchitectureGroup(toys.normed(noise=0.1), range(4)),
+        "mlp": fmd.ArchitectureGroup(toys.tanh_mlp(), range(4, 12)),
+    }
+    private = toys.private(groups)
+    mesh = fmd.client_mesh(4)
+    states = start(groups, private)
+    arguments = (fmd.shard_clients(states, mesh), PUBLIC, fmd.shard_clients(private, mesh), jax.random.key(3))
+    compiled = jax.jit(round_of(groups, mesh=mesh)).lower(*arguments).compile()
+    return groups, private, states, compiled, arguments
+
+
+def test_sharded_is_unsharded(sharded):
+    groups, private, states, compiled, arguments = sharded
+    expected = jax.jit(round_of(groups))(states, PUBLIC, private, jax.random.key(3))
+    actual = compiled(*arguments)
+    chex.assert_trees_all_close(jax.device_get(actual), jax.device_get(expected), **TOLERANCE)
+
+
+def test_the_consensus_is_the_only_thing_that_crosses_devices(sharded):
+    _, _, _, compiled, _ = sharded
+    text = compiled.as_text()
+    assert text.count(" all-reduce(") == 1
+    for collective in ("all-gather", "all-to-all", "collective-permute", "reduce-scatter"):
+        assert collective not in text

@@ -1,0 +1,110 @@
+"""Networks and federations small enough to reason about, written without any network library."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import fedmd_jax as fmd
+
+NUM_CLASSES = 4
+NUM_FEATURES = 5
+
+
+def linear() -> fmd.Architecture:
+    """Logits = x W + b."""
+
+    def init(key, inputs):
+        shape = (inputs.shape[-1], NUM_CLASSES)
+        return {"w": 0.3 * jax.random.normal(key, shape), "b": jnp.zeros(NUM_CLASSES)}, {}
+
+    def apply(params, model_state, inputs, *, train, mask=None, key=None):
+        del train, mask, key
+        return inputs @ params["w"] + params["b"][None], model_state
+
+    return fmd.Architecture(init, apply)
+
+
+def tanh_mlp(hidden: int = 6) -> fmd.Architecture:
+    """Logits = tanh(x U) V, with an L2 penalty on V."""
+
+    def init(key, inputs):
+        key_u, key_v = jax.random.split(key)
+        return {
+            "u": 0.5 * jax.random.normal(key_u, (inputs.shape[-1], hidden)),
+            "v": 0.5 * jax.random.normal(key_v, (hidden, NUM_CLASSES)),
+        }, {}
+
+    def apply(params, model_state, inputs, *, train, mask=None, key=None):
+        del train, mask, key
+        return jnp.tanh(inputs @ params["u"]) @ params["v"], model_state
+
+    return fmd.Architecture(init, apply, penalty=lambda params: 1e-2 * jnp.sum(params["v"] ** 2))
+
+
+def normed(noise: float = 0.0) -> fmd.Architecture:
+    """Linear scores of inputs normalised by masked batch statistics, with moving means, and additive noise."""
+
+    def init(key, inputs):
+        params, _ = linear().init(key, inputs)
+        return params, {"mean": jnp.zeros(inputs.shape[-1]), "num_batches": jnp.zeros((), jnp.int32)}
+
+    def apply(params, model_state, inputs, *, train, mask=None, key=None):
+        mean = model_state["mean"]
+        if train:
+            mask = jnp.ones(inputs.shape[0], bool) if mask is None else mask
+            mean = jnp.sum(inputs * mask[:, None], axis=0) / jnp.maximum(jnp.sum(mask), 1)
+            model_state = {
+                "mean": 0.9 * model_state["mean"] + 0.1 * mean,
+                "num_batches": model_state["num_batches"] + 1,
+            }
+            inputs = inputs + noise * jax.random.normal(key, inputs.shape)
+        logits, _ = linear().apply(params, {}, inputs - mean[None], train=train)
+        return logits, model_state
+
+    return fmd.Architecture(init, apply)
+
+
+def examples(seed: int, num_examples: int) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs [n, 5] and labels [n] that a linear network can learn."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, NUM_CLASSES, num_examples)
+    means = np.eye(NUM_CLASSES, NUM_FEATURES)
+    return (2.0 * means[labels] + rng.normal(size=(num_examples, NUM_FEATURES))).astype(np.float32), labels
+
+
+def public(num_examples: int = 23) -> fmd.PublicDataset:
+    return fmd.public_dataset(*examples(100, num_examples))
+
+
+def private(groups, num_examples=lambda client_id: 7 + client_id) -> dict[str, fmd.PrivateDataset]:
+    """Clients with different numbers of examples, each with its own data."""
+    ids = [client_id for group in groups.values() for client_id in group.client_ids]
+    return fmd.stack_private(groups, {i: examples(i, num_examples(i)) for i in ids})
+
+
+def groups(**weights) -> dict[str, fmd.ArchitectureGroup]:
+    """Five clients in two architectures."""
+    return {
+        "linear": fmd.ArchitectureGroup(linear(), (0, 1, 2), weights.get("linear")),
+        "mlp": fmd.ArchitectureGroup(tanh_mlp(), (3, 4), weights.get("mlp")),
+    }
+
+
+def sgd(batch_size: int, num_epochs: int = 1, shuffle: bool = True) -> fmd.Training:
+    """SGD with momentum: a memory, but none that blows up rounding noise as Adam's does."""
+    return fmd.Training(
+        num_epochs=num_epochs, batch_size=batch_size, optimizer=optax.sgd(0.05, momentum=0.9), shuffle=shuffle
+    )
+
+
+def federation(groups, *, shuffle: bool = True, **settings) -> fmd.Federation:
+    """With partial last batches in every phase."""
+    trainings = {
+        "public_training": sgd(8, 2, shuffle),
+        "private_training": sgd(4, 2, shuffle),
+        "pooled_training": sgd(16, 2, shuffle),
+        "digest_training": sgd(5, 2, shuffle),
+        "revisit_training": sgd(3, 2, shuffle),
+    }
+    return fmd.fedmd(groups, **{"subset_size": 12, **trainings, **settings})

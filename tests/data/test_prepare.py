@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from fedmd_jax.data import center, mean_image, scale
+
+PIXELS = hnp.arrays(np.uint8, st.tuples(st.integers(1, 9), st.just(3), st.just(2), st.just(1)))
+
+
+@given(PIXELS)
+def test_scale_is_division_by_255(pixels):
+    images = scale(pixels)
+    assert images.dtype == np.float32
+    assert images.shape == pixels.shape
+    np.testing.assert_array_equal(images, pixels.astype(np.float32) / np.float32(255))
+    np.testing.assert_array_equal(np.rint(images * 255), pixels)
+
+
+@pytest.mark.parametrize("images", [np.zeros((1, 2, 2, 1), np.float32), np.zeros((1, 2, 2), np.uint8)])
+def test_scale_refuses_what_is_scaled_already_or_not_a_set_of_images(images):
+    with pytest.raises(ValueError, match=r"images must be uint8 \[N, H, W, C\], got (float32 \[1, 2, 2, 1\]|uint8)"):
+        scale(images)
+
+
+def test_mean_image_adds_up_in_double_precision():
+    images = np.full((100_000, 1, 1, 1), 0.1, np.float32)
+    assert mean_image(images).dtype == np.float32
+    assert mean_image(images).item() == np.float32(0.1)
+
+
+@given(PIXELS, PIXELS)
+def test_every_set_loses_the_public_mean_and_nothing_else(public, private):
+    public, private = scale(public), scale(private)
+    public_before, private_before = public.copy(), private.copy()
+    centered_public, centered_private = center(public, private)
+    mean = public.mean(axis=0)
+    np.testing.assert_allclose(centered_public, public - mean, atol=1e-6)
+    np.testing.assert_allclose(centered_private, private - mean, atol=1e-6)
+    np.testing.assert_allclose(centered_public.mean(axis=0), 0, atol=1e-6)
+    assert centered_public.dtype == centered_private.dtype == np.float32
+    np.testing.assert_array_equal(public, public_before)
+    np.testing.assert_array_equal(private, private_before)
+
+
+@given(PIXELS, PIXELS)
+def test_private_images_do_not_touch_the_public_ones(public, private):
+    public, private = scale(public), scale(private)
+    np.testing.assert_array_equal(center(public)[0], center(public, private)[0])
+
+
+def test_an_empty_private_set_is_fine_an_empty_public_one_is_not():
+    images = np.ones((2, 3, 3, 1), np.float32)
+    assert center(images, images[:0])[1].shape == (0, 3, 3, 1)
+    with pytest.raises(ValueError, match=r"with N >= 1 .*, got float32 \[0, 3, 3, 1\]"):
+        center(images[:0], images)
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        (np.ones((2, 4, 3, 1), np.float32), r"images of one shape, got \[4, 3, 1\] beside public \[3, 3, 1\]"),
+        (np.ones((2, 3, 3, 3), np.float32), r"images of one shape, got \[3, 3, 3\] beside public \[3, 3, 1\]"),
+        (np.ones((2, 3, 3, 1), np.uint8), r"must be floats .*\(see scale\), got uint8 \[2, 3, 3, 1\]"),
+        (np.ones((3, 3, 1), np.float32), r"must be floats .*, got float32 \[3, 3, 1\]"),
+    ],
+)
+def test_sets_that_do_not_fit_are_refused(others, message):
+    with pytest.raises(ValueError, match=message):
+        center(np.ones((2, 3, 3, 1), np.float32), others)

@@ -1,0 +1,35 @@
+"""Networks: layers, the paper's CNNs, other small networks, and the way from a Flax module to an `Architecture`."""
+
+from fedmd_jax.models.cnn import CNN, TABLE_1, TABLE_2, PaperNetwork, paper_cnn, scale_width
+from fedmd_jax.models.convolution import avg_pool, choose_form, conv_general_dilated, native, patches, shifted
+from fedmd_jax.models.from_linen import architecture_from_linen
+from fedmd_jax.models.from_nnx import architecture_from_nnx
+from fedmd_jax.models.layers import BatchNorm, Dropout, GroupNorm
+from fedmd_jax.models.mlp import MLP
+from fedmd_jax.models.penalties import head_l2
+from fedmd_jax.models.resnet import ResNet, resnet8, resnet20
+
+__all__ = [
+    "CNN",
+    "MLP",
+    "TABLE_1",
+    "TABLE_2",
+    "BatchNorm",
+    "Dropout",
+    "GroupNorm",
+    "PaperNetwork",
+    "ResNet",
+    "architecture_from_linen",
+    "architecture_from_nnx",
+    "avg_pool",
+    "choose_form",
+    "conv_general_dilated",
+    "head_l2",
+    "native",
+    "paper_cnn",
+    "patches",
+    "resnet8",
+    "resnet20",
+    "scale_width",
+    "shifted",
+]

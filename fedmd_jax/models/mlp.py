@@ -1,0 +1,44 @@
+"""A fully connected network."""
+
+from collections.abc import Sequence
+
+import chex
+from flax import linen as nn
+
+from fedmd_jax.models.layers import Dropout, check_positive, check_rate
+
+
+class MLP(nn.Module):
+    """Dense layers with ReLU and dropout, then the head; inputs of any shape are flattened.
+
+    Parameters are named dense1, dense2, ..., head.
+
+    Attributes:
+      hidden: units of each hidden layer; may be empty (multinomial logistic regression).
+      num_classes: scores per example.
+      dropout: probability to drop a hidden activation, in [0, 1).
+
+    >>> import jax, jax.numpy as jnp
+    >>> variables = MLP((8,), num_classes=3).init(jax.random.key(0), jnp.zeros((1, 2, 2)), train=False)
+    >>> jax.tree.map(jnp.shape, variables["params"]["head"])
+    {'bias': (3,), 'kernel': (8, 3)}
+    """
+
+    hidden: Sequence[int]
+    num_classes: int
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        check_positive(hidden=self.hidden, num_classes=[self.num_classes])
+        check_rate(self.dropout)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: chex.Array, *, train: bool, mask: chex.Array | None = None) -> chex.Array:
+        """Scores [B, C] of examples [B, ...]; rows are independent, so `mask` is not needed."""
+        del mask
+        x = x.reshape(x.shape[0], -1)
+        for number, units in enumerate(self.hidden, start=1):
+            x = nn.relu(nn.Dense(units, name=f"dense{number}")(x))
+            x = Dropout(self.dropout)(x, train=train)
+        return nn.Dense(self.num_classes, name="head")(x)

@@ -27,9 +27,10 @@ from fedmd_jax.federation import (
     public_dataset,
     run_federation,
 )
-from fedmd_jax.local import Training, adam, digest, fit, init_client, pretrain, revisit, score, transfer_learn
+from fedmd_jax.local import Training, digest, fit, init_client, pretrain, revisit, score, transfer_learn
 from fedmd_jax.losses import cross_entropy, kl, mae
 from fedmd_jax.models import architecture_from_linen, architecture_from_nnx
+from fedmd_jax.optimizers import adam
 from fedmd_jax.round import consensus_weights, fedmd_round
 from fedmd_jax.subset import draw_public_subset, draw_stratified_subset, take_in_order
 from fedmd_jax.types import Architecture, ClientState, PrivateDataset, PublicDataset, RoundInfo

@@ -15,14 +15,10 @@ import jax.numpy as jnp
 import optax
 
 from fedmd_jax.losses import cross_entropy, mae
+from fedmd_jax.optimizers import adam
 from fedmd_jax.types import Architecture, ClientState, PrivateDataset, PublicDataset
 
 Distance = Callable[[chex.Array, chex.Array], chex.Array]
-
-
-def adam(learning_rate: float = 1e-3) -> optax.GradientTransformation:
-    """Adam with the epsilon of the reference (1e-7, where optax has 1e-8)."""
-    return optax.adam(learning_rate, eps=1e-7)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

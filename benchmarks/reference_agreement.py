@@ -1,0 +1,272 @@
+"""Do our numbers agree with those of the authors' own implementation?
+
+    python benchmarks/reference_agreement.py FILE.npz [--json]
+
+The file holds networks, their weights and what the released Keras code computes with them on fixed inputs, without
+shuffling and dropout (`tests/golden/README.md` describes it). The script builds the networks that the file names, loads
+the weights, replays the rounds through the library's own functions, prints the largest deviation of each stage beside
+its tolerance, and exits with 1 where one is beyond it, with 2 where the file is not one.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+import zipfile
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import fedmd_jax as fmd
+from fedmd_jax.experiments.networks import architecture_from_name
+
+# Largest absolute deviation, by stage, as the README of the golden file has them: rounding alone moves the reference
+# itself, since Adam makes whole steps of the noise in gradients that are truly zero, those of biases before batch-norm.
+TOLERANCES = {
+    "probe/train_logits": 1e-5,
+    "probe/mae_to_ones": 1e-5,
+    "probe/loss_to_ones": 1e-5,
+    "probe/grad": 1e-5,
+    "round1/scores": 1e-5,
+    "round1/consensus": 1e-5,
+    "round1/digest_loss": 1e-4,
+    "round1/revisit_loss": 1e-4,
+    "round2/scores": 2e-2,
+    "round2/consensus": 2e-2,
+    "final/test_logits": 2e-2,
+    "final/test_logits by fedmd_round": 2e-2,
+}
+LEARNING_RATE = 1e-3
+
+
+class Deviation(NamedTuple):
+    """How far a stage is from the reference, at most."""
+
+    stage: str
+    largest: float
+    tolerance: float | None  # None: reported, not judged
+
+    @property
+    def within(self) -> bool:
+        """NaN is not."""
+        return self.tolerance is None or self.largest <= self.tolerance
+
+
+class BadFile(ValueError):
+    """The file is not of the form that the README of the golden file describes."""
+
+
+def read(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """All arrays of the file; images get their channel axis."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+        raise BadFile(f"cannot read {path}: {error}") from None
+    for name, array in arrays.items():
+        if name.split("/")[-1] in ("x_public", "x_test", "x_private") and array.ndim == 3:
+            arrays[name] = array[..., None]
+    return arrays
+
+
+def tree(arrays: Mapping[str, np.ndarray], prefix: str, leaves: tuple[str, ...]) -> dict[str, dict[str, jax.Array]]:
+    """`prefix/layer/leaf` as nested dictionaries, of those leaves."""
+    nested: dict[str, dict[str, jax.Array]] = {}
+    for name, array in arrays.items():
+        layer, _, leaf = name.removeprefix(prefix + "/").partition("/")
+        if name.startswith(prefix + "/") and leaf in leaves:
+            nested.setdefault(layer, {})[leaf] = jnp.asarray(array)
+    return nested
+
+
+def params_of(arrays, prefix):
+    """The trainable weights below a prefix."""
+    return tree(arrays, prefix, ("kernel", "bias", "scale"))
+
+
+class Replay:
+    """The federation that the file describes: one group per architecture, everything in order, no dropout."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray]):
+        self.arrays = arrays
+        config = {name.removeprefix("config/"): value for name, value in arrays.items() if name.startswith("config/")}
+        self.num_rounds, num_classes = int(config["rounds"]), int(config["n_classes"])
+        self.batch_digest = int(config["batch_digest"])
+        in_order = partial(fmd.Training, optimizer=fmd.adam(LEARNING_RATE), shuffle=False)
+        self.digest_training = in_order(num_epochs=int(config["epochs_digest"]), batch_size=self.batch_digest)
+        self.revisit_training = in_order(num_epochs=int(config["epochs_revisit"]), batch_size=int(config["batch_revisit"]))
+        names = [str(name) for name in config["architectures"]]
+        if len(names) != int(config["n_clients"]):
+            raise BadFile(f"{int(config['n_clients'])} clients, but {len(names)} architectures")
+        self.groups = {
+            name: fmd.ArchitectureGroup(
+                architecture_from_name(name, num_classes, head_penalty=1e-3, dropout=0.0),
+                [k for k, other in enumerate(names) if other == name],
+            )
+            for name in dict.fromkeys(names)
+        }
+        self.public = jnp.asarray(arrays["x_public"])
+        self.private = fmd.stack_private(self.groups, {
+            k: (arrays[f"client{k}/x_private"], arrays[f"client{k}/y_private"]) for k in range(len(names))})
+
+    def states(self) -> dict[str, fmd.ClientState]:
+        """The file's initial weights and fresh optimizers, stacked by group."""
+        return {name: jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(self._client, group.client_ids))
+                for name, group in self.groups.items()}
+
+    def _client(self, k):
+        params = params_of(self.arrays, f"client{k}/init")
+        statistics = tree(self.arrays, f"client{k}/init", ("mean", "var"))
+        return fmd.ClientState(params, {"batch_stats": statistics}, self.digest_training.optimizer.init(params),
+                               self.revisit_training.optimizer.init(params))
+
+    def score(self, states, inputs):
+        """Per group, [K, M, C]."""
+        return {name: fmd.map_clients(partial(fmd.score, group.architecture), (0, None))(states[name], inputs)
+                for name, group in self.groups.items()}
+
+    def digest(self, states, consensus):
+        """Everybody digests; states and losses per group."""
+        results = {name: fmd.map_clients(partial(fmd.digest, group.architecture, training=self.digest_training),
+                                         (0, None, None, 0))(states[name], self.public, consensus, self._keys(group))
+                   for name, group in self.groups.items()}
+        return split_results(results)
+
+    def revisit(self, states):
+        """Everybody revisits; states and losses per group."""
+        results = {name: fmd.map_clients(partial(fmd.revisit, group.architecture, training=self.revisit_training),
+                                         (0, 0, 0))(states[name], self.private[name], self._keys(group))
+                   for name, group in self.groups.items()}
+        return split_results(results)
+
+    def _keys(self, group):
+        return fmd.client_keys(jax.random.key(0), group.client_ids)  # nothing is random here
+
+    def whole_round(self, states):
+        """The same by `fedmd_round`."""
+        public = fmd.PublicDataset(self.public, None)
+        return fmd.fedmd_round(states, public, self.private, jax.random.key(0), groups=self.groups,
+                               subset_size=self.public.shape[0], draw_subset=fmd.take_in_order,
+                               digest_training=self.digest_training, revisit_training=self.revisit_training)[0]
+
+    def by_client(self, per_group):
+        """Per group [K, ...] -> one entry per client, in order."""
+        clients = {client_id: jax.tree.map(lambda leaf, k=k: np.asarray(leaf[k]), per_group[name])
+                   for name, group in self.groups.items() for k, client_id in enumerate(group.client_ids)}
+        return [clients[k] for k in sorted(clients)]
+
+
+def split_results(results):
+    """Name -> (state, loss) as two dictionaries."""
+    return {name: state for name, (state, _) in results.items()}, {name: loss for name, (_, loss) in results.items()}
+
+
+def probe(replay: Replay) -> Iterator[tuple[str, float]]:
+    """Loss and gradients on the first digest batch with a target of ones, in training mode."""
+    images, arrays = replay.public[: replay.batch_digest], replay.arrays
+    states = replay.by_client(replay.states())
+    architectures = {k: group.architecture for group in replay.groups.values() for k in group.client_ids}
+    for k, state in enumerate(states):
+        if f"client{k}/probe/loss_to_ones" not in arrays:
+            continue
+
+        def loss(params, architecture=architectures[k], model_state=state.model_state):
+            logits, _ = architecture.apply(params, model_state, images, train=True, key=jax.random.key(0))
+            error = jnp.mean(fmd.mae(logits, jnp.ones_like(logits)))
+            return error + architecture.penalty(params), (logits, error)
+
+        (total, (logits, error)), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(state.params)
+        found = {"train_logits": logits, "mae_to_ones": error, "loss_to_ones": total}
+        for name, value in found.items():
+            yield f"probe/{name}", distance(value, arrays[f"client{k}/probe/{name}"])
+        yield "probe/grad", tree_distance(gradients, params_of(arrays, f"client{k}/probe/grad"))
+
+
+def rounds(replay: Replay) -> Iterator[tuple[str, float]]:
+    """Every stage of every round, and the test scores in the end."""
+    arrays, states = replay.arrays, replay.states()
+    score, digest, revisit = map(jax.jit, (replay.score, replay.digest, replay.revisit))
+    for r in range(1, replay.num_rounds + 1):
+        scores = score(states, replay.public)
+        consensus = fmd.weighted_consensus(scores, fmd.consensus_weights(replay.groups))
+        yield f"round{r}/scores", distance(np.stack(replay.by_client(scores)), arrays[f"round{r}/scores"])
+        yield f"round{r}/consensus", distance(consensus, arrays[f"round{r}/consensus"])
+        states, losses = digest(states, consensus)
+        yield from compare_phase(replay, r, "digest", states, losses)
+        states, losses = revisit(states)
+        yield from compare_phase(replay, r, "revisit", states, losses)
+    test = jnp.asarray(arrays["x_test"])
+    expected = arrays["final/test_logits"]
+    yield "final/test_logits", distance(np.stack(replay.by_client(score(states, test))), expected)
+    states, whole_round = replay.states(), jax.jit(replay.whole_round)
+    for _ in range(replay.num_rounds):
+        states = whole_round(states)
+    yield "final/test_logits by fedmd_round", distance(np.stack(replay.by_client(score(states, test))), expected)
+
+
+def compare_phase(replay, r, phase, states, losses):
+    """Losses, and the weights by kind: those that rounding noise moves are reported, not judged."""
+    for k, (state, loss) in enumerate(zip(replay.by_client(states), replay.by_client(losses), strict=True)):
+        yield f"round{r}/{phase}_loss", distance(loss, replay.arrays[f"round{r}/client{k}/{phase}_loss"])
+        expected = params_of(replay.arrays, f"client{k}/after_{phase}{r}")
+        for layer, found in state.params.items():
+            kind = layer.rstrip("0123456789")
+            for leaf, value in found.items():
+                name = "conv bias" if (kind, leaf) == ("conv", "bias") else kind
+                yield f"after_{phase}{r}/{name}", distance(value, expected[layer][leaf])
+        statistics = tree(replay.arrays, f"client{k}/after_{phase}{r}", ("mean", "var"))
+        yield f"after_{phase}{r}/batch statistics", tree_distance(state.model_state["batch_stats"], statistics)
+
+
+def distance(found, expected) -> float:
+    """Largest absolute difference; infinite where the shapes differ."""
+    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+    return float(np.max(np.abs(found - expected))) if found.shape == expected.shape else float("inf")
+
+
+def tree_distance(found, expected) -> float:
+    """The largest of the leaves' distances."""
+    return max(jax.tree.leaves(jax.tree.map(distance, found, expected)))
+
+
+def measure(arrays: Mapping[str, np.ndarray]) -> list[Deviation]:
+    """The largest deviation of every stage, in the order of the procedure."""
+    try:
+        replay = Replay(arrays)
+        found: dict[str, float] = {}
+        for stage, value in (*probe(replay), *rounds(replay)):
+            found[stage] = max(found.get(stage, 0.0), value) if not np.isnan(value) else float("nan")
+    except KeyError as error:
+        raise BadFile(f"the file has no {error}") from None
+    return [Deviation(stage, value, TOLERANCES.get(stage)) for stage, value in found.items()]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("file", type=pathlib.Path, metavar="FILE.npz")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
+    options = parser.parse_args(argv)
+    try:
+        deviations = measure(read(options.file))
+    except ValueError as error:
+        print(f"reference_agreement: error: {error}", file=sys.stderr)
+        return 2
+    agrees = all(deviation.within for deviation in deviations)
+    if options.json:
+        stages = [{**deviation._asdict(), "within": deviation.within} for deviation in deviations]
+        print(json.dumps({"file": options.file.name, "agrees": agrees, "stages": stages}))
+    else:
+        for stage, largest, tolerance in deviations:
+            bound = "not judged" if tolerance is None else f"{tolerance:.0e}"
+            verdict = "" if tolerance is None or largest <= tolerance else "  TOO FAR"
+            print(f"{stage:<34} {largest:>9.1e}  tolerance {bound}{verdict}")
+        print("agrees with the reference" if agrees else "DOES NOT AGREE with the reference")
+    return 0 if agrees else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,14 +1,18 @@
-"""Four virtual devices, a compilation cache for the session, and JAX at its strictest: no silent broadcasting."""
+"""Four virtual devices, quick compilation, and JAX at its strictest: no silent broadcasting."""
 
+import os
 import tempfile
 
-import jax
-import pytest
+# Before jax is imported: a toy need not run fast, but there are hundreds of them to compile.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Many tests compile the same small program, and a toy need not run fast.
+# Many tests compile the same small program.
 _cache = tempfile.TemporaryDirectory(prefix="fedmd_jax_tests_")
 jax.config.update("jax_compilation_cache_dir", _cache.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

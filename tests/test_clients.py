@@ -32,7 +32,7 @@ def test_keys_belong_to_the_client_not_to_its_place(key):
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(0, 2**31))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_stacking_keeps_every_example_and_pads_the_rest(sizes, seed):
     group = fmd.ArchitectureGroup(ARCHITECTURE, tuple(range(10, 10 + len(sizes))))
     data = {10 + k: toys.examples(seed % 1000 + k, n) for k, n in enumerate(sizes)}

@@ -40,7 +40,7 @@ def padded(private, num_rows, junk):
     shuffle=st.booleans(),
     seed=st.integers(0, 2**32 - 1),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_every_epoch_sees_every_real_row_once_and_no_padding(num_rows, missing, batch_size, num_epochs, shuffle, seed):
     num_examples = max(num_rows - missing, 0)
     training = fmd.Training(num_epochs=num_epochs, batch_size=batch_size, shuffle=shuffle)
@@ -60,7 +60,7 @@ def test_epochs_are_different_permutations(key):
 
 
 @given(num_examples=st.integers(1, 9), num_rows=st.integers(9, 13))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_padding_changes_nothing_neither_loss_nor_statistics_nor_optimizer(num_examples, num_rows):
     """A client among longer ones ends where it would alone: batches of padding alone do not even add momentum."""
     architecture, key = toys.normed(), jax.random.key(1)

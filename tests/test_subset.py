@@ -14,7 +14,7 @@ DRAWS = [fmd.draw_public_subset, fmd.draw_stratified_subset, fmd.take_in_order]
 
 @pytest.mark.parametrize("draw", DRAWS)
 @given(size=st.integers(1, 43), seed=st.integers(0, 2**31))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_rows_are_distinct_and_keep_their_labels(draw, size, seed):
     subset = draw(jax.random.key(seed), PUBLIC, size)
     rows = np.asarray(subset.inputs)[:, 0].astype(int)
@@ -30,7 +30,7 @@ def test_the_key_decides(draw):
 
 
 @given(size=st.integers(1, 43), seed=st.integers(0, 2**31))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_stratified_classes_keep_their_share(size, seed):
     subset = fmd.draw_stratified_subset(jax.random.key(seed), PUBLIC, size)
     counts = np.bincount(subset.labels, minlength=4)

@@ -7,6 +7,7 @@ import chex
 from flax import linen as nn
 
 from fedmd_jax.models.convolution import avg_pool, conv_general_dilated
+from fedmd_jax.models.initializers import glorot_uniform
 from fedmd_jax.models.layers import BatchNorm, Dropout, check_positive, check_rate
 
 
@@ -86,8 +87,9 @@ class CNN(nn.Module):
 
     >>> import jax, jax.numpy as jnp
     >>> network = CNN((4, 8), num_classes=16)
-    >>> variables = network.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)), train=False)
-    >>> variables["params"]["head"]["kernel"].shape  # 13 * 13 * 8
+    >>> init = jax.jit(network.init, static_argnames="train")
+    >>> params = init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)), train=False)["params"]
+    >>> params["head"]["kernel"].shape  # 13 * 13 * 8
     (1352, 16)
     """
 
@@ -126,7 +128,7 @@ class CNN(nn.Module):
             x = BatchNorm(name=f"bn{number}")(x, train=train, mask=mask)
             x = Dropout(self.dropout)(nn.relu(x), train=train)
         x = x.reshape(x.shape[0], -1)
-        return nn.Dense(self.num_classes, use_bias=False, kernel_init=nn.initializers.glorot_uniform(), name="head")(x)
+        return nn.Dense(self.num_classes, use_bias=False, kernel_init=glorot_uniform, name="head")(x)
 
     def _conv(self, layer: _Conv, number: int, x: chex.Array) -> chex.Array:
         return nn.Conv(
@@ -134,7 +136,7 @@ class CNN(nn.Module):
             (layer.size, layer.size),
             (layer.stride, layer.stride),
             layer.padding,
-            kernel_init=nn.initializers.glorot_uniform(),
+            kernel_init=glorot_uniform,
             conv_general_dilated=self.conv_general_dilated,
             name=f"conv{number}",
         )(x)

@@ -60,13 +60,16 @@ def choose_form(x_shape: Sequence[int], kernel_shape: Sequence[int], *, platform
       `native`, `patches` or `shifted`.
     """
     del x_shape
-    # Two CPU cores (busy), four clients vmapped in a scan, ms a step forward and backward, best first:
-    #   28x28x1   -> 32,  3x3 SAME,     batch 256: shifted 252, patches 348 (forward only: 34, 81)
-    #   28x28x1   -> 8,   3x3 SAME,     batch 64:  patches 6, shifted 7     (forward only: shifted 1.1, patches 2.0)
-    #   32x32x3   -> 16,  3x3 SAME,     batch 64:  patches 38, shifted 474
-    #   28x28x8   -> 16,  3x3 stride 2, batch 64:  patches 57, shifted 79;  batch 16: patches 6, native 40
-    #   28x28x64  -> 128, 3x3 stride 2, batch 64:  patches 668, shifted 1107;  batch 16: patches 175, native 5502
-    # Equal within noise: patches behind an `optimization_barrier`, summed by kernel row, or with a hand-written backward.
+    # Two CPU cores, four clients vmapped in a scan, ms a step, forward and backward:
+    #                                    shifted  patches  native
+    #   28x28x1  -> 8,   3x3, batch 64         7        6      55   (forward only: shifted 1.2, patches 2.3)
+    #   28x28x1  -> 32,  3x3, batch 256      128      175           (forward only: shifted 21, patches 51)
+    #   32x32x3  -> 16,  3x3, batch 64       239       22
+    #   28x28x8  -> 16,  3x3 / 2, batch 64    48       35     284
+    #   16x16x32 -> 32,  3x3, batch 64       186      103
+    #   28x28x64 -> 128, 3x3 / 2, batch 16            175    5502
+    #   28x28x64 -> 128, 3x3 / 2, batch 64   622      400
+    # No better than patches: an `optimization_barrier`, sums over kernel rows, a hand-written backward pass.
     platform = platform or jax.default_backend()
     if platform == "tpu":  # has hardware for it, also for grouped ones
         return native
@@ -167,6 +170,8 @@ def avg_pool(
 def _windows(x, window, strides, pads, *, pad=jnp.pad):
     """Yields what each position of the window sees, [B, H', W', C], in row-major order."""
     x = pad(x, ((0, 0), *pads, (0, 0))) if np.any(pads) else x
+    if any(n < w for n, w in zip(x.shape[1:3], window, strict=True)):
+        raise ValueError(f"a window of {tuple(window)} does not fit into a padded image of {x.shape[1:3]}")
     height, width = ((n - w) // s + 1 for n, w, s in zip(x.shape[1:3], window, strides, strict=True))
     for i, j in itertools.product(range(window[0]), range(window[1])):
         rows = slice(i, i + (height - 1) * strides[0] + 1, strides[0])

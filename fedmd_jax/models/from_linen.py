@@ -31,7 +31,10 @@ def architecture_from_linen(module: nn.Module, *, penalty: Callable = no_penalty
       penalty: params -> scalar, added to the digest and to the revisit loss.
 
     Returns:
-      The architecture. Its `init` raises ValueError for a module that has batch statistics but no `train` argument.
+      The architecture.
+
+    Raises:
+      ValueError: if `module` is no linen module; `init` raises it for batch statistics in a module without `train`.
 
     >>> import jax.numpy as jnp
     >>> from fedmd_jax.models import MLP
@@ -41,6 +44,8 @@ def architecture_from_linen(module: nn.Module, *, penalty: Callable = no_penalty
     >>> logits.shape, model_state
     ((5, 3), {})
     """
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"wanted a flax.linen module, got {module}")
     accepted = inspect.signature(type(module).__call__).parameters
 
     def keywords(train, mask):

@@ -3,10 +3,11 @@
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import chex
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from fedmd_jax.models.masking import keep_if_all_padding, row_mask
@@ -22,8 +23,9 @@ def architecture_from_nnx(make: Callable[[nnx.Rngs], nnx.Module], *, penalty: Ca
     The module need not know of `mask`: wherever it calls `nnx.BatchNorm` on [B, ...], the mask is handed in, so that
     the padding of a partial batch cannot reach the statistics. A `mask` that the module itself gives is left alone.
 
-    `params` are the values of its `nnx.Param`s, the model state is all else, both as plain nested dictionaries. Random
-    streams are no part of the state: each call seeds them from its `key`. What the module sows is dropped.
+    `params` are the values of its `nnx.Param`s, the model state those of all other variables, both as plain nested
+    dictionaries. Random streams are no part of the state: each call seeds them from its `key`. What the module sows is
+    dropped. Arrays that are in no variable are constants: those of one module, shared by all clients.
 
     Args:
       make: rngs -> a module that returns raw scores [B, C]; always the same layers, whatever the random numbers.
@@ -32,7 +34,9 @@ def architecture_from_nnx(make: Callable[[nnx.Rngs], nnx.Module], *, penalty: Ca
     Returns:
       The architecture.
 
-    >>> import jax.numpy as jnp
+    Raises:
+      ValueError: if `make` is itself a module, or does not make one.
+
     >>> architecture = architecture_from_nnx(lambda rngs: nnx.Linear(4, 3, rngs=rngs))
     >>> params, model_state = architecture.init(jax.random.key(0), jnp.zeros((1, 4)))
     >>> jax.tree.map(jnp.shape, params)
@@ -41,66 +45,51 @@ def architecture_from_nnx(make: Callable[[nnx.Rngs], nnx.Module], *, penalty: Ca
     >>> logits.shape, model_state
     ((5, 3), {})
     """
-
-    @functools.cache
-    def skeleton():
-        """The static part of the module and the shapes of its random streams."""
-        static = []
-
-        def build(key):
-            graphdef, _, streams, _ = _split(make(nnx.Rngs(key)))
-            static.append(graphdef)
-            return streams
-
-        streams = jax.eval_shape(build, jax.random.key(0))
-        return static[0], streams
+    # Made for real, not with `jax.eval_shape`: flax takes an array that is made while tracing for a static attribute.
+    module = None if isinstance(make, nnx.Module) else make(nnx.Rngs(0))
+    if not isinstance(module, nnx.Module):
+        raise ValueError(f"wanted a function rngs -> nnx.Module, got {make}")
+    graphdef, _, streams, _, constants = _split(module)
+    accepted = inspect.signature(type(module).__call__).parameters
 
     def init(key, inputs):
         del inputs  # nnx modules know their input sizes
-        _, params, _, model_state = _split(make(nnx.Rngs(key)))
+        _, params, _, model_state, _ = _split(make(nnx.Rngs(key)))
         return params, model_state
 
     def apply(params, model_state, inputs, *, train, mask=None, key=None):
-        graphdef, streams = skeleton()
-        module = nnx.merge(graphdef, params, _seed(streams, key, train), model_state)
+        module = nnx.merge(graphdef, params, _seed(streams, key, train), model_state, constants)
         module.train() if train else module.eval()
-        accepted = inspect.signature(type(module).__call__).parameters
         keywords = {name: value for name, value in (("train", train), ("mask", mask)) if name in accepted}
         with _masked_batch_norms(module, mask if train else None):
             logits = module(inputs, **keywords)
         if not train:
             return logits, model_state
-        new_state = _keep_structure(_split(module)[-1], model_state)
+        new_state = _keep_structure(_split(module)[3], model_state)
         return logits, keep_if_all_padding(mask, model_state, new_state)
 
     return Architecture(init, apply, penalty)
 
 
 def _split(module):
-    """Module -> (static part, params, random streams, all other state), the last three as plain dictionaries."""
-    graphdef, *states = nnx.split(module, nnx.Param, nnx.RngState, ...)
-    return graphdef, *map(_plain, states)
-
-
-def _plain(state):
-    """Nested dictionaries of arrays; `nnx.to_pure_dict` loses arrays that are in no Variable."""
-    if isinstance(state, Mapping):
-        return {name: _plain(child) for name, child in state.items()}
-    return state.get_value() if isinstance(state, nnx.Variable) else state
+    """Module -> (static part, params, random streams, model state, constants), the last four as plain dictionaries."""
+    graphdef, *states = nnx.split(module, nnx.Param, nnx.RngState, nnx.Variable, ...)
+    return graphdef, *map(nnx.to_pure_dict, states)
 
 
 def _seed(streams, key, train):
     """Fresh random streams of the shapes of `streams`: keys folded from `key`, counts at zero."""
-    shapes, treedef = jax.tree.flatten(streams)
+    leaves, treedef = jax.tree.flatten(streams)
     if key is None:
-        if train and shapes:
+        if train and leaves:
             raise ValueError("the network draws random numbers in training: `apply(..., train=True)` needs a `key`")
         key = jax.random.key(0)  # never drawn from
     seeds = []
-    for position, shape in enumerate(shapes):
-        is_key = jax.dtypes.issubdtype(shape.dtype, jax.dtypes.prng_key)
-        folded = jax.random.fold_in(key, position)
-        seeds.append(jax.random.split(folded, shape.shape) if is_key else jax.numpy.zeros(shape.shape, shape.dtype))
+    for position, leaf in enumerate(leaves):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            seeds.append(jax.random.split(jax.random.fold_in(key, position), leaf.shape))
+        else:
+            seeds.append(jnp.zeros_like(leaf))
     return treedef.unflatten(seeds)
 
 

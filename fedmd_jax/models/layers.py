@@ -1,6 +1,7 @@
 """Layers with the conventions of the reference implementation (Keras), and cheap on every backend."""
 
 import math
+import numbers
 
 import chex
 import jax
@@ -68,9 +69,10 @@ class BatchNorm(nn.Module):
 def _statistics(x, mask, shift):
     """Mean [C], biased variance [C] and the count [] of the real values of a channel.
 
-    One pass over `x`, E[d^2] - E[d]^2 with d = x - `shift`: forward and backward take 15 to 40 % less time on a CPU than
-    mean first, then squared deviations. The shift by the moving mean costs nothing and keeps what that difference
-    loses to cancellation small; a shift by a value of `x` itself made XLA 1.6 times slower, a hand-written backward pass 1.2.
+    One pass over `x`, E[d^2] - E[d]^2 with d = x - `shift`. The shift by the moving mean keeps small what the
+    difference loses to cancellation, and costs nothing. Forward and backward on [64, 28, 28, 8], four clients vmapped
+    in a scan, two CPU cores: 14 ms; mean first and then squared deviations 22, a hand-written backward pass 22 to 26,
+    a shift by a value of `x` itself 26.
     """
     axes = tuple(range(x.ndim - 1))
     size = math.prod(x.shape[1:-1])
@@ -118,11 +120,12 @@ class GroupNorm(nn.Module):
 class Dropout(nn.Module):
     """Element-wise dropout with few random bits.
 
-    On a CPU a 32-bit threefry draw for every element costs as much as a convolution. Here an element takes
-    `num_bits` bits: forward and backward on [64, 28, 28, 32], four clients vmapped in a scan, two cores, take 38 ms with
-    8 bits, 81 ms with 16, and 156 ms with `flax.linen.Dropout`. So the probability to keep it is a multiple of 2**-num_bits: with 8 bits and a rate of 0.2 it is
-    205/256 = 0.8008. The scaling uses that exact number, so the mean is unbiased. A rate above zero never rounds to
-    zero, nor to one.
+    An element takes `num_bits` random bits, so the probability to keep it is a multiple of 2**-num_bits: with 8 bits
+    and a rate of 0.2 it is 205/256 = 0.8008. The scaling uses that exact number, so the mean is unbiased. A rate above
+    zero never rounds to zero, nor to one.
+
+    On a CPU the 32 bits an element of `flax.linen.Dropout` cost as much as a convolution: forward and backward on
+    [64, 28, 28, 32], four clients vmapped in a scan, two cores, 160 ms; here 40 with 8 bits, 86 with 16.
 
     Attributes:
       rate: probability to drop an element, in [0, 1).
@@ -178,7 +181,7 @@ def random_bits(key: chex.PRNGKey, shape: tuple[int, ...], num_bits: int) -> che
 def check_positive(**counts):
     """Raises ValueError where a list of counts holds something else than positive integers."""
     for name, values in counts.items():
-        if not all(isinstance(n, int) and n > 0 for n in values):
+        if not all(isinstance(n, numbers.Integral) and n > 0 for n in values):
             raise ValueError(f"{name} must be positive integers, got {tuple(values)}")
 
 

@@ -8,6 +8,7 @@ from flax import linen as nn
 
 from fedmd_jax.models.cnn import scale_width
 from fedmd_jax.models.convolution import conv_general_dilated
+from fedmd_jax.models.initializers import he_normal
 from fedmd_jax.models.layers import BatchNorm, check_positive
 
 # norm(name=...) makes a module that is called as module(x, train=train, mask=mask)
@@ -35,9 +36,9 @@ class ResNet(nn.Module):
     >>> import jax, jax.numpy as jnp
     >>> from fedmd_jax.models import GroupNorm
     >>> network = ResNet(1, 10, filters=(4, 8), norm=GroupNorm)
-    >>> variables = network.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)
-    >>> network.apply(variables, jnp.zeros((5, 8, 8, 3)), train=True).shape
-    (5, 10)
+    >>> init = jax.jit(network.init, static_argnames="train")
+    >>> list(init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False))
+    ['params']
     """
 
     num_blocks: int
@@ -78,7 +79,7 @@ class ResNet(nn.Module):
             (3, 3),
             (stride, stride),
             use_bias=False,
-            kernel_init=nn.initializers.he_normal(),
+            kernel_init=he_normal,
             conv_general_dilated=self.conv_general_dilated,
             name=f"{name}_conv",
         )(x)

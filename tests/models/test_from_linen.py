@@ -101,3 +101,8 @@ def test_the_mask_ends_with_the_call(key):
     chex.assert_trees_all_close(
         norm.apply(variables, x, mutable="batch_stats")[0], jnp.array([[-1.0], [1.0]]), atol=1e-4
     )
+
+
+def test_mistakes():
+    with pytest.raises(ValueError, match=r"wanted a flax\.linen module"):
+        architecture_from_linen(nn.Dense)

@@ -1,5 +1,3 @@
-import contextlib
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -38,8 +36,7 @@ def test_training_needs_a_key_where_it_draws(key):
 @pytest.mark.parametrize("graph", [True, False])
 def test_graph_mode_and_tree_mode(graph, key):
     """nnx will leave graph mode; nothing here may depend on it."""
-    mode = nnx.set_graph_mode(graph) if hasattr(nnx, "set_graph_mode") else contextlib.nullcontext()
-    with mode:
+    with nnx.set_graph_mode(graph):
         architecture = architecture_from_nnx(Net)
         params, model_state = architecture.init(key, X)
         _, model_state = architecture.apply(params, model_state, X, train=True, mask=MASK, key=key)
@@ -90,6 +87,8 @@ def test_batch_norm_of_something_else_than_the_batch_is_refused(key):
 
 
 def test_shared_layers_share_their_parameters(key):
+    """In graph mode; flax refuses them in tree mode."""
+
     class Tied(nnx.Module):
         def __init__(self, rngs):
             self.first = nnx.Linear(2, 2, rngs=rngs)
@@ -98,7 +97,34 @@ def test_shared_layers_share_their_parameters(key):
         def __call__(self, x):
             return self.second(self.first(x))
 
-    architecture = architecture_from_nnx(Tied)
-    params, model_state = architecture.init(key, X)
-    assert set(params) == {"first"}
-    assert architecture.apply(params, model_state, X, train=True)[0].shape == (3, 2)
+    with nnx.set_graph_mode(True):
+        architecture = architecture_from_nnx(Tied)
+        params, model_state = architecture.init(key, X)
+        assert set(params) == {"first"}
+        assert architecture.apply(params, model_state, X, train=True)[0].shape == (3, 2)
+
+
+def test_arrays_in_no_variable_are_constants(key):
+    """Also where `init` is traced."""
+
+    class Offset(nnx.Module):
+        def __init__(self, rngs):
+            self.linear = nnx.Linear(2, 2, rngs=rngs)
+            self.offset = jnp.full((1, 2), 5.0)
+
+        def __call__(self, x):
+            return 0 * self.linear(x) + self.offset
+
+    architecture = architecture_from_nnx(Offset)
+    for init in (architecture.init, jax.jit(architecture.init)):
+        params, model_state = init(key, X)
+        assert set(params) == {"linear"}
+        assert model_state == {}
+        assert (architecture.apply(params, model_state, X, train=True)[0] == 5).all()
+
+
+def test_mistakes():
+    with pytest.raises(ValueError, match=r"wanted a function rngs -> nnx\.Module"):
+        architecture_from_nnx(Net(nnx.Rngs(0)))
+    with pytest.raises(ValueError, match=r"wanted a function rngs -> nnx\.Module"):
+        architecture_from_nnx(lambda rngs: 3)

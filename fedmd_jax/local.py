@@ -314,10 +314,10 @@ def draw_batches(
     """
     batch_size = min(training.batch_size, num_rows)
     num_steps = -(-num_rows // batch_size)
-    # One draw for everything, since each call of the generator costs a CPU up to a second of compilation; and row by
-    # row, so that a client's numbers do not depend on how far its group is padded.
-    key_words = jax.random.key_data(key).shape[-1]
-    words = jax.random.bits(key, (num_rows, training.num_epochs, 1 + key_words))
+    # One draw for everything, since each call of the generator costs a CPU up to a second of compilation (and more in
+    # several dimensions); row by row, so that a client's numbers do not depend on how far its group is padded.
+    shape = (num_rows, training.num_epochs, 1 + jax.random.key_data(key).shape[-1])
+    words = jax.random.bits(key, (math.prod(shape),)).reshape(shape)
     priority = words[:, :, 0].T
     keys = jax.random.wrap_key_data(words[:num_steps, :, 1:].swapaxes(0, 1), impl=jax.random.key_impl(key))
 

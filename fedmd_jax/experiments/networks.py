@@ -1,10 +1,17 @@
 """Networks by name, for the command line and for files: `2conv:n1=8,n2=16,dropout=0.2`."""
 
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
 from fedmd_jax.models import CNN, MLP, BatchNorm, GroupNorm, architecture_from_linen, head_l2, resnet8, resnet20
 from fedmd_jax.types import Architecture
 
-KINDS = ("2conv", "3conv", "4conv", "mlp", "resnet8", "resnet20")
+_NUM_CONVOLUTIONS = {"2conv": 2, "3conv": 3, "4conv": 4}
+_RESNETS = {"resnet8": resnet8, "resnet20": resnet20}
 _NORMS = {"batch": BatchNorm, "group": GroupNorm}
+KINDS = (*_NUM_CONVOLUTIONS, "mlp", *_RESNETS)
 
 
 def architecture_from_name(
@@ -14,8 +21,8 @@ def architecture_from_name(
 
     Args:
       name: a kind and its settings, `KIND:setting=value,...`. Kinds are `2conv`, `3conv`, `4conv` (the paper's; n1, n2,
-        ... are filters), `mlp` (n1, ... are hidden units), `resnet8` and `resnet20` (width, norm=batch or group). All
-        but the residual networks take `dropout`.
+        ... are filters, dropout is 0.2 by default), `mlp` (n1, ... are hidden units, dropout is 0 by default),
+        `resnet8` and `resnet20` (width, norm=batch or group; they have no dropout).
       num_classes: C.
       head_penalty: factor of the L2 penalty on the head.
       dropout: instead of the name's own.
@@ -24,7 +31,7 @@ def architecture_from_name(
       The architecture.
 
     Raises:
-      ValueError: an unknown kind or setting, or a value that is none.
+      ValueError: an unknown kind or setting, a setting that is missing or comes twice, or a value that is none.
 
     >>> architecture = architecture_from_name("3conv:n1=4,n2=6,n3=8", 16)
     """
@@ -32,45 +39,60 @@ def architecture_from_name(
     if kind not in KINDS:
         raise ValueError(f"network {name!r}: the kind must be one of {', '.join(KINDS)}, got {kind!r}")
     try:
-        settings = dict(_setting(item) for item in text.split(",") if item)
+        settings = _parse_settings(text)
         if dropout is not None:
             settings["dropout"] = dropout
-        module = _residual(kind, settings, num_classes) if "resnet" in kind else _plain(kind, settings, num_classes)
+        module = _residual(kind, settings, num_classes) if kind in _RESNETS else _plain(kind, settings, num_classes)
     except ValueError as error:
         raise ValueError(f"network {name!r}: {error}") from None
     return architecture_from_linen(module, penalty=head_l2(head_penalty))
 
 
-def _setting(item):
-    key, equals, value = item.partition("=")
-    if not equals:
-        raise ValueError(f"settings are written setting=value, got {item!r}")
+def _parse_settings(text: str) -> dict[str, Any]:
+    settings = {}
+    for item in text.split(",") if text else []:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise ValueError(f"settings are written setting=value, got {item!r}")
+        if key in settings:
+            raise ValueError(f"{key} is set twice")
+        settings[key] = _parse_value(key, value)
+    return settings
+
+
+def _parse_value(key: str, value: str) -> Any:
     if key == "norm":
         if value not in _NORMS:
             raise ValueError(f"norm must be one of {', '.join(_NORMS)}, got {value!r}")
-        return key, _NORMS[value]
+        return _NORMS[value]
+    wanted, number = ("an integer", int) if re.fullmatch(r"n\d+", key) else ("a number", float)
     try:
-        return key, int(value) if key.startswith("n") else float(value)
+        parsed = number(value)
     except ValueError:
-        raise ValueError(f"{key} must be a number, got {value!r}") from None
+        raise ValueError(f"{key} must be {wanted}, got {value!r}") from None
+    if not math.isfinite(parsed):
+        raise ValueError(f"{key} must be finite, got {value}")
+    return parsed
 
 
-def _plain(kind, settings, num_classes):
-    keys = [f"n{i}" for i in range(1, len(settings) + 1)]
-    num_sizes = sum(key in settings for key in keys) if kind == "mlp" else int(kind[0])
-    wanted = [f"n{i}" for i in range(1, num_sizes + 1)]
-    _check_settings(settings, needed=wanted, known=[*wanted, "dropout"])
-    sizes = tuple(settings[key] for key in wanted)
+def _plain(kind: str, settings: dict[str, Any], num_classes: int) -> Any:
+    num_sizes = _NUM_CONVOLUTIONS.get(kind, len(settings.keys() - {"dropout"}))
+    sizes = [f"n{i}" for i in range(1, num_sizes + 1)]
+    _check_keys(settings, needed=sizes, optional=["dropout"])
     network = MLP if kind == "mlp" else CNN
-    return network(sizes, num_classes, **{"dropout": settings["dropout"]} if "dropout" in settings else {})
+    options = {key: value for key, value in settings.items() if key not in sizes}
+    return network(tuple(settings[size] for size in sizes), num_classes, **options)
 
 
-def _residual(kind, settings, num_classes):
-    _check_settings(settings, needed=[], known=["width", "norm"])
-    return (resnet8 if kind == "resnet8" else resnet20)(num_classes, **settings)
+def _residual(kind: str, settings: dict[str, Any], num_classes: int) -> Any:
+    _check_keys(settings, needed=[], optional=["width", "norm"])
+    return _RESNETS[kind](num_classes, **settings)
 
 
-def _check_settings(settings, *, needed, known):
-    missing, unknown = sorted(set(needed) - set(settings)), sorted(set(settings) - set(known))
+def _check_keys(settings: dict[str, Any], *, needed: Sequence[str], optional: Sequence[str]) -> None:
+    missing = [key for key in needed if key not in settings]
+    unknown = [key for key in settings if key not in (*needed, *optional)]
     if missing or unknown:
-        raise ValueError(f"settings must be of {', '.join(known)}: missing {missing}, unknown {unknown}")
+        complaints = [f"{key} is missing" for key in missing] + [f"{key} is unknown" for key in unknown]
+        wanted = ", ".join([*needed, *(f"[{key}]" for key in optional)])
+        raise ValueError(f"its settings must be {wanted}, but {', '.join(complaints)}")

@@ -1,33 +1,26 @@
 """The whole procedure of the paper, from images to the last round."""
 
 import dataclasses
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from fedmd_jax.clients import ArchitectureGroup, stack_private
 from fedmd_jax.communication import Communication, communication_bytes
-from fedmd_jax.data import center, load_images, scale, split_by_class
+from fedmd_jax.experiments.datasets import Datasets, load
 from fedmd_jax.experiments.networks import architecture_from_name
-from fedmd_jax.experiments.settings import Data, Experiment
+from fedmd_jax.experiments.settings import Experiment
 from fedmd_jax.experiments.stopwatch import Stopwatch
-from fedmd_jax.federation import (
-    Federation,
-    RoundMetrics,
-    fedmd,
-    labelled_dataset,
-    public_dataset,
-    round_metrics,
-    run_federation,
-)
+from fedmd_jax.federation import Federation, RoundMetrics, fedmd, round_metrics, run_federation
 from fedmd_jax.subset import draw_public_subset, draw_stratified_subset
-from fedmd_jax.types import PrivateDataset, PublicDataset
+from fedmd_jax.types import PrivateDataset
+
+ROUNDS = "rounds"  # the phase with a beginning, a middle and an end; the others are one program each
 
 
-class Observer(Protocol):
-    """What a run tells while it goes on."""
+class Observer:
+    """What a run tells while it goes on; listens to nothing where a method is not overridden."""
 
     def phase(self, title: str) -> None:
         """Something begins that may take a while."""
@@ -36,24 +29,37 @@ class Observer(Protocol):
         """A round is over; round 0 is the end of transfer learning."""
 
     def pooled(self, accuracy: dict[int, float]) -> None:
-        """The upper bound is known, per client."""
+        """The upper bound is known, per client id."""
 
 
-class Images(NamedTuple):
-    """An experiment's data on the device, and how many outputs a network needs for it."""
+class Observers(Observer):
+    """Several observers as one; they hear in the order given."""
 
-    public: PublicDataset
-    private: dict[int, tuple[np.ndarray, np.ndarray]]  # client id -> inputs [n, ...], labels [n]
-    pooled: PrivateDataset  # all private examples
-    test: PrivateDataset
-    num_classes: int
+    def __init__(self, *observers: Observer):
+        self._observers = observers
+
+    def phase(self, title: str) -> None:
+        """To all."""
+        for observer in self._observers:
+            observer.phase(title)
+
+    def round(self, metrics: RoundMetrics) -> None:
+        """To all."""
+        for observer in self._observers:
+            observer.round(metrics)
+
+    def pooled(self, accuracy: dict[int, float]) -> None:
+        """To all."""
+        for observer in self._observers:
+            observer.pooled(accuracy)
 
 
 class Prepared(NamedTuple):
-    """Everything a run needs, checked and nothing computed."""
+    """Everything a run needs, checked, and nothing computed."""
 
+    experiment: Experiment
     federation: Federation
-    images: Images
+    datasets: Datasets
     private: dict[str, PrivateDataset]  # per group, stacked
 
 
@@ -66,8 +72,8 @@ def prepare(experiment: Experiment) -> Prepared:
     Raises:
       ValueError: data that is missing or damaged, or settings that do not fit it.
     """
-    images = load(experiment.data, num_clients=len(experiment.networks), seed=experiment.seed)
-    groups = group_clients(experiment, images.num_classes)
+    datasets = load(experiment.data, num_clients=len(experiment.networks), seed=experiment.seed)
+    groups = group_clients(experiment, datasets.num_classes)
     federation = fedmd(
         groups,
         subset_size=experiment.subset_size,
@@ -79,130 +85,72 @@ def prepare(experiment: Experiment) -> Prepared:
         distance=experiment.distance_function(),
         draw_subset=draw_public_subset if experiment.subset == "random" else draw_stratified_subset,
     )
-    private = stack_private(groups, images.private)
-    federation.check(images.public, private)
-    return Prepared(federation, images, private)
+    private = stack_private(groups, datasets.private)
+    federation.check(datasets.public, private)
+    return Prepared(experiment, federation, datasets, private)
 
 
 def group_clients(experiment: Experiment, num_classes: int) -> dict[str, ArchitectureGroup]:
-    """Clients with equal networks share a group, named by the network; a client's id is its place in the settings."""
-    weights = experiment.weights or (1.0,) * len(experiment.networks)
-    members = {
-        name: [i for i, other in enumerate(experiment.networks) if other == name] for name in experiment.networks
-    }
+    """Clients with equal networks share a group, named by the network; a client's id is its place in the settings.
+
+    Args:
+      experiment: whose networks, weights and head penalty are used.
+      num_classes: C.
+
+    Raises:
+      ValueError: a name is not that of a network.
+    """
+    members: dict[str, list[int]] = {}
+    for client_id, name in enumerate(experiment.networks):
+        members.setdefault(name, []).append(client_id)
     return {
         name: ArchitectureGroup(
             architecture_from_name(name, num_classes, head_penalty=experiment.head_penalty),
             client_ids,
-            [weights[i] for i in client_ids],
+            None if experiment.weights is None else [experiment.weights[i] for i in client_ids],
         )
         for name, client_ids in members.items()
     }
 
 
-def load(data: Data, *, num_clients: int, seed: int) -> Images:
-    """Reads, selects, splits and centres the images.
-
-    Labels are renumbered: public classes first, then the private ones in the order of `data.private_classes`, all in
-    one head, as in the released code (10 + 6 = 16).
-
-    Args:
-      data: which images.
-      num_clients: how many share the private ones.
-      seed: of the selection and of the split.
-
-    Raises:
-      ValueError: data that is missing or damaged, or not enough of it.
-    """
-    rng = np.random.default_rng(seed)
-    public = load_images(data.public, "train", data_dir=data.data_dir)
-    private, test = (load_images(data.private, split, data_dir=data.data_dir) for split in ("train", "test"))
-    if public.images.shape[1:] != private.images.shape[1:]:
-        raise ValueError(
-            f"public and private images must have one shape, got {public.images.shape[1:]} for "
-            f"{data.public} and {private.images.shape[1:]} for {data.private}"
-        )
-    num_public_classes = int(public.labels.max()) + 1
-    missing = sorted(set(data.private_classes) - set(private.labels.tolist()))
-    if missing:
-        raise ValueError(
-            f"{data.private} has no example of the classes {missing}, it has {sorted(set(private.labels.tolist()))}"
-        )
-    position = {label: num_public_classes + i for i, label in enumerate(data.private_classes)}
-
-    def renumber(labels):
-        return np.array([position[label] for label in labels.tolist()], np.int32)
-
-    rows = _choose(f"num_public: {data.public}", len(public.labels), data.num_public, rng)
-    parts = split_by_class(
-        private.labels,
-        num_clients=num_clients,
-        examples_per_class=data.examples_per_class,
-        classes=data.private_classes,
-        rng=rng,
-    )
-    candidates = np.flatnonzero(np.isin(test.labels, data.private_classes))
-    test_rows = candidates[_choose(f"num_test: {data.private} (test)", len(candidates), data.num_test, rng)]
-    everything = np.concatenate(parts)
-    public_inputs, private_inputs, test_inputs = center(
-        scale(public.images[rows]), scale(private.images[everything]), scale(test.images[test_rows])
-    )
-    private_labels = renumber(private.labels[everything])
-    ends = np.cumsum([len(part) for part in parts])[:-1]
-    shares = zip(np.split(private_inputs, ends), np.split(private_labels, ends), strict=True)
-    return Images(
-        public=public_dataset(public_inputs, public.labels[rows]),
-        private=dict(enumerate(shares)),
-        pooled=labelled_dataset(private_inputs, private_labels),
-        test=labelled_dataset(test_inputs, renumber(test.labels[test_rows])),
-        num_classes=num_public_classes + len(data.private_classes),
-    )
-
-
-def _choose(what: str, num_rows: int, num_wanted: int, rng: np.random.Generator) -> np.ndarray:
-    if num_wanted > num_rows:
-        raise ValueError(f"{what} has {num_rows} examples, wanted {num_wanted}")
-    return rng.permutation(num_rows)[:num_wanted]
-
-
-def run(prepared: Prepared, experiment: Experiment, observer: Observer, watch: Stopwatch) -> None:
+def run(prepared: Prepared, observer: Observer, watch: Stopwatch) -> None:
     """Transfer learning, the rounds, and the pooled upper bound; the observer hears of every result as it is known.
 
     The upper bound comes last, so that the first accuracies are seen soon.
 
     Args:
       prepared: from `prepare`.
-      experiment: the same settings.
       observer: is told of phases, rounds and results.
       watch: measures the phases.
     """
-    federation, images, private = clocked(prepared.federation, watch), prepared.images, prepared.private
+    experiment, _, datasets, private = prepared
+    federation = clocked(prepared.federation, watch)
     key_init, key_public, key_private, key_rounds, key_pooled = jax.random.split(jax.random.key(experiment.seed), 5)
 
     observer.phase("preparing the networks")
-    states = federation.init(key_init, images.public, private)
+    states = federation.init(key_init, datasets.public, private)
     observer.phase("transfer learning: public data")
-    states, _ = federation.pretrain(states, images.public, key_public)
+    states, _ = federation.pretrain(states, datasets.public, key_public)
     # The upper bound starts from here, and donation consumes the clients.
     pretrained = jax.tree.map(jnp.copy, states) if experiment.pooled else None
     observer.phase("transfer learning: private data")
     states, _ = federation.personalize(states, private, key_private)
-    observer.phase("rounds")
+    observer.phase(ROUNDS)
     run_federation(
         federation,
         states,
-        images.public,
+        datasets.public,
         private,
         key_rounds,
         num_rounds=experiment.num_rounds,
-        test=images.test,
+        test=datasets.test,
         callback=lambda metrics, _: observer.round(metrics),
     )
     if experiment.pooled:
         observer.phase("pooled upper bound")
-        states, _ = federation.pool(pretrained, images.pooled, key_pooled)
-        final = round_metrics(federation.groups, 0, federation.evaluate(states, images.test), None)
-        observer.pooled({client.client_id: client.accuracy for client in final.clients})
+        states, _ = federation.pool(pretrained, datasets.pooled, key_pooled)
+        metrics = round_metrics(federation.groups, 0, federation.evaluate(states, datasets.test), None)
+        observer.pooled({client.client_id: client.accuracy for client in metrics.clients})
 
 
 def clocked(federation: Federation, watch: Stopwatch) -> Federation:
@@ -228,12 +176,13 @@ def clocked(federation: Federation, watch: Stopwatch) -> Federation:
     )
 
 
-def communication(prepared: Prepared, experiment: Experiment) -> Communication:
-    """What the run sends, from the shapes of its networks; nothing is computed."""
-    states = jax.eval_shape(prepared.federation.new_states, jax.random.key(0), prepared.images.public.inputs[:1])
+def communication(prepared: Prepared, *, num_rounds: int) -> Communication:
+    """What so many rounds send, from the shapes of the networks; nothing is computed."""
+    datasets = prepared.datasets
+    states = jax.eval_shape(prepared.federation.new_states, jax.random.key(0), datasets.public.inputs[:1])
     return communication_bytes(
         states,
-        subset_size=experiment.subset_size,
-        num_classes=prepared.images.num_classes,
-        num_rounds=experiment.num_rounds,
+        subset_size=prepared.experiment.subset_size,
+        num_classes=datasets.num_classes,
+        num_rounds=num_rounds,
     )

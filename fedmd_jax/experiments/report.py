@@ -7,26 +7,8 @@ from typing import Any
 import numpy as np
 
 from fedmd_jax.communication import Communication
+from fedmd_jax.experiments.run_directory import Record
 from fedmd_jax.experiments.settings import Experiment
-from fedmd_jax.federation import RoundMetrics
-
-Record = dict[str, Any]
-
-
-def round_records(metrics: RoundMetrics) -> list[Record]:
-    """The lines of metrics.jsonl for one round, one per client."""
-    return [
-        {
-            "event": "round",
-            "round": metrics.round,
-            "client_id": client.client_id,
-            "architecture": client.architecture,
-            "accuracy": client.accuracy,
-            "digest_loss": _finite(client.digest_loss),
-            "revisit_loss": _finite(client.revisit_loss),
-        }
-        for client in metrics.clients
-    ]
 
 
 def summarize(
@@ -43,8 +25,8 @@ def summarize(
       name: of the experiment.
       experiment: its settings.
       metrics: records of at least round 0.
-      pooled: the upper bound per client, if it is known.
-      communication: bytes of the whole run.
+      pooled: the upper bound per client id, if it is known.
+      communication: bytes of the rounds that are done.
       seconds: by phase.
     """
     last = max(record["round"] for record in metrics)
@@ -79,25 +61,30 @@ def summarize(
     }
 
 
+def describe(summary: Record) -> str:
+    """The table, and what the run has cost, as text of several lines."""
+    sent, seconds = summary["communication"], summary["seconds"]
+    up, down, fedavg = (_bytes(sent[f"{kind}_bytes_per_client_round"]) for kind in ("upload", "download", "fedavg"))
+    return (
+        f"{table(summary)}\n\n"
+        f"sent per client and round: {up} up, {down} down (FedAvg: {fedavg} each way)\n"
+        f"seconds: {', '.join(f'{phase} {value:.0f}' for phase, value in seconds.items())}"
+    )
+
+
 def table(summary: Record) -> str:
     """Client, architecture, accuracy after transfer learning, after FedMD, pooled, and the gain in points."""
     width = max(len("architecture"), *(len(client["architecture"]) for client in summary["clients"]))
     header = f"{'client':>6}  {'architecture':<{width}}  {'transfer':>8}  {'FedMD':>6}  {'pooled':>6}  {'gain':>6}"
-    rows = [
-        _row(
-            client["client_id"],
-            client["architecture"],
-            width,
-            client["transfer_accuracy"],
-            client["final_accuracy"],
-            client["pooled_accuracy"],
-        )
-        for client in summary["clients"]
-    ]
-    mean = summary["mean"]
-    rows.append("-" * len(header))
-    rows.append(_row("mean", "", width, mean["transfer_accuracy"], mean["final_accuracy"], mean["pooled_accuracy"]))
-    return "\n".join([header, *rows])
+    rows = [_row(client["client_id"], client["architecture"], client, width) for client in summary["clients"]]
+    return "\n".join([header, *rows, "-" * len(header), _row("mean", "", summary["mean"], width)])
+
+
+def _row(client: Any, architecture: str, accuracies: Record, width: int) -> str:
+    transfer, final, pooled = (accuracies[f"{kind}_accuracy"] for kind in ("transfer", "final", "pooled"))
+    bound = "-" if pooled is None else f"{pooled:.3f}"
+    gain = 100 * (final - transfer)
+    return f"{client:>6}  {architecture:<{width}}  {transfer:>8.3f}  {final:>6.3f}  {bound:>6}  {gain:>+6.1f}"
 
 
 def plot(summary: Record, metrics: Sequence[Record]) -> bytes:
@@ -112,74 +99,111 @@ def plot(summary: Record, metrics: Sequence[Record]) -> bytes:
     """
     from matplotlib.figure import Figure  # takes half a second to import, which the help does not need
 
-    figure = Figure(figsize=(8.0, 4.8), dpi=150, layout="constrained")
+    clients, last = summary["clients"], summary["num_rounds_done"]
+    colours = _colours([client["architecture"] for client in clients])
+    # The legend stands beside the axes: a row per architecture, as wide as the longest name.
+    width, height = 7.4 + 0.075 * max(map(len, [_MEAN, *colours])), 1.6 + 0.16 * len(colours)
+    figure = Figure(figsize=(width, max(4.8, height)), dpi=150, layout="constrained")
     axes = figure.subplots()
-    architectures = list(dict.fromkeys(client["architecture"] for client in summary["clients"]))
-    colours = {name: f"C{i % 10}" for i, name in enumerate(architectures)}
-    last = summary["num_rounds_done"]
-    for client in summary["clients"]:
-        colour, client_id = colours[client["architecture"]], client["client_id"]
-        curve = sorted((r["round"], r["accuracy"]) for r in metrics if r["client_id"] == client_id)
-        axes.plot(*zip(*curve, strict=True), color=colour, alpha=0.55, linewidth=1.2)
-        axes.plot(0, client["transfer_accuracy"], "o", color=colour, markersize=4)
-        if client["pooled_accuracy"] is not None:
-            axes.plot(
-                [last + 0.15, last + 0.55],
-                [client["pooled_accuracy"]] * 2,
-                color=colour,
-                linewidth=2,
-                solid_capstyle="butt",
-                clip_on=False,
-            )
-    rounds = range(last + 1)
-    mean = [np.mean([r["accuracy"] for r in metrics if r["round"] == round_]) for round_ in rounds]
-    axes.plot(rounds, mean, color="black", linewidth=2.4)
-    _decorate(axes, summary, colours)
+    accuracies = np.array([_by_round(metrics, client["client_id"], last) for client in clients])
+    for client, accuracy in zip(clients, accuracies, strict=True):
+        colour = colours[client["architecture"]]
+        _draw(axes, accuracy, client["pooled_accuracy"], color=colour, linewidth=1.2, markersize=4, alpha=0.65)
+    if len(clients) > 1:
+        pooled = summary["mean"]["pooled_accuracy"]
+        _draw(axes, accuracies.mean(axis=0), pooled, color="black", linewidth=2.4, markersize=6)
+    _decorate(axes, last)
+    axes.set_title(_title(summary), fontsize=9, loc="left")
+    _add_legend(figure, summary, colours)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 
-def _decorate(axes, summary, colours):
-    from matplotlib.lines import Line2D
+_MEAN = "mean of all clients"
 
-    mean, last = summary["mean"], summary["num_rounds_done"]
-    handles = [Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
-    handles.append(Line2D([], [], color="black", linewidth=2.4, label="mean of all clients"))
-    handles.append(
-        Line2D([], [], color="gray", marker="o", markersize=4, linestyle="none", label="after transfer learning")
-    )
-    title = (
-        f"{summary['experiment']}, seed {summary['seed']}: mean {mean['transfer_accuracy']:.3f} after transfer "
-        f"learning, {mean['final_accuracy']:.3f} after {last} rounds"
-    )
-    if mean["pooled_accuracy"] is not None:
-        handles.append(Line2D([], [], color="gray", linewidth=2, label="pooled upper bound"))
-        title += f", {mean['pooled_accuracy']:.3f} pooled"
-    axes.legend(handles=handles, loc="lower right", fontsize=8, frameon=False)
-    axes.set_title(title, fontsize=10)
+
+def _colours(architectures: Sequence[str]) -> dict[str, Any]:
+    """A colour for each different architecture, easy to tell apart for up to twenty."""
+    from matplotlib import colormaps
+
+    names = list(dict.fromkeys(architectures))
+    if len(names) <= 20:
+        palette = colormaps["tab10" if len(names) <= 10 else "tab20"]
+        return {name: palette(i) for i, name in enumerate(names)}
+    return {name: colormaps["turbo"](i / (len(names) - 1)) for i, name in enumerate(names)}
+
+
+def _draw(axes: Any, accuracy: Sequence[float], pooled: float | None, *, markersize: float, **style: Any) -> None:
+    """A line over the rounds, a dot at its start, and a dash for its bound in the margin behind the last round."""
+    last = len(accuracy) - 1
+    axes.plot(range(last + 1), accuracy, **style)
+    axes.plot(0, accuracy[0], "o", color=style["color"], markersize=markersize)
+    if pooled is not None:
+        ends = [last + part * _margin(last) for part in (0.3, 0.9)]
+        axes.plot(ends, [pooled, pooled], color=style["color"], linewidth=max(2.0, style["linewidth"]))
+
+
+def _margin(last: int) -> float:
+    return max(0.5, 0.05 * last)
+
+
+def _decorate(axes: Any, last: int) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    ticks = MaxNLocator(integer=True).tick_values(0, max(last, 1))
+    axes.set_xticks([tick for tick in ticks if 0 <= tick <= last])
+    axes.set_xlim(-_margin(last), last + _margin(last))
+    low, high = axes.dataLim.intervaly
+    axes.set_ylim(max(low - 0.04, -0.01), min(high + 0.04, 1.01))
     axes.set_xlabel("round (0: after transfer learning, before any collaboration)")
     axes.set_ylabel("accuracy on private test data")
-    axes.set_xlim(-0.3, last + 0.7)
-    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _row(client, architecture, width, transfer, final, pooled):
-    bound = "-" if pooled is None else f"{pooled:.3f}"
-    gain = 100 * (final - transfer)
-    return f"{client:>6}  {architecture:<{width}}  {transfer:>8.3f}  {final:>6.3f}  {bound:>6}  {gain:>+6.1f}"
+def _title(summary: Record) -> str:
+    mean, last = summary["mean"], summary["num_rounds_done"]
+    rounds = f"{last} round" if last == 1 else f"{last} rounds"
+    pooled = "" if mean["pooled_accuracy"] is None else f", {mean['pooled_accuracy']:.3f} pooled"
+    return (
+        f"{summary['experiment']}, seed {summary['seed']}; mean accuracy:\n"
+        f"{mean['transfer_accuracy']:.3f} after transfer learning, "
+        f"{mean['final_accuracy']:.3f} after {rounds} of FedMD{pooled}"
+    )
 
 
-def _by_client(metrics, round_):
+def _add_legend(figure: Any, summary: Record, colours: Mapping[str, Any]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
+    if len(summary["clients"]) > 1:
+        handles.append(Line2D([], [], color="black", linewidth=2.4, label=_MEAN))
+    style = {"color": "gray", "linestyle": "none"}
+    handles.append(Line2D([], [], marker="o", markersize=4, label="after transfer learning", **style))
+    if summary["mean"]["pooled_accuracy"] is not None:
+        handles.append(Line2D([], [], marker="_", markersize=10, mew=2, label="pooled upper bound", **style))
+    figure.legend(handles=handles, loc="outside right upper", fontsize=8, frameon=False)
+
+
+def _by_client(metrics: Sequence[Record], round_: int) -> dict[int, Record]:
     return {record["client_id"]: record for record in metrics if record["round"] == round_}
 
 
-def _mean(clients, key):
+def _by_round(metrics: Sequence[Record], client_id: int, last: int) -> list[float]:
+    """A client's accuracy in rounds 0 to `last`."""
+    accuracy = {record["round"]: record["accuracy"] for record in metrics if record["client_id"] == client_id}
+    return [accuracy[round_] for round_ in range(last + 1)]
+
+
+def _mean(clients: Sequence[Record], key: str) -> float | None:
     values = [client[key] for client in clients]
     return None if None in values else float(np.mean(values))
 
 
-def _finite(value):
-    return value if value is None or np.isfinite(value) else None
+def _bytes(number: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} GB"

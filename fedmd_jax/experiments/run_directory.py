@@ -1,105 +1,211 @@
-"""The directory that a run writes: every file appears whole or not at all."""
+"""The directory that a run writes: it and every file in it appear whole or not at all."""
 
+import contextlib
+import errno
 import importlib.metadata
 import json
 import os
 import pathlib
 import platform
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 
+import fedmd_jax
+
 CONFIG, METRICS, SUMMARY, PLOT = "config.json", "metrics.jsonl", "summary.json", "accuracy.png"
-_PACKAGES = ("fedmd_jax", "jax", "jaxlib", "flax", "optax", "numpy")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+# What decides a run besides its settings.
+_VARIABLES = ("FEDMD_JAX_DATA", "TFDS_DATA_DIR", "JAX_PLATFORMS", "XLA_FLAGS")
+
+Record = dict[str, Any]
 
 
 class RunDirectoryError(ValueError):
     """A run directory cannot be made or read; the message is one line."""
 
 
-def create(path: pathlib.Path) -> pathlib.Path:
-    """Makes the directory of a new run.
+class WriteError(OSError):
+    """A file of a run cannot be written, on a full disk for example; the message is one line."""
+
+
+def create(path: pathlib.Path, files: Mapping[str, bytes]) -> pathlib.Path:
+    """Makes the directory of a new run, with its first files in it.
+
+    Args:
+      path: the directory, which must not exist; its parents are made as needed.
+      files: content by name.
+
+    Returns:
+      The path.
 
     Raises:
-      RunDirectoryError: it exists, or cannot be made.
+      RunDirectoryError: it exists, or cannot be made; nothing is left behind then.
     """
+    check_new(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.mkdir()
-    except FileExistsError:
-        raise RunDirectoryError(f"the output directory must be new, but {path} exists") from None
+        partial.mkdir(parents=True)
+        for name, content in files.items():
+            (partial / name).write_bytes(content)
+        partial.rename(path)
     except OSError as error:
-        raise RunDirectoryError(f"cannot make the output directory {path}: {error.strerror}") from None
+        check_new(path)  # another run was faster
+        raise RunDirectoryError(f"cannot make the output directory {path}: {_reason(error)}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return path
+
+
+def check_new(path: pathlib.Path) -> None:
+    """A `RunDirectoryError` where there is something already."""
+    if os.path.lexists(path):
+        raise RunDirectoryError(f"the output directory must be new, but {path} exists")
 
 
 def fresh_path(stem: pathlib.Path) -> pathlib.Path:
     """`stem`, or the first of `stem-2`, `stem-3`, ... that does not exist."""
     path, number = stem, 1
-    while path.exists():
+    while os.path.lexists(path):
         number += 1
         path = stem.with_name(f"{stem.name}-{number}")
     return path
 
 
 def replace_file(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file that is never seen half written, and that survives the machine if this returns."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def write_json(path: pathlib.Path, content: Any) -> None:
-    """Strict JSON: no NaN."""
-    replace_file(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
-
-
-def append_lines(path: pathlib.Path, records: list[dict[str, Any]]) -> None:
-    """Appends JSON objects, one a line, all in a single write."""
-    block = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records).encode()
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    try:
-        os.write(file, block)
-    finally:
-        os.close(file)
-
-
-def read_run(path: pathlib.Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Summary and metrics of a finished run.
+    """Writes a file that is never seen half written, and that survives the machine if this returns.
 
     Raises:
-      RunDirectoryError: a file is missing or is not what a run writes.
+      WriteError: it cannot be written; the file is as it was before.
     """
-    try:
-        summary = json.loads((path / SUMMARY).read_text())
-        metrics = [json.loads(line) for line in (path / METRICS).read_text().splitlines()]
-    except FileNotFoundError as error:
-        raise RunDirectoryError(f"{path} is not the directory of a finished run: no {error.filename}") from None
-    except (OSError, ValueError) as error:
-        raise RunDirectoryError(f"cannot read the run in {path}: {error}") from None
-    if not isinstance(summary, dict) or not isinstance(summary.get("clients"), list):
-        raise RunDirectoryError(f"cannot read the run in {path}: {SUMMARY} has no list of clients")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _writing(path):
+        try:
+            with partial.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def append_lines(path: pathlib.Path, records: Sequence[Record]) -> None:
+    """Appends JSON objects, one a line, in a single write: all of them or none.
+
+    Raises:
+      WriteError: they cannot be written; the file is as it was before.
+    """
+    block = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records).encode()
+    with _writing(path), path.open("ab", buffering=0) as file:
+        size = file.tell()
+        if file.write(block) < len(block):  # a full disk takes what it can, and complains at the next write only
+            file.truncate(size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def to_json(content: Any) -> bytes:
+    """Strict JSON, no NaN, as the content of a file."""
+    return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
+
+
+def read_run(path: pathlib.Path) -> tuple[Record, list[Record]]:
+    """Summary and metrics of a finished run.
+
+    Args:
+      path: the directory.
+
+    Returns:
+      The content of summary.json and the records of metrics.jsonl, all that `report` uses of them checked.
+
+    Raises:
+      RunDirectoryError: the run is unfinished, or a file is missing or is not what a run writes.
+    """
+    if not path.is_dir():
+        raise RunDirectoryError(f"no run to report on: {path} is not a directory")
+    if not (path / SUMMARY).is_file():
+        state = "is unfinished" if (path / CONFIG).is_file() else "is not one of fedmd-jax"
+        raise RunDirectoryError(f"the run in {path} {state}: it has no {SUMMARY}")
+    [summary] = _parse(path / SUMMARY, whole=True)
+    _check(path / SUMMARY, summary, _SUMMARY)
+    metrics = [record for record in _parse(path / METRICS) if record.get("event") == "round"]
+    for record in metrics:
+        _check(path / METRICS, record, _ROUND)
+    _check_complete(path / METRICS, summary, metrics)
     return summary, metrics
 
 
-def versions() -> dict[str, str]:
-    """What the results hang on besides the settings."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:  # run from a checkout
-            found[package] = "unknown"
-    return found
+# What a report needs to find, by key; a list holds its only item's kind any number of times.
+_NUMBER = (int, float)
+_ACCURACIES = {
+    "transfer_accuracy": _NUMBER,
+    "final_accuracy": _NUMBER,
+    "pooled_accuracy": (*_NUMBER, type(None)),
+}
+_SUMMARY = {
+    "experiment": str,
+    "seed": int,
+    "num_rounds_done": int,
+    "clients": [{"client_id": int, "architecture": str, **_ACCURACIES}],
+    "mean": _ACCURACIES,
+    "communication": {f"{kind}_bytes_per_client_round": _NUMBER for kind in ("upload", "download", "fedavg")},
+    "seconds": {"total": _NUMBER},
+}
+_ROUND = {"round": int, "client_id": int, "accuracy": _NUMBER}
 
 
-def device() -> dict[str, Any]:
-    """Which accelerator, and how many."""
+def _parse(path: pathlib.Path, *, whole: bool = False) -> list[Record]:
+    """The JSON objects of a file, one a line, or one in all."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        records = [json.loads(block) for block in ([text] if whole else text.splitlines())]
+    except (OSError, ValueError) as error:
+        raise RunDirectoryError(f"cannot read {path}: {_reason(error)}") from error
+    if not all(isinstance(record, dict) for record in records):
+        raise RunDirectoryError(f"cannot read {path}: wanted JSON objects, got something else")
+    return records
+
+
+def _check(path: pathlib.Path, value: Any, wanted: Any, where: str = "") -> None:
+    """A `RunDirectoryError` where a value is not of the kind that is wanted of it."""
+    if isinstance(wanted, dict) and isinstance(value, dict):
+        for key, kind in wanted.items():
+            _check(path, value.get(key), kind, f"{where}.{key}" if where else key)
+    elif isinstance(wanted, list) and isinstance(value, list) and value:
+        for position, item in enumerate(value):
+            _check(path, item, wanted[0], f"{where}[{position}]")
+    elif isinstance(wanted, (dict, list)) or not isinstance(value, wanted):
+        raise RunDirectoryError(f"cannot read {path}: {where} is damaged or missing, got {json.dumps(value)[:40]}")
+
+
+def _check_complete(path: pathlib.Path, summary: Record, metrics: Sequence[Record]) -> None:
+    found = {(record["round"], record["client_id"]) for record in metrics}
+    for round_ in range(summary["num_rounds_done"] + 1):
+        for client in summary["clients"]:
+            if (round_, client["client_id"]) not in found:
+                raise RunDirectoryError(f"cannot read {path}: no round {round_} of client {client['client_id']}")
+
+
+def origin() -> Record:
+    """What the results hang on besides the settings: versions, device and environment variables."""
+    versions = {"python": platform.python_version(), "fedmd_jax": fedmd_jax.__version__}
     devices = jax.devices()
-    return {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)}
+    return {
+        "versions": versions | {package: importlib.metadata.version(package) for package in _PACKAGES},
+        "device": {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)},
+        "environment": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
+    }
+
+
+@contextlib.contextmanager
+def _writing(path: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(f"cannot write {path}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)

@@ -2,17 +2,47 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal, get_args
 
-from fedmd_jax.local import Distance, Training, adam
+from fedmd_jax.local import Distance, Training
 from fedmd_jax.losses import kl, mae
+from fedmd_jax.optimizers import adam
+
+Subset = Literal["random", "stratified"]
+DistanceName = Literal["mae", "kl"]
 
 
-def _at_least(minimum, **values):
+# The checks stand first because the defaults below are made of checked settings.
+
+
+def _check_counts(minimum: int, **values: Any) -> None:
     for name, value in values.items():
-        if not value >= minimum:
-            raise ValueError(f"{name} must be at least {minimum}, got {value}")
+        if not isinstance(value, int) or value < minimum:
+            raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}")
+
+
+def _check_positive(**values: Any) -> None:
+    for name, value in values.items():
+        if not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise ValueError(f"{name} must be positive and finite, got {value!r}")
+
+
+def _check_not_negative(**lists: Sequence[Any]) -> None:
+    for name, values in lists.items():
+        if not all(isinstance(value, (int, float)) and 0 <= value < math.inf for value in values):
+            raise ValueError(f"{name} must be finite and not negative, got {_listed(values)}")
+
+
+def _check_choices(choices: Any, **values: Any) -> None:
+    for name, value in values.items():
+        if value not in get_args(choices):
+            raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")
+
+
+def _listed(values: Sequence[Any]) -> str:
+    return ", ".join(map(str, values)) or "none"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,7 +52,10 @@ class Phase:
     Attributes:
       num_epochs: Passes over the data.
       batch_size: Examples in a training step; a last, smaller batch is kept.
-      learning_rate: Of Adam.
+      learning_rate: Step size of Adam.
+
+    Raises:
+      ValueError: a count below 1, or a learning rate that is not positive and finite.
     """
 
     num_epochs: int
@@ -30,9 +63,8 @@ class Phase:
     learning_rate: float = 1e-3
 
     def __post_init__(self):
-        _at_least(1, num_epochs=self.num_epochs, batch_size=self.batch_size)
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate must be positive and finite, got {self.learning_rate}")
+        _check_counts(1, num_epochs=self.num_epochs, batch_size=self.batch_size)
+        _check_positive(learning_rate=self.learning_rate)
 
     def training(self) -> Training:
         """The same for the functions of the library."""
@@ -44,17 +76,20 @@ class Data:
     """Which images are public, which are private, and who gets how many.
 
     Attributes:
-      public: The public dataset D_0, labelled, seen by everybody: embedded/digits, or a name in the data folder such as
-        mnist or cifar10.
-      private: Where the clients' own examples and the test set come from: embedded/letters, or a name in the data
-        folder such as emnist/letters.
-      data_dir: The data folder, with arrays, original files or prepared TensorFlow Datasets. Default: the environment
-        variable FEDMD_JAX_DATA, else the directory of TensorFlow Datasets.
+      public: The public dataset D_0, labelled, seen by every client: embedded/digits, or a name in the data folder such
+        as mnist or cifar10.
+      private: Where the clients' private datasets D_k and the test set come from: embedded/letters, or a name in the
+        data folder such as emnist/letters.
+      data_dir: The data folder, with arrays, original files or prepared TensorFlow Datasets. Without it: the
+        environment variable FEDMD_JAX_DATA, else the directory of TensorFlow Datasets.
       num_public: Examples of the public dataset that are used, drawn with the seed.
       private_classes: Classes of the private dataset that take part (a to f in the paper). Their outputs follow those
         of the public classes in the one head that all share.
       examples_per_class: Private examples that each client owns of each class; no two clients share one.
-      num_test: Examples of the private test split on which every client is evaluated, drawn with the seed.
+      num_test: Private test examples, of no client, on which every client is evaluated; drawn with the seed.
+
+    Raises:
+      ValueError: a count below 1, no private class, a class twice, or one that is no integer from 0.
     """
 
     public: str = "embedded/digits"
@@ -66,11 +101,12 @@ class Data:
     num_test: int = 1200
 
     def __post_init__(self):
-        _at_least(1, num_public=self.num_public, examples_per_class=self.examples_per_class, num_test=self.num_test)
-        if not self.private_classes or len(set(self.private_classes)) < len(self.private_classes):
-            raise ValueError(
-                f"private_classes must be at least one class and no class twice, got {self.private_classes}"
-            )
+        _check_counts(1, num_public=self.num_public, examples_per_class=self.examples_per_class, num_test=self.num_test)
+        classes = self.private_classes
+        if not classes or len(set(classes)) < len(classes):
+            raise ValueError(f"private_classes must be at least one class and no class twice, got {_listed(classes)}")
+        if not all(isinstance(label, int) and label >= 0 for label in classes):
+            raise ValueError(f"private_classes must be integers from 0, got {_listed(classes)}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,24 +114,31 @@ class Experiment:
     """A federation from transfer learning to the last round.
 
     Attributes:
-      networks: The network of each client, privately designed: 2conv:n1=8,n2=16 (also 3conv, 4conv), mlp:n1=64,
-        resnet8:width=0.5,norm=group, resnet20; all take dropout=0.2. Clients with equal networks run as one group.
-      weights: What each client's scores weigh in the consensus (c_k in the paper's supplement); all equal by default.
+      networks: The independently designed network of each client, one name per client: 2conv:n1=8,n2=16 (n1, n2 are
+        filters; also 3conv, 4conv), mlp:n1=64 (hidden units), resnet8:width=0.5,norm=group, resnet20; all but the
+        residual ones take dropout=0.2. Clients with equal networks run as one group.
+      weights: What each client's scores weigh in the consensus, one number per client (c_k in the paper's supplement).
+        Without it all weigh the same.
       data: Public and private images.
       public_training: Transfer learning, first half: each client trains on the public dataset.
-      private_training: Transfer learning, second half: then on its own private examples.
-      pooled_training: The upper bound: each network trained on the private examples of all clients together.
-      pooled: Whether to compute that upper bound.
-      num_rounds: Rounds of communicate, aggregate, distribute, digest, revisit.
-      subset_size: Public examples that are scored in a round, a new random subset each time (5000 in the paper).
-      subset: Whether the subset is drawn at random, as in the paper, or keeps the share of every class, as in the
-        released code.
-      distance: What digest minimises between own scores and consensus: mae as in the released code, or kl.
-      temperature: Of kl.
-      digest: Digest: each client trains to approach the consensus on the public subset.
-      revisit: Revisit: each client trains on its own private examples for a few epochs.
-      head_penalty: L2 penalty on the last layer's weights, in every loss (1e-3 in the released code).
+      private_training: Transfer learning, second half: then on its own private dataset.
+      pooled_training: The upper bound: each network, after its public half, trained on the private datasets of all
+        clients pooled together.
+      pooled: Compute the upper bound, what the same networks reach on pooled private data, after the rounds.
+      num_rounds: Collaboration rounds of communicate, aggregate, distribute, digest, revisit.
+      subset_size: Public examples that are scored in a round, a new subset each time (5000 in the paper).
+      subset: How the public subset of a round is drawn: random, as in the paper, or stratified, every class in its
+        share, as in the released code.
+      distance: What digest minimises between own scores and consensus: mae, as in the released code, or kl, the
+        divergence of their softmaxes.
+      temperature: Divides the scores before the softmax of kl.
+      digest: Digest: each client trains its network to approach the consensus on the public subset.
+      revisit: Revisit: each client trains its network on its own private dataset for a few epochs.
+      head_penalty: L2 penalty on the weights of the last layer, in every loss (1e-3 in the released code).
       seed: Decides everything that is random: data split, networks, shuffling, dropout, subsets.
+
+    Raises:
+      ValueError: a setting that is out of its range, or two that do not fit each other.
     """
 
     networks: tuple[str, ...]
@@ -107,8 +150,8 @@ class Experiment:
     pooled: bool = True
     num_rounds: int = 20
     subset_size: int = 5000
-    subset: Literal["random", "stratified"] = "random"
-    distance: Literal["mae", "kl"] = "mae"
+    subset: Subset = "random"
+    distance: DistanceName = "mae"
     temperature: float = 1.0
     digest: Phase = Phase(num_epochs=1, batch_size=256)
     revisit: Phase = Phase(num_epochs=2, batch_size=5)
@@ -116,21 +159,28 @@ class Experiment:
     seed: int = 0
 
     def __post_init__(self):
-        _at_least(1, subset_size=self.subset_size)
-        _at_least(0, num_rounds=self.num_rounds, head_penalty=self.head_penalty, seed=self.seed)
-        if not self.networks:
-            raise ValueError("networks must name the network of at least one client, got none")
+        _check_counts(0, num_rounds=self.num_rounds, seed=self.seed)
+        _check_counts(1, subset_size=self.subset_size)
+        _check_positive(temperature=self.temperature)
+        _check_not_negative(head_penalty=[self.head_penalty], weights=self.weights or [])
+        _check_choices(Subset, subset=self.subset)
+        _check_choices(DistanceName, distance=self.distance)
+        self._check_together()
+
+    def _check_together(self):
+        if not self.networks or isinstance(self.networks, str):
+            raise ValueError(f"networks must be a list of names, one per client, got {self.networks or 'none'!r}")
         if self.weights is not None and len(self.weights) != len(self.networks):
             raise ValueError(f"weights must be one per client, {len(self.networks)}, got {len(self.weights)}")
-        if self.weights is not None and not all(0 <= weight < math.inf for weight in self.weights):
-            raise ValueError(f"weights must be finite and not negative, got {self.weights}")
         if self.subset_size > self.data.num_public:
             raise ValueError(
-                f"subset_size must be at most the public dataset, {self.data.num_public} examples, "
+                f"subset_size must be at most the public dataset, num_public = {self.data.num_public} examples, "
                 f"got {self.subset_size}"
             )
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature must be positive and finite, got {self.temperature}")
+        if self.distance != "kl" and self.temperature != 1:
+            raise ValueError(f"temperature is of distance kl, but distance is {self.distance}, got {self.temperature}")
+        if self.seed >= 2**32:
+            raise ValueError(f"seed must be below 2**32, got {self.seed}")
 
     def distance_function(self) -> Distance:
         """`mae`, or `kl` at the temperature."""

@@ -1,0 +1,95 @@
+"""An experiment's data: images read, selected, split among the clients, centred, and all labels in one head."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from fedmd_jax.data import Images, center, load_images, scale, split_by_class
+from fedmd_jax.experiments.settings import Data
+from fedmd_jax.federation import labelled_dataset, public_dataset
+from fedmd_jax.types import PrivateDataset, PublicDataset
+
+
+class Datasets(NamedTuple):
+    """What an experiment trains and tests on, and how many outputs a network needs for it."""
+
+    public: PublicDataset
+    private: dict[int, tuple[np.ndarray, np.ndarray]]  # client id -> inputs [n, H, W, channels], labels [n]
+    pooled: PrivateDataset  # the private examples of all clients, unstacked
+    test: PrivateDataset  # unstacked, for everybody
+    num_classes: int  # C, public and private classes together
+
+
+def load(data: Data, *, num_clients: int, seed: int) -> Datasets:
+    """Reads, selects, splits and centres the images.
+
+    Labels are renumbered: public classes first, then the private ones in the order of `data.private_classes`, all in
+    one head, as in the released code (10 + 6 = 16). The mean image of the public examples is subtracted from all.
+
+    Args:
+      data: which images.
+      num_clients: how many share the private ones.
+      seed: of the selection and of the split.
+
+    Returns:
+      The datasets; client ids are 0 to `num_clients` - 1.
+
+    Raises:
+      ValueError: data that is missing or damaged, or not enough of it.
+    """
+    rng = np.random.default_rng(seed)
+    public, private, test = _read(data)
+    public_rows = _choose(f"public dataset {data.public}", np.arange(len(public.labels)), data.num_public, rng)
+    shares = split_by_class(
+        private.labels,
+        num_clients=num_clients,
+        examples_per_class=data.examples_per_class,
+        classes=data.private_classes,
+        rng=rng,
+    )
+    candidates = np.flatnonzero(np.isin(test.labels, data.private_classes))
+    test_rows = _choose(f"test split of {data.private}", candidates, data.num_test, rng)
+
+    owned = np.concatenate(shares)
+    public_inputs, owned_inputs, test_inputs = center(
+        scale(public.images[public_rows]), scale(private.images[owned]), scale(test.images[test_rows])
+    )
+    num_public_classes = int(public.labels.max()) + 1
+    owned_labels = _renumber(private.labels[owned], data.private_classes, num_public_classes)
+    ends = np.cumsum([len(share) for share in shares])[:-1]
+    return Datasets(
+        public=public_dataset(public_inputs, public.labels[public_rows]),
+        private=dict(enumerate(zip(np.split(owned_inputs, ends), np.split(owned_labels, ends), strict=True))),
+        pooled=labelled_dataset(owned_inputs, owned_labels),
+        test=labelled_dataset(test_inputs, _renumber(test.labels[test_rows], data.private_classes, num_public_classes)),
+        num_classes=num_public_classes + len(data.private_classes),
+    )
+
+
+def _read(data: Data) -> tuple[Images, Images, Images]:
+    """Public, private and test images, of one shape, and every private class among the private ones."""
+    public = load_images(data.public, "train", data_dir=data.data_dir)
+    private, test = (load_images(data.private, split, data_dir=data.data_dir) for split in ("train", "test"))
+    shapes = [images.images.shape[1:] for images in (public, private, test)]
+    if len(set(shapes)) > 1:
+        raise ValueError(
+            f"public and private images must have one shape, got {shapes[0]} for {data.public}, "
+            f"{shapes[1]} and {shapes[2]} for train and test of {data.private}"
+        )
+    found = np.unique(private.labels).tolist()
+    missing = sorted(set(data.private_classes) - set(found))
+    if missing:
+        raise ValueError(f"{data.private} has no examples of the private_classes {missing}, it has {found}")
+    return public, private, test
+
+
+def _choose(what: str, rows: np.ndarray, num_wanted: int, rng: np.random.Generator) -> np.ndarray:
+    if num_wanted > len(rows):
+        raise ValueError(f"the {what} has {len(rows)} examples, wanted {num_wanted}")
+    return rows[rng.permutation(len(rows))[:num_wanted]]
+
+
+def _renumber(labels: np.ndarray, classes: tuple[int, ...], start: int) -> np.ndarray:
+    """The i-th of the classes becomes `start` + i."""
+    position = {label: start + i for i, label in enumerate(classes)}
+    return np.array([position[label] for label in labels.tolist()], np.int32)

@@ -1,0 +1,120 @@
+"""The observers that show how far a run is: bars on a terminal, plain lines elsewhere."""
+
+import os
+import sys
+import threading
+import time
+from typing import TextIO
+
+import tqdm
+
+from fedmd_jax.experiments.procedure import ROUNDS, Observer
+from fedmd_jax.federation import RoundMetrics
+
+_SECONDS_BETWEEN_TICKS = 0.5
+
+
+class Progress(Observer):
+    """An observer for people; closed at the end of a `with` block."""
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leaves what is shown as it is."""
+
+
+class Lines(Progress):
+    """A line for each phase and each round, for a log."""
+
+    def __init__(self, num_rounds: int, file: TextIO | None = None):
+        self._num_rounds, self._file = num_rounds, file
+
+    def phase(self, title: str) -> None:
+        """Says what begins."""
+        print(f"{title} ...", file=self._file, flush=True)
+
+    def round(self, metrics: RoundMetrics) -> None:
+        """Says how good the clients are now."""
+        accuracies = [client.accuracy for client in metrics.clients]
+        spread = f"({min(accuracies):.3f} to {max(accuracies):.3f})"
+        number = f"round {metrics.round:>{len(str(self._num_rounds))}}/{self._num_rounds}"
+        print(f"{number}  {_accuracy(metrics)} {spread}", file=self._file, flush=True)
+
+
+class Bars(Progress):
+    """A bar for the rounds, with the accuracy so far and the time left, and a clock for every other phase.
+
+    A thread keeps the clocks going, since the compiler and long phases say nothing for a while.
+    """
+
+    def __init__(self, num_rounds: int, file: TextIO | None = None):
+        self._num_rounds, self._file = num_rounds, file
+        self._bar: tqdm.tqdm | None = None
+        self._compiled_at = 0.0
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._ticker = threading.Thread(target=self._tick, daemon=True)
+        self._ticker.start()
+
+    def phase(self, title: str) -> None:
+        """Leaves the clock of the phase before, and starts a new one."""
+        counted = title == ROUNDS and self._num_rounds > 0
+        form = "{desc} {n_fmt}/{total_fmt} |{bar}| {elapsed}{postfix}" if counted else "{desc}  {elapsed}{postfix}"
+        with self._lock:
+            self._close_bar()
+            self._bar = tqdm.tqdm(
+                desc=title,
+                total=self._num_rounds if counted else None,
+                bar_format=form,
+                dynamic_ncols=True,
+                file=self._file or sys.stderr,
+            )
+
+    def round(self, metrics: RoundMetrics) -> None:
+        """Moves the bar."""
+        left = self._time_left(metrics.round)
+        with self._lock:
+            self._bar.n = metrics.round
+            self._bar.set_postfix_str(_accuracy(metrics) + (f", {left} left" if left else ""))
+
+    def close(self) -> None:
+        """Leaves the last bar as it is."""
+        self._stop.set()
+        self._ticker.join()
+        self._close_bar()
+
+    def _time_left(self, round_: int) -> str:
+        """From the rounds after the first, which compiles; empty where nothing is known or nothing is left."""
+        if round_ == 1:
+            self._compiled_at = time.monotonic()
+        if not 1 < round_ < self._num_rounds:
+            return ""
+        seconds = (time.monotonic() - self._compiled_at) / (round_ - 1)
+        return tqdm.tqdm.format_interval(seconds * (self._num_rounds - round_))
+
+    def _close_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.refresh()
+            self._bar.close()
+            self._bar = None
+
+    def _tick(self) -> None:
+        while not self._stop.wait(_SECONDS_BETWEEN_TICKS):
+            with self._lock:
+                if self._bar is not None:
+                    self._bar.refresh()
+
+
+def make_progress(num_rounds: int) -> Progress:
+    """Bars on a terminal, lines elsewhere."""
+    on_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    return Bars(num_rounds) if on_terminal else Lines(num_rounds)
+
+
+def _accuracy(metrics: RoundMetrics) -> str:
+    text = f"accuracy {metrics.mean_accuracy:.3f}"
+    return text if metrics.digested else f"{text}, no consensus since all weights are zero"

@@ -1,0 +1,102 @@
+"""The observer that writes the run directory."""
+
+import dataclasses
+import math
+import pathlib
+
+from fedmd_jax.communication import Communication
+from fedmd_jax.experiments import run_directory as files
+from fedmd_jax.experiments.procedure import Observer
+from fedmd_jax.experiments.report import plot, summarize
+from fedmd_jax.experiments.run_directory import Record
+from fedmd_jax.experiments.settings import Experiment
+from fedmd_jax.federation import RoundMetrics
+
+
+class Recorder(Observer):
+    """Writes each result when it is known.
+
+    Attributes:
+      num_rounds_done: rounds that are on disk; None before round 0.
+
+    Raises:
+      RunDirectoryError: the directory exists or cannot be made.
+      WriteError: from any method, a file cannot be written.
+    """
+
+    def __init__(self, path: pathlib.Path, name: str, experiment: Experiment, *, command: str):
+        """Makes the directory, with config.json and an empty metrics.jsonl.
+
+        Args:
+          path: the directory, which must not exist.
+          name: of the experiment.
+          experiment: its settings.
+          command: with which it was started.
+        """
+        self._path, self._name, self._experiment = path, name, experiment
+        self._metrics: list[Record] = []
+        self._pooled: dict[int, float] | None = None
+        self._origin = files.origin()
+        config = {
+            "experiment": name,
+            "settings": dataclasses.asdict(experiment),
+            "seed": experiment.seed,
+            "command": command,
+            **self._origin,
+        }
+        files.create(path, {files.CONFIG: files.to_json(config), files.METRICS: b""})
+
+    @property
+    def num_rounds_done(self) -> int | None:
+        """Round 0 counts as done when its accuracies are written."""
+        return self._metrics[-1]["round"] if self._metrics else None
+
+    def round(self, metrics: RoundMetrics) -> None:
+        """Appends the lines of the round."""
+        records = round_records(metrics)
+        files.append_lines(self._path / files.METRICS, records)
+        self._metrics += records
+
+    def pooled(self, accuracy: dict[int, float]) -> None:
+        """Keeps the upper bound for the summary."""
+        self._pooled = accuracy
+
+    def finish(self, communication: Communication, seconds: dict[str, float], *, interrupted: bool) -> Record:
+        """Writes summary and plot of the rounds that are done, at least round 0.
+
+        Args:
+          communication: what these rounds have sent.
+          seconds: by phase.
+          interrupted: whether the run was to go on.
+
+        Returns:
+          The summary.
+        """
+        summary = {
+            **summarize(self._name, self._experiment, self._metrics, self._pooled, communication, seconds),
+            "interrupted": interrupted,
+            **self._origin,
+        }
+        files.replace_file(self._path / files.SUMMARY, files.to_json(summary))
+        files.replace_file(self._path / files.PLOT, plot(summary, self._metrics))
+        return summary
+
+
+def round_records(metrics: RoundMetrics) -> list[Record]:
+    """The lines of metrics.jsonl for one round, one per client; a loss that is not finite is null."""
+    return [
+        {
+            "event": "round",
+            "round": metrics.round,
+            "client_id": client.client_id,
+            "architecture": client.architecture,
+            "accuracy": client.accuracy,
+            "digest_loss": _finite(client.digest_loss),
+            "revisit_loss": _finite(client.revisit_loss),
+        }
+        for client in metrics.clients
+    ]
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is None or math.isfinite(value) else None

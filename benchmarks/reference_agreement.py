@@ -56,7 +56,7 @@ class Deviation(NamedTuple):
         return self.tolerance is None or self.largest <= self.tolerance
 
 
-class BadFile(ValueError):
+class BadFileError(ValueError):
     """The file is not of the form that the README of the golden file describes."""
 
 
@@ -66,7 +66,7 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
-        raise BadFile(f"cannot read {path}: {error}") from None
+        raise BadFileError(f"cannot read {path}: {error}") from None
     for name, array in arrays.items():
         if name.split("/")[-1] in ("x_public", "x_test", "x_private") and array.ndim == 3:
             arrays[name] = array[..., None]
@@ -98,10 +98,12 @@ class Replay:
         self.batch_digest = int(config["batch_digest"])
         in_order = partial(fmd.Training, optimizer=fmd.adam(LEARNING_RATE), shuffle=False)
         self.digest_training = in_order(num_epochs=int(config["epochs_digest"]), batch_size=self.batch_digest)
-        self.revisit_training = in_order(num_epochs=int(config["epochs_revisit"]), batch_size=int(config["batch_revisit"]))
+        self.revisit_training = in_order(
+            num_epochs=int(config["epochs_revisit"]), batch_size=int(config["batch_revisit"])
+        )
         names = [str(name) for name in config["architectures"]]
         if len(names) != int(config["n_clients"]):
-            raise BadFile(f"{int(config['n_clients'])} clients, but {len(names)} architectures")
+            raise BadFileError(f"{int(config['n_clients'])} clients, but {len(names)} architectures")
         self.groups = {
             name: fmd.ArchitectureGroup(
                 architecture_from_name(name, num_classes, head_penalty=1e-3, dropout=0.0),
@@ -110,37 +112,53 @@ class Replay:
             for name in dict.fromkeys(names)
         }
         self.public = jnp.asarray(arrays["x_public"])
-        self.private = fmd.stack_private(self.groups, {
-            k: (arrays[f"client{k}/x_private"], arrays[f"client{k}/y_private"]) for k in range(len(names))})
+        self.private = fmd.stack_private(
+            self.groups,
+            {k: (arrays[f"client{k}/x_private"], arrays[f"client{k}/y_private"]) for k in range(len(names))},
+        )
 
     def states(self) -> dict[str, fmd.ClientState]:
         """The file's initial weights and fresh optimizers, stacked by group."""
-        return {name: jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(self._client, group.client_ids))
-                for name, group in self.groups.items()}
+        return {
+            name: jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(self._client, group.client_ids))
+            for name, group in self.groups.items()
+        }
 
     def _client(self, k):
         params = params_of(self.arrays, f"client{k}/init")
         statistics = tree(self.arrays, f"client{k}/init", ("mean", "var"))
-        return fmd.ClientState(params, {"batch_stats": statistics}, self.digest_training.optimizer.init(params),
-                               self.revisit_training.optimizer.init(params))
+        return fmd.ClientState(
+            params,
+            {"batch_stats": statistics},
+            self.digest_training.optimizer.init(params),
+            self.revisit_training.optimizer.init(params),
+        )
 
     def score(self, states, inputs):
         """Per group, [K, M, C]."""
-        return {name: fmd.map_clients(partial(fmd.score, group.architecture), (0, None))(states[name], inputs)
-                for name, group in self.groups.items()}
+        return {
+            name: fmd.map_clients(partial(fmd.score, group.architecture), (0, None))(states[name], inputs)
+            for name, group in self.groups.items()
+        }
 
     def digest(self, states, consensus):
         """Everybody digests; states and losses per group."""
-        results = {name: fmd.map_clients(partial(fmd.digest, group.architecture, training=self.digest_training),
-                                         (0, None, None, 0))(states[name], self.public, consensus, self._keys(group))
-                   for name, group in self.groups.items()}
+        results = {
+            name: fmd.map_clients(
+                partial(fmd.digest, group.architecture, training=self.digest_training), (0, None, None, 0)
+            )(states[name], self.public, consensus, self._keys(group))
+            for name, group in self.groups.items()
+        }
         return split_results(results)
 
     def revisit(self, states):
         """Everybody revisits; states and losses per group."""
-        results = {name: fmd.map_clients(partial(fmd.revisit, group.architecture, training=self.revisit_training),
-                                         (0, 0, 0))(states[name], self.private[name], self._keys(group))
-                   for name, group in self.groups.items()}
+        results = {
+            name: fmd.map_clients(partial(fmd.revisit, group.architecture, training=self.revisit_training), (0, 0, 0))(
+                states[name], self.private[name], self._keys(group)
+            )
+            for name, group in self.groups.items()
+        }
         return split_results(results)
 
     def _keys(self, group):
@@ -149,14 +167,25 @@ class Replay:
     def whole_round(self, states):
         """The same by `fedmd_round`."""
         public = fmd.PublicDataset(self.public, None)
-        return fmd.fedmd_round(states, public, self.private, jax.random.key(0), groups=self.groups,
-                               subset_size=self.public.shape[0], draw_subset=fmd.take_in_order,
-                               digest_training=self.digest_training, revisit_training=self.revisit_training)[0]
+        return fmd.fedmd_round(
+            states,
+            public,
+            self.private,
+            jax.random.key(0),
+            groups=self.groups,
+            subset_size=self.public.shape[0],
+            draw_subset=fmd.take_in_order,
+            digest_training=self.digest_training,
+            revisit_training=self.revisit_training,
+        )[0]
 
     def by_client(self, per_group):
         """Per group [K, ...] -> one entry per client, in order."""
-        clients = {client_id: jax.tree.map(lambda leaf, k=k: np.asarray(leaf[k]), per_group[name])
-                   for name, group in self.groups.items() for k, client_id in enumerate(group.client_ids)}
+        clients = {
+            client_id: jax.tree.map(lambda leaf, k=k: np.asarray(leaf[k]), per_group[name])
+            for name, group in self.groups.items()
+            for k, client_id in enumerate(group.client_ids)
+        }
         return [clients[k] for k in sorted(clients)]
 
 
@@ -241,7 +270,7 @@ def measure(arrays: Mapping[str, np.ndarray]) -> list[Deviation]:
         for stage, value in (*probe(replay), *rounds(replay)):
             found[stage] = max(found.get(stage, 0.0), value) if not np.isnan(value) else float("nan")
     except KeyError as error:
-        raise BadFile(f"the file has no {error}") from None
+        raise BadFileError(f"the file has no {error}") from None
     return [Deviation(stage, value, TOLERANCES.get(stage)) for stage, value in found.items()]
 
 

@@ -194,7 +194,7 @@ def parse(name: str, argv: Sequence[str]) -> Run | None:
         default=Run(experiment=EXPERIMENTS[name]),
         args=list(argv),
         prog=program,
-        description=f"{_DESCRIPTION} Experiments, whose settings are the defaults here: {', '.join(EXPERIMENTS)}.",
+        description=f"{_DESCRIPTION}\n\nExperiments, which set the defaults: {', '.join(EXPERIMENTS)}.",
         config=(tyro.conf.DisallowNone,),
     )
 

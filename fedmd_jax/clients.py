@@ -73,8 +73,8 @@ def map_clients(fn: Callable[..., Any], in_axes: Sequence[int | None], mesh: Mes
     """Does for every client of a group what `fn` does for one.
 
     `in_axes` says what is per client (0) and what is shared (None). With a mesh the clients are spread over its only
-    axis and nothing crosses devices: `shard_map(vmap(fn))`, since under `vmap` alone the compiler gathers the batches of
-    convolutional clients.
+    axis and nothing crosses devices: `shard_map(vmap(fn))`, since under `vmap` alone the compiler gathers the batches
+    of convolutional clients.
 
     Args:
       fn: a function of one client; positional arguments only, every output per client.

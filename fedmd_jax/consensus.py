@@ -20,7 +20,8 @@ def weighted_consensus(scores: Groups, weights: Groups, *, mesh: Mesh | None = N
     Args:
       scores: per group, [K, M, C].
       weights: per group, [K], not negative; they need not sum to one.
-      mesh: where the clients of each group are sharded over its only axis; the one collective is an all-reduce of [M, C].
+      mesh: where the clients of each group are sharded over its only axis; the one collective is an all-reduce of
+        [M, C].
 
     Returns:
       Consensus, [M, C].

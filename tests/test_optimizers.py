@@ -22,7 +22,8 @@ def test_it_is_optax_with_an_epsilon_that_shrinks_to_its_own():
     scales = 10.0 ** np.arange(-9, 2)  # gradients below, at and above epsilon
     gradients = jnp.asarray(np.random.default_rng(0).normal(size=(30, 11)) * scales, jnp.float32)
     corrected = optax.inject_hyperparams(optax.adam)(
-        learning_rate=1e-3, eps=lambda count: 1e-7 / jnp.sqrt(1 - 0.999 ** (count + 1.0)))
+        learning_rate=1e-3, eps=lambda count: 1e-7 / jnp.sqrt(1 - 0.999 ** (count + 1.0))
+    )
     (params, _), path = run(fmd.adam(1e-3), gradients)
     (expected, _), expected_path = run(corrected, gradients)
     chex.assert_trees_all_close((params, path), (expected, expected_path), rtol=1e-4, atol=1e-9)

@@ -1,6 +1,5 @@
 """The whole procedure of the paper, from images to the last round."""
 
-import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -8,6 +7,7 @@ import jax.numpy as jnp
 
 from fedmd_jax.clients import ArchitectureGroup, stack_private
 from fedmd_jax.communication import Communication, communication_bytes
+from fedmd_jax.experiments.ahead import compiling
 from fedmd_jax.experiments.datasets import Datasets, load
 from fedmd_jax.experiments.networks import architecture_from_name
 from fedmd_jax.experiments.settings import Experiment
@@ -123,12 +123,18 @@ def run(prepared: Prepared, observer: Observer, watch: Stopwatch) -> None:
       observer: is told of phases, rounds and results.
       watch: measures the phases.
     """
+    data = prepared.datasets
+    datasets = {"public": data.public, "private": prepared.private, "pooled": data.pooled, "test": data.test}
+    with compiling(prepared.federation, watch, **datasets) as federation:
+        _run_phases(federation, prepared, observer)
+
+
+def _run_phases(federation: Federation, prepared: Prepared, observer: Observer) -> None:
     experiment, _, datasets, private = prepared
-    federation = clocked(prepared.federation, watch)
     key_init, key_public, key_private, key_rounds, key_pooled = jax.random.split(jax.random.key(experiment.seed), 5)
 
     observer.phase("preparing the networks")
-    states = federation.init(key_init, datasets.public, private)
+    states = federation.new_states(key_init, datasets.public.inputs[:1])  # `prepare` has checked the data
     observer.phase("transfer learning: public data")
     states, _ = federation.pretrain(states, datasets.public, key_public)
     # The upper bound starts from here, and donation consumes the clients.
@@ -151,29 +157,6 @@ def run(prepared: Prepared, observer: Observer, watch: Stopwatch) -> None:
         states, _ = federation.pool(pretrained, datasets.pooled, key_pooled)
         metrics = round_metrics(federation.groups, 0, federation.evaluate(states, datasets.test), None)
         observer.pooled({client.client_id: client.accuracy for client in metrics.clients})
-
-
-def clocked(federation: Federation, watch: Stopwatch) -> Federation:
-    """The same federation, its functions blocking until their result is there, and timed by phase."""
-    phases = {
-        "init": "transfer",
-        "pretrain": "transfer",
-        "personalize": "transfer",
-        "round": "rounds",
-        "pool": "pooled",
-        "evaluate": "evaluate",
-    }
-
-    def clock(phase, fn):
-        def clocked_fn(*args):
-            with watch(phase):
-                return jax.block_until_ready(fn(*args))
-
-        return clocked_fn
-
-    return dataclasses.replace(
-        federation, **{name: clock(phase, getattr(federation, name)) for name, phase in phases.items()}
-    )
 
 
 def communication(prepared: Prepared, *, num_rounds: int) -> Communication:

@@ -1,0 +1,35 @@
+"""Made-up results of a federation, and the run directory they make."""
+
+from fedmd_jax.communication import Communication
+from fedmd_jax.experiments.recorder import Recorder
+from fedmd_jax.experiments.settings import Experiment
+from fedmd_jax.federation import ClientMetrics, RoundMetrics
+
+SENT = Communication(3200, 3200, 19200, 23560.0)
+SECONDS = {"compile": 3.0, "transfer": 1.25, "rounds": 2.0, "total": 7.5}
+
+
+def experiment(num_clients=3, num_rounds=2, num_networks=2):
+    names = tuple(f"mlp:n1={client_id % num_networks + 1}" for client_id in range(num_clients))
+    return Experiment(networks=names, num_rounds=num_rounds, seed=7)
+
+
+def round_metrics(experiment, round_, *, digest_loss=0.5, digested=True):
+    """Client k is right about 0.1 + k / 100 + r / 500 of its examples."""
+    digest_loss, revisit_loss = (digest_loss, 0.25) if round_ > 0 else (None, None)
+    clients = (
+        ClientMetrics(client_id, name, min(1.0, 0.1 + client_id / 100 + round_ / 500), digest_loss, revisit_loss)
+        for client_id, name in enumerate(experiment.networks)
+    )
+    return RoundMetrics(round_, tuple(clients), digested)
+
+
+def write(path, experiment, *, num_done=None, pooled=0.9):
+    """A run directory and its summary; the run is interrupted where fewer rounds are done than it should have."""
+    recorder = Recorder(path, "made-up", experiment, command="fedmd-jax run made-up")
+    num_done = experiment.num_rounds if num_done is None else num_done
+    for round_ in range(num_done + 1):
+        recorder.round(round_metrics(experiment, round_))
+    if pooled is not None:
+        recorder.pooled(dict.fromkeys(range(len(experiment.networks)), pooled))
+    return recorder.finish(SENT, SECONDS, interrupted=num_done < experiment.num_rounds)

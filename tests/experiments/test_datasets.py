@@ -1,0 +1,101 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from fedmd_jax.data import load_images
+from fedmd_jax.experiments.datasets import load
+from fedmd_jax.experiments.settings import Data
+
+
+@pytest.fixture
+def data(data_folder):
+    return Data(
+        public="dots",
+        private="marks",
+        data_dir=str(data_folder),
+        num_public=30,
+        private_classes=(4, 1, 2),
+        examples_per_class=3,
+        num_test=20,
+    )
+
+
+def test_shapes_and_counts(data):
+    datasets = load(data, num_clients=3, seed=0)
+    assert datasets.num_classes == 4 + 3
+    assert datasets.public.inputs.shape == (30, 5, 5, 1)
+    assert [inputs.shape for inputs, _ in datasets.private.values()] == [(9, 5, 5, 1)] * 3
+    assert list(datasets.private) == [0, 1, 2]
+    assert datasets.pooled.inputs.shape == (27, 5, 5, 1)
+    assert datasets.test.inputs.shape == (20, 5, 5, 1)
+
+
+def test_public_classes_come_first_then_the_private_ones_in_their_order(data):
+    datasets = load(data, num_clients=3, seed=0)
+    assert set(datasets.public.labels.tolist()) == {0, 1, 2, 3}
+    for _, labels in datasets.private.values():
+        assert labels.tolist() == [4] * 3 + [5] * 3 + [6] * 3
+    assert set(datasets.test.labels.tolist()) == {4, 5, 6}
+
+
+@pytest.fixture
+def mean(data):
+    """The mean image of the public examples: with it added, and no other, they are all stored ones again."""
+    stored = load_images("dots", "train", data_dir=data.data_dir).images.astype(int)
+    known = {image.tobytes() for image in stored}
+    centred = np.asarray(load(data, num_clients=3, seed=0).public.inputs)
+    candidates = (image / 255 - centred[0] for image in stored)
+    return next(mean for mean in candidates if {image.tobytes() for image in pixels(centred, mean)} <= known)
+
+
+def pixels(inputs, mean):
+    return np.rint(255 * (np.asarray(inputs) + mean)).astype(int)
+
+
+def numbers(inputs, mean):
+    """Which images these are, see `images`."""
+    return pixels(inputs, mean)[:, -1, -1, 0].tolist()
+
+
+def test_every_set_is_centred_by_the_public_mean_and_keeps_its_labels(data, mean):
+    datasets = load(data, num_clients=3, seed=0)
+    assert np.abs(np.asarray(datasets.public.inputs).mean(axis=0)).max() < 1e-6
+    private = load_images("marks", "train", data_dir=data.data_dir)
+    order = {4: 4, 1: 5, 2: 6}
+    for inputs, labels in datasets.private.values():
+        rows = numbers(inputs, mean)
+        np.testing.assert_allclose(inputs, private.images[rows] / 255 - mean, atol=1e-6)
+        assert [order[label] for label in private.labels[rows].tolist()] == labels.tolist()
+
+
+def test_no_private_example_is_owned_twice_and_the_pooled_ones_are_all_of_them(data, mean):
+    datasets = load(data, num_clients=3, seed=0)
+    owned = [number for inputs, _ in datasets.private.values() for number in numbers(inputs, mean)]
+    assert len(set(owned)) == 27
+    assert numbers(datasets.pooled.inputs, mean) == owned
+    labels = np.concatenate([labels for _, labels in datasets.private.values()])
+    assert datasets.pooled.labels.tolist() == labels.tolist()
+
+
+def test_the_seed_decides(data):
+    one, same, other = (load(data, num_clients=2, seed=seed) for seed in (0, 0, 1))
+    for first, second, equal in ((one, same, True), (one, other, False)):
+        for pick in (lambda d: d.public.inputs, lambda d: d.private[1][0], lambda d: d.test.inputs):
+            assert np.array_equal(pick(first), pick(second)) == equal
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_public": 41}, "the public dataset dots has 40 examples, wanted 41"),
+        ({"num_test": 25}, "the test split of marks has 24 examples, wanted 25"),
+        ({"examples_per_class": 5}, r"3 clients with 5 examples per class need 15 of each, but class 4 has 12, .*"),
+        ({"private_classes": (0, 9)}, r"marks has no examples of the private_classes \[9\], it has \[0, 1, 2, 3, 4\]"),
+        ({"public": "large"}, r"public and private images must have one shape, got \(6, 6, 1\) for large, .*"),
+        ({"public": "nothing"}, "no data set 'nothing' with split 'train' in .*"),
+    ],
+)
+def test_data_that_does_not_suffice(data, settings, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        load(dataclasses.replace(data, **settings), num_clients=3, seed=0)

@@ -1,0 +1,159 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from fedmd_jax.evaluate import Evaluation
+from fedmd_jax.experiments.procedure import (
+    ROUNDS,
+    Observer,
+    Observers,
+    communication,
+    group_clients,
+    prepare,
+    run,
+)
+from fedmd_jax.experiments.settings import Data, Experiment, Phase
+from fedmd_jax.experiments.stopwatch import Stopwatch
+from fedmd_jax.types import RoundInfo
+
+
+@pytest.fixture
+def experiment(data_folder):
+    phase = Phase(num_epochs=1, batch_size=16)
+    return Experiment(
+        networks=("mlp:n1=3", "mlp", "mlp:n1=3"),
+        weights=(1.0, 2.0, 3.0),
+        data=Data(
+            public="dots",
+            private="marks",
+            data_dir=str(data_folder),
+            num_public=30,
+            private_classes=(0, 1, 2),
+            examples_per_class=3,
+            num_test=20,
+        ),
+        public_training=phase,
+        private_training=phase,
+        pooled_training=phase,
+        digest=phase,
+        revisit=phase,
+        num_rounds=2,
+        subset_size=10,
+    )
+
+
+def test_clients_with_equal_networks_are_a_group_and_keep_their_weights(experiment):
+    groups = group_clients(experiment, 7)
+    assert {name: (group.client_ids, group.weights) for name, group in groups.items()} == {
+        "mlp:n1=3": ((0, 2), (1.0, 3.0)),
+        "mlp": ((1,), (2.0,)),
+    }
+    equal = group_clients(dataclasses.replace(experiment, weights=None), 7)
+    assert [group.weights for group in equal.values()] == [(1.0, 1.0), (1.0,)]
+
+
+def test_prepared(experiment):
+    prepared = prepare(experiment)
+    assert prepared.experiment is experiment
+    assert prepared.datasets.num_classes == 7
+    assert {name: private.inputs.shape for name, private in prepared.private.items()} == {
+        "mlp:n1=3": (2, 9, 5, 5, 1),
+        "mlp": (1, 9, 5, 5, 1),
+    }
+    for name, client_ids in (("mlp:n1=3", (0, 2)), ("mlp", (1,))):
+        for position, client_id in enumerate(client_ids):
+            inputs, labels = prepared.datasets.private[client_id]
+            assert (prepared.private[name].inputs[position] == inputs).all()
+            assert (prepared.private[name].labels[position] == labels).all()
+
+
+def test_what_is_sent(experiment):
+    sent = communication(prepare(experiment), num_rounds=2)
+    assert sent.upload_bytes_per_client_round == sent.download_bytes_per_client_round == 10 * 7 * 4
+    assert sent.total_bytes == 2 * (10 * 7 * 4) * 3 * 2
+    sizes = {"mlp:n1=3": 25 * 3 + 3 + 3 * 7 + 7, "mlp": 25 * 7 + 7}
+    assert sent.fedavg_bytes_per_client_round == 4 * sum(sizes[name] for name in experiment.networks) / 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"networks": ("mlp", "mlp", "cnn")}, "network 'cnn': the kind must be one of .*"),
+        ({"networks": ("mlp", "mlp", "3conv:n1=2,n2=2,n3=2")}, ".* wants images .* of at least 12x12, got .*"),
+        ({"networks": ("mlp",) * 5, "weights": None}, "5 clients with 3 examples per class need 15 of each, .*"),
+    ],
+)
+def test_settings_that_do_not_fit_the_data(experiment, settings, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        prepare(dataclasses.replace(experiment, **settings))
+
+
+class Notes(Observer):
+    """Everything in the order it was told."""
+
+    def __init__(self):
+        self.told = []
+
+    def phase(self, title):
+        self.told.append(title)
+
+    def round(self, metrics):
+        self.told.append(metrics.round)
+
+    def pooled(self, accuracy):
+        self.told.append(accuracy)
+
+
+def counting(prepared):
+    """The same with functions that train nothing: a client's only number says which of them it went through."""
+    groups = prepared.federation.groups
+
+    def appended(digit):
+        return lambda states, *_: ({name: 10 * state + digit for name, state in states.items()}, {})
+
+    def round_(states, *_):
+        losses = {name: jnp.zeros((len(state), 1)) for name, state in states.items()}
+        return appended(4)(states)[0], RoundInfo(losses, losses, jnp.array(True))
+
+    federation = dataclasses.replace(
+        prepared.federation,
+        new_states=jax.jit(lambda *_: {name: jnp.ones(group.num_clients) for name, group in groups.items()}),
+        pretrain=jax.jit(appended(2), donate_argnums=0),
+        personalize=jax.jit(appended(3), donate_argnums=0),
+        round=jax.jit(round_, donate_argnums=0),
+        pool=jax.jit(appended(5)),
+        evaluate=jax.jit(lambda states, _: {name: Evaluation(state, state) for name, state in states.items()}),
+    )
+    return prepared._replace(federation=federation)
+
+
+def test_a_run_tells_everybody_everything_in_order(experiment):
+    notes, same, accuracies = Notes(), Notes(), []
+    listener = Observer()
+    listener.round = lambda metrics: accuracies.append([client.accuracy for client in metrics.clients])
+    run(counting(prepare(experiment)), Observers(notes, listener, same), Stopwatch())
+    assert notes.told == same.told
+    assert notes.told == [
+        "preparing the networks",
+        "transfer learning: public data",
+        "transfer learning: private data",
+        ROUNDS,
+        *(0, 1, 2),
+        "pooled upper bound",
+        dict.fromkeys(range(3), 125.0),  # from the pretrained clients, not from those that revisited private data
+    ]
+    assert accuracies == [[123.0] * 3, [1234.0] * 3, [12344.0] * 3]
+
+
+def test_no_bound_where_none_is_asked_for(experiment):
+    notes = Notes()
+    run(counting(prepare(dataclasses.replace(experiment, pooled=False, num_rounds=0))), notes, Stopwatch())
+    assert notes.told[-2:] == [ROUNDS, 0]
+
+
+def test_the_seconds_of_a_run(experiment):
+    watch = Stopwatch()
+    run(counting(prepare(experiment)), Observer(), watch)
+    assert all(seconds > 0 for seconds in watch.seconds().values())

@@ -1,0 +1,208 @@
+import errno
+import json
+import os
+import resource
+
+import pytest
+from experiments import runs
+
+from fedmd_jax.experiments import run_directory as files
+
+
+def fail(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_new_directory_comes_with_its_files(tmp_path):
+    path = files.create(tmp_path / "a" / "b", {"one": b"1", "two": b""})
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == {"one": b"1", "two": b""}
+    assert [file.name for file in path.parent.iterdir()] == ["b"]
+
+
+@pytest.mark.parametrize("kind", ["directory", "file", "link"])
+def test_what_exists_is_left_alone(tmp_path, kind):
+    path = tmp_path / "run"
+    {"directory": path.mkdir, "file": path.touch, "link": lambda: path.symlink_to("nowhere")}[kind]()
+    with pytest.raises(files.RunDirectoryError, match=r"the output directory must be new, but .*run exists"):
+        files.create(path, {"one": b"1"})
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_another_run_was_faster(tmp_path, monkeypatch):
+    path, check = tmp_path / "run", files.check_new
+    monkeypatch.setattr(files, "check_new", lambda _: (monkeypatch.setattr(files, "check_new", check), other()))
+
+    def other():
+        path.mkdir()
+        (path / "config.json").touch()
+
+    with pytest.raises(files.RunDirectoryError, match="must be new"):
+        files.create(path, {"one": b"1"})
+    assert [file.name for file in path.iterdir()] == ["config.json"]
+
+
+def test_a_directory_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(files.RunDirectoryError, match=r"cannot make the output directory .*: Not a directory"):
+        files.create(tmp_path / "file" / "run", {})
+    with pytest.raises(files.RunDirectoryError, match=r"cannot make the output directory .*: File name too long"):
+        files.create(tmp_path / ("x" * 300), {})
+
+
+def test_a_directory_that_fails_is_not_left_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr("pathlib.Path.write_bytes", fail)
+    with pytest.raises(files.RunDirectoryError, match="No space left on device"):
+        files.create(tmp_path / "run", {"one": b"1"})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fresh_path(tmp_path):
+    stem = tmp_path / "run-seed0"
+    for name in ("run-seed0", "run-seed0-2", "run-seed0-3"):
+        path = files.fresh_path(stem)
+        assert path.name == name
+        path.mkdir()
+
+
+def test_a_file_is_replaced(tmp_path):
+    path = tmp_path / "file"
+    files.replace_file(path, b"old")
+    files.replace_file(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("function", ["fsync", "replace"])
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch, function):
+    path = tmp_path / "file"
+    files.replace_file(path, b"old")
+    monkeypatch.setattr(*{"fsync": (os, "fsync"), "replace": ("pathlib.Path.replace",)}[function], fail)
+    with pytest.raises(files.WriteError, match=r"cannot write .*file: No space left on device"):
+        files.replace_file(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    files.replace_file(path, b"old")
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        files.replace_file(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_lines_are_appended(tmp_path):
+    path = tmp_path / "lines"
+    files.append_lines(path, [{"a": 1}, {"a": None}])
+    files.append_lines(path, [])
+    files.append_lines(path, [{"a": 2}])
+    assert path.read_text() == '{"a": 1}\n{"a": null}\n{"a": 2}\n'
+
+
+def test_lines_that_do_not_all_fit_are_not_appended(tmp_path):
+    path = tmp_path / "lines"
+    files.append_lines(path, [{"a": 1}])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, before[1]))  # as on a full disk, the first 20 bytes go through
+    try:
+        with pytest.raises(files.WriteError, match=r"cannot write .*lines: "):
+            files.append_lines(path, [{"a": 2}] * 9)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.read_text() == '{"a": 1}\n'
+
+
+def test_json_has_no_nan(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        files.to_json({"a": float("nan")})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        files.append_lines(tmp_path / "lines", [{"a": float("inf")}])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_origin(monkeypatch):
+    monkeypatch.setenv("FEDMD_JAX_DATA", "/somewhere")
+    origin = files.origin()
+    assert {"python", "fedmd_jax", "jax", "jaxlib", "flax", "optax", "numpy"} <= set(origin["versions"])
+    assert set(origin["device"]) == {"platform", "kind", "count"}
+    assert origin["environment"]["FEDMD_JAX_DATA"] == "/somewhere"
+
+
+def test_what_was_written_is_read(tmp_path):
+    experiment = runs.experiment()
+    written = runs.write(tmp_path / "run", experiment)
+    summary, metrics = files.read_run(tmp_path / "run")
+    assert summary == written
+    found = [(record["round"], record["client_id"]) for record in metrics]
+    assert found == [(round_, client_id) for round_ in range(3) for client_id in range(3)]
+
+
+def test_other_events_are_passed_over(tmp_path):
+    runs.write(tmp_path / "run", runs.experiment())
+    files.append_lines(tmp_path / "run" / files.METRICS, [{"event": "checkpoint"}])
+    assert len(files.read_run(tmp_path / "run")[1]) == 9
+
+
+def damaged(name, change):
+    """How to spoil a file of a run: JSON content through `change`, text as it is."""
+
+    def damage(path):
+        file = path / name
+        file.write_text(change if isinstance(change, str) else json.dumps(change(json.loads(file.read_text()))))
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: (path / files.SUMMARY).unlink(), "the run in .*run is unfinished: it has no summary.json"),
+        (
+            lambda path: [file.unlink() for file in path.iterdir()],
+            "the run in .*run is not one of fedmd-jax: it has no summary.json",
+        ),
+        (lambda path: (path / files.METRICS).unlink(), "cannot read .*metrics.jsonl: No such file or directory"),
+        (damaged(files.SUMMARY, "{"), "cannot read .*summary.json: Expecting property name .*"),
+        (damaged(files.SUMMARY, "[]"), "cannot read .*summary.json: wanted JSON objects, got something else"),
+        (damaged(files.SUMMARY, "{}"), "cannot read .*summary.json: experiment is damaged or missing, got null"),
+        (
+            damaged(files.SUMMARY, lambda summary: {**summary, "clients": []}),
+            r"cannot read .*summary.json: clients is damaged or missing, got \[\]",
+        ),
+        (
+            damaged(files.SUMMARY, lambda summary: {**summary, "clients": [1]}),
+            r"cannot read .*summary.json: clients\[0\] is damaged or missing, got 1",
+        ),
+        (
+            damaged(files.SUMMARY, lambda summary: {**summary, "mean": {"transfer_accuracy": "good"}}),
+            'cannot read .*summary.json: mean.transfer_accuracy is damaged or missing, got "good"',
+        ),
+        (damaged(files.METRICS, '{"event": "round"'), "cannot read .*metrics.jsonl: .*"),
+        (damaged(files.METRICS, "1\n"), "cannot read .*metrics.jsonl: wanted JSON objects, got something else"),
+        (
+            damaged(files.METRICS, '{"event": "round", "round": 0, "client_id": 0}\n'),
+            "cannot read .*metrics.jsonl: accuracy is damaged or missing, got null",
+        ),
+        (damaged(files.METRICS, ""), "cannot read .*metrics.jsonl: no round 0 of client 0"),
+        (lambda path: (path / files.METRICS).write_bytes(b"\xff\xfe"), "cannot read .*metrics.jsonl: .*"),
+    ],
+)
+def test_a_damaged_run(tmp_path, damage, message):
+    path = tmp_path / "run"
+    runs.write(path, runs.experiment())
+    damage(path)
+    with pytest.raises(files.RunDirectoryError, match=f"^{message}$"):
+        files.read_run(path)
+
+
+def test_no_run(tmp_path):
+    (tmp_path / "file").touch()
+    for name in ("nothing", "file"):
+        with pytest.raises(files.RunDirectoryError, match=f"no run to report on: .*{name} is not a directory"):
+            files.read_run(tmp_path / name)

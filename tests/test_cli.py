@@ -1,0 +1,462 @@
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from experiments import runs
+
+import fedmd_jax
+from fedmd_jax import cli
+from fedmd_jax.cli import main
+from fedmd_jax.data import save_images
+from fedmd_jax.experiments import EXPERIMENTS
+from fedmd_jax.experiments import run_directory as files
+from fedmd_jax.experiments.progress import Lines
+
+TINY = shlex.split(
+    "--networks mlp mlp --data.num-public 200 --data.num-test 60 --subset-size 50 --public-training.num-epochs 1 "
+    "--private-training.num-epochs 1 --pooled-training.num-epochs 1 --revisit.num-epochs 1"
+)
+FILES = {files.CONFIG, files.METRICS, files.SUMMARY, files.PLOT}
+
+
+def read(path, name):
+    return json.loads((path / name).read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of two rounds: exit code, directory, what it printed, arguments."""
+    path = tmp_path_factory.mktemp("cli") / "new" / "run"
+    argv = ["run", "quickstart", "--out", str(path), *TINY, "--num-rounds", "2", "--seed", "3"]
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        code = main(argv)
+    return code, path, printed.getvalue(), argv
+
+
+def test_a_run_prints_its_progress_and_a_table(finished):
+    code, path, printed, _ = finished
+    assert code == 0
+    for part in ("preparing the networks ...", "round 0/2  accuracy", "round 2/2  accuracy", "pooled upper bound ..."):
+        assert part in printed
+    lines = printed.splitlines()
+    start = lines.index("client  architecture  transfer   FedMD  pooled    gain")
+    assert [line.split()[:2] for line in lines[start + 1 : start + 3]] == [["0", "mlp"], ["1", "mlp"]]
+    assert lines[start + 4].split()[0] == "mean"
+    assert "sent per client and round: 3.2 kB up, 3.2 kB down" in printed
+    assert lines[-1] == f"results in {path}"
+
+
+def test_a_run_writes_its_files_and_nothing_else(finished):
+    _, path, _, _ = finished
+    assert {file.name for file in path.iterdir()} == FILES
+    assert [file.name for file in path.parent.iterdir()] == ["run"]
+    assert (path / files.PLOT).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_config_is_enough_to_run_again(finished):
+    _, path, _, argv = finished
+    config = read(path, files.CONFIG)
+    assert (config["experiment"], config["seed"]) == ("quickstart", 3)
+    assert {"jax", "flax", "numpy", "python", "fedmd_jax"} <= set(config["versions"])
+    assert {"platform", "kind", "count"} == set(config["device"])
+    program, command, name, *options = shlex.split(config["command"])
+    assert [program, command, name, *options] == ["fedmd-jax", *argv]
+    again = dataclasses.asdict(cli.parse(name, options).experiment)
+    assert json.loads(json.dumps(again)) == config["settings"]
+
+
+def test_the_metrics_have_every_round_of_every_client(finished):
+    _, path, _, _ = finished
+    records = [json.loads(line) for line in (path / files.METRICS).read_text().splitlines()]
+    assert [(r["event"], r["round"], r["client_id"]) for r in records] == [
+        ("round", round_, client_id) for round_ in range(3) for client_id in range(2)
+    ]
+    assert {r["architecture"] for r in records} == {"mlp"}
+    for record in records:
+        assert set(record) == {
+            "event",
+            "round",
+            "client_id",
+            "architecture",
+            "accuracy",
+            "digest_loss",
+            "revisit_loss",
+        }
+        assert 0 <= record["accuracy"] <= 1
+        losses = [record["digest_loss"], record["revisit_loss"]]
+        assert losses == [None, None] if record["round"] == 0 else all(loss > 0 for loss in losses)
+
+
+def test_the_summary_agrees_with_the_metrics(finished):
+    _, path, _, _ = finished
+    summary, metrics = files.read_run(path)
+    assert [summary[key] for key in ("experiment", "seed", "num_clients", "num_rounds")] == ["quickstart", 3, 2, 2]
+    assert summary["interrupted"] is False
+    for client in summary["clients"]:
+        own = [record["accuracy"] for record in metrics if record["client_id"] == client["client_id"]]
+        assert (client["transfer_accuracy"], client["final_accuracy"]) == (own[0], own[-1])
+        assert 0 <= client["pooled_accuracy"] <= 1
+    mean = summary["mean"]
+    for key in ("transfer_accuracy", "final_accuracy", "pooled_accuracy"):
+        assert mean[key] == pytest.approx(np.mean([client[key] for client in summary["clients"]]))
+    assert mean["gain_points"] == pytest.approx(100 * (mean["final_accuracy"] - mean["transfer_accuracy"]))
+    assert mean["gap_to_pooled_points"] == pytest.approx(100 * (mean["pooled_accuracy"] - mean["final_accuracy"]))
+    sent = summary["communication"]
+    assert sent["upload_bytes_per_client_round"] == sent["download_bytes_per_client_round"] == 50 * 16 * 4
+    assert sent["total_bytes"] == 2 * 2 * 2 * 50 * 16 * 4
+    assert set(summary["seconds"]) == {"compile", "transfer", "pooled", "rounds", "evaluate", "total"}
+
+
+def test_report_prints_the_same_table_and_redraws_the_plot(finished, capsys):
+    _, path, printed, _ = finished
+    before = (path / files.PLOT).read_bytes()
+    (path / files.PLOT).unlink()
+    assert main(["report", str(path)]) == 0
+    assert capsys.readouterr().out.strip() in printed
+    assert (path / files.PLOT).read_bytes() == before
+
+
+def test_no_rounds_and_no_bound(finished, tmp_path, capsys):
+    argv = ["run", "--out", str(tmp_path / "run"), *TINY, "--num-rounds", "0", "--no-pooled", "--seed", "3"]
+    assert main(argv) == 0
+    assert "pooled upper bound" not in capsys.readouterr().out
+    summary, metrics = files.read_run(tmp_path / "run")
+    assert len(metrics) == 2
+    assert summary["mean"]["gain_points"] == 0
+    assert summary["mean"]["pooled_accuracy"] is None
+    assert [client["pooled_accuracy"] for client in summary["clients"]] == [None] * 2
+    first = [client["transfer_accuracy"] for client in files.read_run(finished[1])[0]["clients"]]
+    assert [client["transfer_accuracy"] for client in summary["clients"]] == first  # the same up to here
+
+
+@pytest.fixture
+def played(monkeypatch):
+    """`run` without training: the results of `runs`, and in between whatever a test puts in."""
+
+    def play(disturb=lambda stage: None):
+        def run(prepared, observer, watch):
+            observer.phase("transfer learning")
+            disturb("transfer")
+            for round_ in range(prepared.experiment.num_rounds + 1):
+                observer.round(runs.round_metrics(prepared.experiment, round_))
+                disturb(round_)
+            observer.phase("pooled upper bound")
+            disturb("pooled")
+            observer.pooled(dict.fromkeys(range(len(prepared.experiment.networks)), 0.9))
+
+        monkeypatch.setattr(cli, "run", run)
+
+    return play
+
+
+def interrupt_at(wanted):
+    def disturb(stage):
+        if stage == wanted:
+            raise KeyboardInterrupt
+
+    return disturb
+
+
+def test_without_out_the_directory_has_a_name_of_its_own(played, tmp_path, monkeypatch, capsys):
+    played()
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert main(["run", *TINY, "--seed", "3"]) == 0
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"quickstart-seed3", "quickstart-seed3-2"}
+    assert capsys.readouterr().out.splitlines()[-1] == "results in runs/quickstart-seed3-2"
+
+
+@pytest.mark.parametrize(("stage", "num_done"), [(0, 0), (1, 1), ("pooled", 2)])
+def test_an_interrupted_run_keeps_what_is_done(played, tmp_path, capsys, stage, num_done):
+    played(interrupt_at(stage))
+    path = tmp_path / "run"
+    assert main(["run", "--out", str(path), *TINY, "--num-rounds", "2"]) == 130
+    out, err = capsys.readouterr()
+    assert err == f"\ninterrupted after round {num_done} of 2: what is done so far is kept\n"
+    assert out.splitlines()[-1] == f"results in {path}"
+    summary, metrics = files.read_run(path)
+    assert {file.name for file in path.iterdir()} == FILES
+    assert len(metrics) == 2 * (num_done + 1)
+    assert (summary["num_rounds"], summary["num_rounds_done"], summary["interrupted"]) == (2, num_done, True)
+    assert summary["communication"]["total_bytes"] == num_done * 2 * 2 * 50 * 16 * 4
+    assert summary["clients"][0]["pooled_accuracy"] is None
+    assert main(["report", str(path)]) == 0
+
+
+def test_interrupted_before_the_first_result(played, tmp_path, capsys):
+    played(interrupt_at("transfer"))
+    path = tmp_path / "run"
+    assert main(["run", "--out", str(path), *TINY]) == 130
+    assert capsys.readouterr().err == f"\ninterrupted before the first result: {path} has config.json and no metrics\n"
+    assert {file.name: file.stat().st_size > 0 for file in path.iterdir()} == {files.CONFIG: True, files.METRICS: False}
+    assert main(["report", str(path)]) == 2
+    assert "is unfinished" in capsys.readouterr().err
+
+
+def test_interrupted_while_the_data_is_read(tmp_path, monkeypatch, capsys):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "prepare", interrupt)
+    assert main(["run", "--out", str(tmp_path / "run"), *TINY]) == 130
+    assert capsys.readouterr().err == "\nfedmd-jax: interrupted\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_in_a_process(finished, tmp_path):
+    path = tmp_path / "run"
+    # A test run in the background ignores SIGINT, and so would this process.
+    program = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from fedmd_jax.cli import main; sys.exit(main())"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, "run", "--out", str(path), *TINY, "--num-rounds", "1000000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={
+            **os.environ,
+            "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_NUM_CPU_DEVICES": "4",
+        },
+    )
+    for line in process.stdout:
+        if line.startswith("round "):
+            break
+    while process.poll() is None:  # again and again, also while it writes
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=0.05)
+    _, err = process.communicate()
+    assert process.returncode == 130, err
+    assert "what is done so far is kept" in err
+    assert "Traceback" not in err
+    assert {file.name for file in path.iterdir()} == FILES
+    summary, metrics = files.read_run(path)
+    assert len(metrics) == 2 * (summary["num_rounds_done"] + 1)
+
+
+def test_a_full_disk_is_one_line(played, tmp_path, monkeypatch, capsys):
+    played()
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    path = tmp_path / "run"
+    assert main(["run", "--out", str(path), *TINY]) == 1
+    err = capsys.readouterr().err
+    assert err == f"fedmd-jax: error: cannot write {path / files.SUMMARY}: No space left on device\n"
+    assert {file.name for file in path.iterdir()} == {files.CONFIG, files.METRICS}
+
+
+@pytest.mark.parametrize("kind", [ValueError, OSError, RuntimeError])
+def test_a_bug_keeps_its_traceback(played, tmp_path, kind):
+    def disturb(stage):
+        raise kind("a bug")
+
+    played(disturb)
+    with pytest.raises(kind, match="a bug"):
+        main(["run", "--out", str(tmp_path / "run"), *TINY])
+
+
+def test_the_progress_is_closed_whatever_happens(played, tmp_path, monkeypatch):
+    closed = []
+
+    class Watched(Lines):
+        def close(self):
+            closed.append(True)
+
+    monkeypatch.setattr(cli, "make_progress", Watched)
+    played(interrupt_at(0))
+    main(["run", "--out", str(tmp_path / "run"), *TINY])
+    assert closed == [True]
+
+
+@pytest.fixture(scope="module")
+def data_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    labels = np.arange(40) % 4
+    for name, size in (("small", 4), ("large", 28)):
+        save_images(folder, name, "train", np.zeros((40, size, size, 1), np.uint8), labels)
+        save_images(folder, name, "test", np.zeros((40, size, size, 1), np.uint8), labels)
+    (folder / "truncated").mkdir()
+    content = (folder / "large" / "train.npz").read_bytes()
+    (folder / "truncated" / "train.npz").write_bytes(content[: len(content) // 2])
+    (folder / "unequal").mkdir()
+    np.savez(folder / "unequal" / "train.npz", images=np.zeros((3, 28, 28, 1), np.uint8), labels=np.zeros(2, int))
+    return folder
+
+
+NETWORKS = "--networks mlp mlp mlp:n1=3"
+SMALL = (
+    "--data.private small --data.private-classes 0 1 --data.examples-per-class 2 "
+    "--data.num-test 5 --data.num-public 40 --subset-size 9"
+)
+HELP = r"\(see fedmd-jax run quickstart --help\)"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--num-roundz 3", f"unknown option '--num-roundz', perhaps you meant --num-rounds {HELP}"),
+        ("--data.pubic=x", f"unknown option '--data.pubic', perhaps you meant --data.public .*{HELP}"),
+        ("--zzz", f"unknown option '--zzz' {HELP}"),
+        ("quickstart", f"unexpected argument 'quickstart'; the experiment stands right after run, .* {HELP}"),
+        ("--pooled yes", f"unexpected argument 'yes'; .* {HELP}"),
+        ("--num-rounds x", f"--num-rounds: wanted an integer, got 'x' {HELP}"),
+        ("--head-penalty x", f"--head-penalty: wanted a number, got 'x' {HELP}"),
+        ("--num-rounds", f"Missing value for argument '--num-rounds'. .*{HELP}"),
+        ("--weights a b", f"--weights: .*{HELP}"),
+        ("--subset first", f"invalid choice 'first' for argument '--subset'. .*random.*stratified.* {HELP}"),
+        ("--digest.num-epochs 0", f"digest: num_epochs must be an integer of at least 1, got 0 {HELP}"),
+        ("--num-rounds -3", "num_rounds must be an integer of at least 0, got -3"),
+        ("--distance kl --temperature 0", "temperature must be positive and finite, got 0.0"),
+        ("--networks mlp mlp --weights 1 nan", "weights must be finite and not negative, got 1.0, nan"),
+        ("--networks mlp mlp --weights 1 -1", "weights must be finite and not negative, got 1.0, -1.0"),
+        ("--networks mlp mlp --weights 1", "weights must be one per client, 2, got 1"),
+        ("--networks", "networks must be a list of names, one per client, got 'none'"),
+        ("--subset-size 300 --data.num-public 200", "subset_size must be at most the public dataset, .* got 300"),
+        ("--data.num-public 8001", "the public dataset embedded/digits has 8000 examples, wanted 8001"),
+        ("--data.num-test 2401", "the test split of embedded/letters has 2400 examples, wanted 2401"),
+        (f"{NETWORKS} --data.examples-per-class 101", "3 clients with 101 examples per class need 303 of each, but .*"),
+        ("--data.private-classes 0 6", r"embedded/letters has no examples of the private_classes \[6\], it has .*"),
+        ("--data.public embedded/mnist", "the embedded data sets are embedded/digits and embedded/letters, got .*"),
+        ("--networks cnn", "network 'cnn': the kind must be one of 2conv, 3conv, .*, got 'cnn'"),
+        ("--networks mlp:n1=8,width=2", r"network 'mlp:n1=8,width=2': .* n2 is missing, width is unknown"),
+        ("--networks mlp:n1=eight", "network 'mlp:n1=eight': n1 must be an integer, got 'eight'"),
+        ("--data.public mnist --data.data-dir /nowhere", "no data set 'mnist' with split 'train' in /nowhere .*"),
+        (f"--data.public truncated {NETWORKS}", "cannot read .*truncated/train.npz, it may be missing or damaged: .*"),
+        (f"--data.public unequal {NETWORKS}", ".*unequal/train.npz: 3 images but 2 labels"),
+        (f"--data.public small {SMALL} {NETWORKS} 3conv:n1=2,n2=2,n3=2", "a CNN of 3 convolutions wants .* 12x12, .*"),
+        (f"--data.public large {SMALL} {NETWORKS}", r"public and private images must have one shape, got \(28, .*"),
+    ],
+)
+def test_bad_settings_are_one_line_and_leave_nothing(data_folder, tmp_path, monkeypatch, capsys, options, message):
+    monkeypatch.setenv("FEDMD_JAX_DATA", str(data_folder))
+    assert main(["run", "--out", str(tmp_path / "run"), *shlex.split(options)]) == 2
+    check_complaint(capsys, message)
+    assert list(tmp_path.iterdir()) == []
+
+
+def check_complaint(capsys, message):
+    out, err = capsys.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()
+    assert re.fullmatch(f"fedmd-jax: error: {message}", line), line
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["rum"], "unknown command 'rum', perhaps you meant run"),
+        (["train"], "unknown command 'train', known are run, report"),
+        (["--verbose"], "unknown command '--verbose', known are run, report"),
+        (["run", "quick"], "unknown experiment 'quick', .*quickstart"),
+        (["report"], "report wants one directory of a finished run: fedmd-jax report DIR"),
+        (["report", "a", "b"], "report wants one directory of a finished run: fedmd-jax report DIR"),
+        (["report", "--out"], "report wants one directory of a finished run: fedmd-jax report DIR"),
+        (["report", "/nowhere"], "no run to report on: /nowhere is not a directory"),
+    ],
+)
+def test_a_command_that_is_none(capsys, argv, message):
+    assert main(argv) == 2
+    check_complaint(capsys, message)
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("exists", "the output directory must be new, but .*exists exists"),
+        ("file", "the output directory must be new, but .*file exists"),
+        ("file/run", "cannot make the output directory .*file/run: Not a directory"),
+        ("/proc/run", "cannot make the output directory /proc/run: No such file or directory"),
+        ("", "the output directory must be new, but . exists"),
+    ],
+)
+def test_an_output_directory_that_cannot_be(played, tmp_path, capsys, out, message):
+    played()
+    (tmp_path / "exists").mkdir()
+    (tmp_path / "file").touch()
+    assert main(["run", "--out", str(tmp_path / out) if out else "", *TINY]) == 2
+    check_complaint(capsys, message)
+    assert {path.name for path in tmp_path.iterdir()} == {"exists", "file"}
+    assert list((tmp_path / "exists").iterdir()) == []
+
+
+def test_a_damaged_run_is_one_line(tmp_path, capsys):
+    runs.write(tmp_path / "run", runs.experiment())
+    plot = (tmp_path / "run" / files.PLOT).read_bytes()
+    (tmp_path / "run" / files.SUMMARY).write_text("{")
+    assert main(["report", str(tmp_path / "run")]) == 2
+    check_complaint(capsys, "cannot read .*summary.json: .*")
+    assert (tmp_path / "run" / files.PLOT).read_bytes() == plot
+
+
+def test_the_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"fedmd-jax {fedmd_jax.__version__}\n"
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
+def test_the_help_names_commands_and_experiments(capsys, argv):
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    for word in ("fedmd-jax run", "fedmd-jax report DIR", "--version", *EXPERIMENTS):
+        assert word in out
+
+
+def test_the_help_of_report(capsys):
+    assert main(["report", "--help"]) == 0
+    assert capsys.readouterr().out.startswith("usage: fedmd-jax report DIR")
+
+
+@pytest.fixture
+def run_help(monkeypatch, capsys):
+    def refuse(*_, **__):
+        raise AssertionError("the help reads no data")
+
+    monkeypatch.setattr(cli, "prepare", refuse)
+    monkeypatch.setenv("COLUMNS", "100")
+    assert main(["run", "quickstart", "--num-rounds", "3", "--help"]) == 0
+    return capsys.readouterr().out
+
+
+def test_the_help_of_run_explains_every_setting(run_help):
+    assert max(map(len, run_help.splitlines())) <= 100
+    words = " ".join(re.sub(", --no-[a-z]+", "", run_help.replace("│", " ")).split())
+    for option in (*cli._options(cli.Experiment), "--out"):
+        _, found, after = words.partition(f" {option}")
+        assert found, option
+        explanation = after.split(" --")[0].partition("(default: ")[0]
+        assert len(explanation.split()) >= 3, option
+    for word in ("consensus", "digest", "revisit", "public dataset", "private", "Transfer learning", *EXPERIMENTS):
+        assert word in words
+
+
+def test_every_setting_is_documented_in_its_class():
+    for kind in (cli.Experiment, cli.Experiment.__dataclass_fields__["data"].type):
+        for field in dataclasses.fields(kind):
+            assert f"\n      {field.name}: " in kind.__doc__
+
+
+def test_python_m(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "fedmd_jax", "report", str(tmp_path / "nothing")], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == f"fedmd-jax: error: no run to report on: {tmp_path / 'nothing'} is not a directory\n"

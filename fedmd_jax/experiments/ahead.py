@@ -2,10 +2,9 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import jax
@@ -43,28 +42,35 @@ class Ahead:
 
 
 @contextmanager
-def compiling(federation: Federation, watch: Stopwatch, **data: Any) -> Iterator[Federation]:
+def compiling(
+    federation: Federation, watch: Stopwatch, *, needed: Collection[str], **data: Any
+) -> Iterator[Federation]:
     """The same federation, its programs compiled in the order in which a run needs them, blocking and timed by phase.
 
     Args:
       federation: on one device.
       watch: is told the seconds.
+      needed: names of the programs that the run will call; the others stay as they are.
       **data: `public`, `private`, `pooled` and `test`, as they will be given.
     """
     key = jax.random.key(0)
     public, private, pooled, test = (data[name] for name in ("public", "private", "pooled", "test"))
     states = jax.eval_shape(federation.new_states, key, public.inputs[:1])
+    programs = {
+        "new_states": ("transfer", key, public.inputs[:1]),
+        "pretrain": ("transfer", states, public, key),
+        "personalize": ("transfer", states, private, key),
+        "evaluate": ("evaluate", states, test),
+        "round": ("rounds", states, public, private, key),
+        "pool": ("pooled", states, pooled, key),
+    }
     executor = ThreadPoolExecutor(max_workers=os.cpu_count())
-    ahead = partial(Ahead, executor, watch)
     try:
-        yield dataclasses.replace(
-            federation,
-            new_states=ahead("transfer", federation.new_states, key, public.inputs[:1]),
-            pretrain=ahead("transfer", federation.pretrain, states, public, key),
-            personalize=ahead("transfer", federation.personalize, states, private, key),
-            evaluate=ahead("evaluate", federation.evaluate, states, test),
-            round=ahead("rounds", federation.round, states, public, private, key),
-            pool=ahead("pooled", federation.pool, states, pooled, key),
-        )
+        ahead = {
+            name: Ahead(executor, watch, phase, getattr(federation, name), *args)
+            for name, (phase, *args) in programs.items()
+            if name in needed
+        }
+        yield dataclasses.replace(federation, **ahead)
     finally:
         executor.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C nobody waits for what is being compiled

@@ -123,9 +123,11 @@ def run(prepared: Prepared, observer: Observer, watch: Stopwatch) -> None:
       observer: is told of phases, rounds and results.
       watch: measures the phases.
     """
-    data = prepared.datasets
-    datasets = {"public": data.public, "private": prepared.private, "pooled": data.pooled, "test": data.test}
-    with compiling(prepared.federation, watch, **datasets) as federation:
+    experiment, federation, data, private = prepared
+    needed = {"new_states", "pretrain", "personalize", "evaluate"}
+    needed |= ({"round"} if experiment.num_rounds > 0 else set()) | ({"pool"} if experiment.pooled else set())
+    datasets = {"public": data.public, "private": private, "pooled": data.pooled, "test": data.test}
+    with compiling(federation, watch, needed=needed, **datasets) as federation:
         _run_phases(federation, prepared, observer)
 
 

@@ -42,7 +42,7 @@ class Lines(Progress):
         accuracies = [client.accuracy for client in metrics.clients]
         spread = f"({min(accuracies):.3f} to {max(accuracies):.3f})"
         number = f"round {metrics.round:>{len(str(self._num_rounds))}}/{self._num_rounds}"
-        print(f"{number}  {_accuracy(metrics)} {spread}", file=self._file, flush=True)
+        print(f"{number}  accuracy {metrics.mean_accuracy:.3f} {spread}{_note(metrics)}", file=self._file, flush=True)
 
 
 class Bars(Progress):
@@ -79,7 +79,7 @@ class Bars(Progress):
         left = self._time_left(metrics.round)
         with self._lock:
             self._bar.n = metrics.round
-            self._bar.set_postfix_str(_accuracy(metrics) + (f", {left} left" if left else ""))
+            self._bar.set_postfix_str(f"accuracy {metrics.mean_accuracy:.3f}{left}{_note(metrics)}")
 
     def close(self) -> None:
         """Leaves the last bar as it is."""
@@ -94,7 +94,7 @@ class Bars(Progress):
         if not 1 < round_ < self._num_rounds:
             return ""
         seconds = (time.monotonic() - self._compiled_at) / (round_ - 1)
-        return tqdm.tqdm.format_interval(seconds * (self._num_rounds - round_))
+        return f", {tqdm.tqdm.format_interval(seconds * (self._num_rounds - round_))} left"
 
     def _close_bar(self) -> None:
         if self._bar is not None:
@@ -115,6 +115,5 @@ def make_progress(num_rounds: int) -> Progress:
     return Bars(num_rounds) if on_terminal else Lines(num_rounds)
 
 
-def _accuracy(metrics: RoundMetrics) -> str:
-    text = f"accuracy {metrics.mean_accuracy:.3f}"
-    return text if metrics.digested else f"{text}, no consensus since all weights are zero"
+def _note(metrics: RoundMetrics) -> str:
+    return "" if metrics.digested else ", no consensus: all weights are zero"

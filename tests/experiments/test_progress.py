@@ -65,7 +65,7 @@ def test_a_round_without_consensus_says_so():
     for shown in (Bars(1, terminal), Lines(1, file)):
         show(shown, num_rounds=1, digested=False)
     for text in (terminal.getvalue(), file.getvalue()):
-        assert "no consensus since all weights are zero" in text
+        assert "no consensus: all weights are zero" in text
 
 
 def test_the_time_left_is_that_of_the_rounds_after_the_first(monkeypatch):

@@ -258,8 +258,8 @@ def distance(found, expected) -> float:
 
 
 def tree_distance(found, expected) -> float:
-    """The largest of the leaves' distances."""
-    return max(jax.tree.leaves(jax.tree.map(distance, found, expected)))
+    """The largest of the leaves' distances; NaN where one is."""
+    return float(np.max(jax.tree.leaves(jax.tree.map(distance, found, expected))))
 
 
 def measure(arrays: Mapping[str, np.ndarray]) -> list[Deviation]:
@@ -268,7 +268,7 @@ def measure(arrays: Mapping[str, np.ndarray]) -> list[Deviation]:
         replay = Replay(arrays)
         found: dict[str, float] = {}
         for stage, value in (*probe(replay), *rounds(replay)):
-            found[stage] = max(found.get(stage, 0.0), value) if not np.isnan(value) else float("nan")
+            found[stage] = float(np.maximum(found.get(stage, 0.0), value))  # NaN stays
     except KeyError as error:
         raise BadFileError(f"the file has no {error}") from None
     return [Deviation(stage, value, TOLERANCES.get(stage)) for stage, value in found.items()]

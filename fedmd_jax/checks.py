@@ -30,6 +30,8 @@ def check_examples(what: str, inputs: Any, labels: Any) -> tuple[np.ndarray, np.
         raise ValueError(f"{what}: as many labels as inputs are needed, got {len(inputs)} inputs, {len(labels)} labels")
     if labels.min() < 0:
         raise ValueError(f"{what}: labels must not be negative, got {labels.min()}")
+    if labels.max() > np.iinfo(np.int32).max:
+        raise ValueError(f"{what}: labels must fit into int32, got {labels.max()}")
     return inputs, labels.astype(np.int32)
 
 
@@ -47,6 +49,12 @@ def check_inputs(what: str, inputs: Any) -> np.ndarray:
     if bad.size:
         raise ValueError(f"{what}: inputs must be finite, got NaN or infinity in {bad.size} rows, first row {bad[0]}")
     return inputs
+
+
+def check_count(name: str, value: Any) -> None:
+    """A `ValueError` where a setting is not an integer of at least 1."""
+    if not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
 
 
 def check_labels_in_head(what: str, labels: Any, num_classes: int) -> None:

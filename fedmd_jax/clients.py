@@ -24,7 +24,8 @@ class ArchitectureGroup:
       weights: what each client's scores weigh in the consensus; one each by default.
 
     Raises:
-      ValueError: no client, an id twice or not an integer from 0 on, weights of another length, negative or not finite.
+      ValueError: no client, an id twice or not an integer from 0 on, weights of another length, or neither zero nor
+        between 1e-30 and 1e30.
     """
 
     architecture: Architecture
@@ -38,11 +39,12 @@ class ArchitectureGroup:
         if any(not isinstance(i, (int, np.integer)) or isinstance(i, bool) or not 0 <= i < 2**32 for i in ids):
             raise ValueError(f"client ids must be integers from 0 to 2**32 - 1, got {list(ids)}")
         check_unique(ids)
-        weights = tuple(float(w) for w in ((1.0,) * len(ids) if self.weights is None else self.weights))
+        weights = tuple(map(float, (1.0,) * len(ids) if self.weights is None else self.weights))
         if len(weights) != len(ids):
             raise ValueError(f"one consensus weight per client is needed: {len(ids)} clients, {len(weights)} weights")
-        if not all(np.isfinite(w) and w >= 0 for w in weights):
-            raise ValueError(f"consensus weights must be finite and not negative, got {list(weights)}")
+        # Far from where float32 overflows, or flushes a reciprocal to zero.
+        if not all(weight == 0 or 1e-30 <= weight <= 1e30 for weight in weights):
+            raise ValueError(f"consensus weights must be zero or between 1e-30 and 1e30, got {list(weights)}")
         object.__setattr__(self, "client_ids", tuple(int(i) for i in ids))
         object.__setattr__(self, "weights", weights)
 
@@ -102,7 +104,10 @@ def map_clients(fn: Callable[..., Any], in_axes: Sequence[int | None], mesh: Mes
 
 
 def client_keys(key: chex.PRNGKey, client_ids: Sequence[int]) -> chex.PRNGKey:
-    """One key per client, [K], from the client's id: neither grouping nor order nor sharding matters."""
+    """One key per client, [K], from the client's id: neither grouping nor order nor sharding matters.
+
+    That holds for JAX's own keys (threefry). What `rbg` keys give hangs on the place in a batch.
+    """
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(client_ids, dtype=jnp.uint32))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from fedmd_jax.checks import check_examples, check_inputs, check_labels_in_head
+from fedmd_jax.checks import check_count, check_examples, check_inputs, check_labels_in_head
 from fedmd_jax.clients import Groups, check_groups, client_keys, map_clients, shard_clients
 from fedmd_jax.evaluate import Evaluation, evaluate
 from fedmd_jax.local import Distance, Training, init_client, pretrain, revisit
@@ -30,7 +30,8 @@ class Federation:
     """Compiled functions over all groups; every `states` argument but those of `pool` and `evaluate` is donated.
 
     Attributes:
-      check: (public, private) -> None. Raises `ValueError` where the data does not fit the networks or the settings.
+      check: (public, private, *others) -> None. Raises `ValueError` where the data does not fit the networks or the
+        settings; `others` are test or pooled data, which nothing else checks but `run_federation` its test data.
       init: (key, public, private) -> states, after `check`.
       new_states: (key, inputs [B, ...]) -> states, without a check.
       pretrain: (states, public, key) -> (states, losses per group [K, E]): transfer learning, public half.
@@ -44,7 +45,7 @@ class Federation:
       mesh: over which devices, or None.
     """
 
-    check: Callable[[PublicDataset, Private], None]
+    check: Callable[..., None]
     init: Callable[[chex.PRNGKey, PublicDataset, Private], States]
     new_states: Callable[[chex.PRNGKey, chex.Array], States]
     pretrain: Callable[[States, PublicDataset, chex.PRNGKey], tuple[States, dict[str, chex.Array]]]
@@ -94,14 +95,14 @@ def fedmd(
       The federation. Defaults are those of the released code for letters (iid), without its early stopping.
 
     Raises:
-      ValueError: no group, a client in two groups, a subset size below 1.
+      ValueError: no group, a client in two groups, a subset size below 1, a group that the mesh cannot share out.
 
     References:
       Li and Wang 2019, Algorithm 1; settings from the configurations of the released code.
     """
     check_groups(groups)
-    if subset_size < 1:
-        raise ValueError(f"subset_size must be at least 1, got {subset_size}")
+    check_count("subset_size", subset_size)
+    _check_mesh(groups, mesh)
     init_one = partial(init_client, digest=digest_training, revisit=revisit_training)
     round_ = partial(
         fedmd_round,
@@ -114,8 +115,8 @@ def fedmd(
         mesh=mesh,
     )
 
-    def check(public, private):
-        _check_data(groups, public, private, subset_size)
+    def check(public, private, *others):
+        _check_data(groups, subset_size, public, private, *others)
         for training in (private_training, pooled_training):
             _check_optimizer_memory(groups, public.inputs, training.optimizer, revisit_training.optimizer)
 
@@ -173,6 +174,15 @@ def _run_once() -> dict[str, Any]:
     return {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else {}
 
 
+def _check_mesh(groups: Groups, mesh: Mesh | None) -> None:
+    for name, group in groups.items():
+        if mesh is not None and group.num_clients % mesh.size:
+            raise ValueError(
+                f"group {name!r}: the number of clients must be a multiple of the {mesh.size} devices of the mesh, "
+                f"got {group.num_clients}"
+            )
+
+
 class ClientMetrics(NamedTuple):
     """What is known of one client after one round; losses are those of the last epoch, penalty included."""
 
@@ -214,16 +224,21 @@ def run_federation(
       states: clients after transfer learning; consumed (donated), use the result instead.
       public: the public dataset.
       private: per group, stacked private datasets.
-      key: of the whole run; round r uses `fold_in(key, r)`.
+      key: of the rounds, another one than for `init` and `transfer_learn`; round r uses `fold_in(key, r)`.
       num_rounds: R.
       test: one dataset for everybody, or per group a stacked one.
-      callback: called with the metrics and the states after each of the R + 1 evaluations.
+      callback: called with the metrics and the states after each of the R + 1 evaluations. The next round consumes
+        those states: copy what you keep.
 
     Returns:
       The clients and the history, [R + 1].
+
+    Raises:
+      ValueError: a negative number of rounds, or data that does not fit the networks.
     """
     if num_rounds < 0:
         raise ValueError(f"num_rounds must not be negative, got {num_rounds}")
+    federation.check(public, private, test)
     private = shard_clients(dict(private), federation.mesh)
     history = []
     for round_ in range(num_rounds + 1):
@@ -288,7 +303,7 @@ def num_outputs(groups: Groups, inputs: chex.Array) -> int:
       groups: the architecture groups.
       inputs: any batch, [B, ...]; only shape and dtype are used, nothing is computed.
     """
-    shapes = {name: _output_shape(group.architecture, inputs) for name, group in groups.items()}
+    shapes = {name: _output_shape(name, group.architecture, inputs) for name, group in groups.items()}
     for name, shape in shapes.items():
         if len(shape) != 2 or shape[0] != inputs.shape[0]:
             raise ValueError(
@@ -301,40 +316,64 @@ def num_outputs(groups: Groups, inputs: chex.Array) -> int:
     return next(iter(shapes.values()))[1]
 
 
-def _output_shape(architecture: Architecture, inputs: chex.Array) -> tuple[int, ...]:
+def _output_shape(name: str, architecture: Architecture, inputs: chex.Array) -> tuple[int, ...]:
     def forward(inputs):
         params, model_state = architecture.init(jax.random.key(0), inputs)
         return architecture.apply(params, model_state, inputs, train=False)[0]
 
-    return jax.eval_shape(forward, jax.ShapeDtypeStruct(inputs.shape, inputs.dtype)).shape
+    try:
+        return jax.eval_shape(forward, jax.ShapeDtypeStruct(inputs.shape, inputs.dtype)).shape
+    except TypeError as error:  # what JAX raises where shapes do not go together
+        raise ValueError(
+            f"group {name!r}: the network does not take inputs of shape {inputs.shape}: {error}"
+        ) from error
 
 
-def _check_data(groups: Groups, public: PublicDataset, private: Private, subset_size: int) -> None:
+def _check_data(
+    groups: Groups, subset_size: int, public: PublicDataset, private: Private, *others: PrivateDataset | Private
+) -> None:
     if set(private) != set(groups):
         raise ValueError(f"private data is needed for the groups {sorted(groups)}, got {sorted(private)}")
-    num_public = public.inputs.shape[0]
+    num_public, *shape = public.inputs.shape
     if subset_size > num_public:
         raise ValueError(
             f"the public subset of a round must be at most the public dataset, {num_public} examples, got {subset_size}"
         )
     num_classes = num_outputs(groups, public.inputs[:2])
-    if public.labels is not None:
+    if public.labels is None:
+        check_inputs("public dataset", public.inputs)
+    else:
+        check_examples("public dataset", public.inputs, public.labels)
         check_labels_in_head("public dataset", public.labels, num_classes)
-    for name, group in groups.items():
-        inputs = private[name].inputs
-        if inputs.shape[0] != group.num_clients or inputs.shape[2:] != public.inputs.shape[1:]:
-            wanted = (group.num_clients, "N", *public.inputs.shape[1:])
-            raise ValueError(f"group {name!r}: private inputs must have shape {wanted}, got {inputs.shape}")
-        check_labels_in_head(f"group {name!r}", private[name].labels, num_classes)
+    for number, dataset in enumerate((private, *others)):
+        for name, part in {"shared": dataset}.items() if isinstance(dataset, PrivateDataset) else dataset.items():
+            what = f"group {name!r}" if number == 0 else f"labelled dataset {number}, {name}"
+            _check_labelled(what, part, tuple(shape), num_classes)
+            if part is not dataset and part.inputs.shape[0] != groups[name].num_clients:
+                raise ValueError(f"{what}: {groups[name].num_clients} clients, but data of {part.inputs.shape[0]}")
+
+
+def _check_labelled(what: str, dataset: PrivateDataset, shape: tuple[int, ...], num_classes: int) -> None:
+    """One dataset, stacked or not; a client without examples is padding, and passes."""
+    inputs, labels, num_examples = (np.asarray(leaf) for leaf in dataset)
+    if inputs.shape[labels.ndim :] != shape:
+        raise ValueError(f"{what}: inputs must have shape (..., N, {str(shape)[1:-1]}), got {inputs.shape}")
+    if inputs.shape[: labels.ndim] != labels.shape:
+        raise ValueError(f"{what}: inputs of shape {inputs.shape} do not go with labels of shape {labels.shape}")
+    if num_examples.shape != labels.shape[:-1] or (num_examples < 0).any() or (num_examples > labels.shape[-1]).any():
+        raise ValueError(f"{what}: num_examples must be between 0 and {labels.shape[-1]}, got {num_examples.tolist()}")
+    check_examples(what, inputs.reshape(-1, *shape), labels.reshape(-1))
+    check_labels_in_head(what, labels, num_classes)
 
 
 def _check_optimizer_memory(
     groups: Groups, inputs: chex.Array, ours: optax.GradientTransformation, theirs: optax.GradientTransformation
 ) -> None:
-    architecture = next(iter(groups.values())).architecture
-    params, _ = jax.eval_shape(architecture.init, jax.random.key(0), inputs[:1])
-    if jax.eval_shape(ours.init, params) != jax.eval_shape(theirs.init, params):
-        raise ValueError(
-            "private, pooled and revisit training share one optimizer memory, so their optimizers must be "
-            "of the same kind, got different ones"
-        )
+    for group in groups.values():
+        params, _ = jax.eval_shape(group.architecture.init, jax.random.key(0), inputs[:1])
+        first, second = jax.eval_shape(ours.init, params), jax.eval_shape(theirs.init, params)
+        if jax.tree.structure(first) != jax.tree.structure(second) or first != second:
+            raise ValueError(
+                "private, pooled and revisit training share one optimizer memory, so their optimizers must be "
+                "of the same kind, got different ones"
+            )

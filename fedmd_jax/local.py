@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fedmd_jax.checks import check_count
 from fedmd_jax.losses import cross_entropy, mae
 from fedmd_jax.optimizers import adam
 from fedmd_jax.types import Architecture, ClientState, PrivateDataset, PublicDataset
@@ -32,7 +33,7 @@ class Training:
       shuffle: a new permutation each epoch; off, batches are taken in order.
 
     Raises:
-      ValueError: a count is below 1.
+      ValueError: a count is not an integer of at least 1.
     """
 
     num_epochs: int = 1
@@ -42,8 +43,7 @@ class Training:
 
     def __post_init__(self):
         for name in ("num_epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            check_count(name, getattr(self, name))
 
 
 class Learner(NamedTuple):
@@ -317,7 +317,7 @@ def draw_batches(
     # One draw for everything, since each call of the generator costs a CPU up to a second of compilation (and more in
     # several dimensions); row by row, so that a client's numbers do not depend on how far its group is padded.
     shape = (num_rows, training.num_epochs, 1 + jax.random.key_data(key).shape[-1])
-    words = jax.random.bits(key, (math.prod(shape),)).reshape(shape)
+    words = jax.random.bits(key, (math.prod(shape),), jnp.uint32).reshape(shape)
     priority = words[:, :, 0].T
     keys = jax.random.wrap_key_data(words[:num_steps, :, 1:].swapaxes(0, 1), impl=jax.random.key_impl(key))
 

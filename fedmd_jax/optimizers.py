@@ -34,8 +34,8 @@ def adam(
     """
 
     def init(params: chex.ArrayTree) -> optax.ScaleByAdamState:
-        zeros = optax.tree.zeros_like(params)
-        return optax.ScaleByAdamState(count=jnp.zeros([], jnp.int32), mu=zeros, nu=zeros)
+        mu, nu = optax.tree.zeros_like(params), optax.tree.zeros_like(params)  # two buffers, to be donated
+        return optax.ScaleByAdamState(count=jnp.zeros([], jnp.int32), mu=mu, nu=nu)
 
     def update(grads, state, params=None):
         del params

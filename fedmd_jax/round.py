@@ -69,16 +69,9 @@ def fedmd_round(
     for name, group in groups.items():  # 3. distribute
         digest_one = partial(digest, group.architecture, training=digest_training, distance=distance)
         digest_clients = map_clients(digest_one, (0, None, None, 0), mesh)
-        keys = client_keys(key_digest, group.client_ids)
-        clients, digest_loss[name] = jax.lax.cond(  # 4. digest
-            anybody,
-            digest_clients,
-            partial(_skip_digest, digest_training),
-            states[name],
-            subset.inputs,
-            consensus,
-            keys,
-        )
+        arguments = (states[name], subset.inputs, consensus, client_keys(key_digest, group.client_ids))
+        skip = partial(_skip, jax.eval_shape(digest_clients, *arguments)[1])
+        clients, digest_loss[name] = jax.lax.cond(anybody, digest_clients, skip, *arguments)  # 4. digest
 
         revisit_one = partial(revisit, group.architecture, training=revisit_training)
         revisit_clients = map_clients(revisit_one, (0, 0, 0), mesh)
@@ -93,6 +86,6 @@ def consensus_weights(groups: Groups) -> dict[str, chex.Array]:
     return {name: jnp.asarray(group.weights, dtype=jnp.float32) for name, group in groups.items()}
 
 
-def _skip_digest(training, clients, inputs, consensus, keys):
-    del inputs, consensus
-    return clients, jnp.zeros((keys.shape[0], training.num_epochs))
+def _skip(loss, clients, *_):
+    """Everybody as before, and zeros of the shape of the loss."""
+    return clients, jnp.zeros(loss.shape, loss.dtype)

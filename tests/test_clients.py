@@ -53,8 +53,10 @@ def test_stacking_keeps_every_example_and_pads_the_rest(sizes, seed):
         ({"client_ids": (-1,)}, "integers from 0"),
         ({"client_ids": ("a",)}, "integers from 0"),
         ({"client_ids": (0, 1), "weights": (1.0,)}, "2 clients, 1 weights"),
-        ({"client_ids": (0, 1), "weights": (1.0, -2.0)}, r"not negative, got \[1.0, -2.0\]"),
-        ({"client_ids": (0,), "weights": (float("nan"),)}, "finite and not negative"),
+        ({"client_ids": (0, 1), "weights": (1.0, -2.0)}, r"zero or between 1e-30 and 1e30, got \[1.0, -2.0\]"),
+        ({"client_ids": (0,), "weights": (float("nan"),)}, "zero or between"),
+        ({"client_ids": (0,), "weights": (1e39,)}, "zero or between"),
+        ({"client_ids": (0,), "weights": (1e-50,)}, "zero or between"),
     ],
 )
 def test_groups_that_make_no_sense_are_refused(kwargs, message):

@@ -56,6 +56,27 @@ def test_all_weights_zero_is_zero_and_not_nan():
     assert fmd.total_weight(weights) == 0
 
 
+def test_enormous_weights_do_not_overflow_and_tiny_ones_do_not_vanish():
+    for weight in (1e30, 1e-30):
+        weights = jax.tree.map(lambda w, weight=weight: jnp.full_like(w, weight), WEIGHTS)
+        equal = fmd.weighted_consensus(SCORES, jax.tree.map(jnp.ones_like, WEIGHTS))
+        np.testing.assert_allclose(fmd.weighted_consensus(SCORES, weights), equal, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        {"a": WEIGHTS["a"]},
+        {**WEIGHTS, "c": jnp.ones(2)},
+        {**WEIGHTS, "a": jnp.ones(1)},
+        {**WEIGHTS, "a": jnp.ones(5)},
+    ],
+)
+def test_weights_of_others_than_the_scores_are_refused(weights):
+    with pytest.raises(ValueError, match="one weight per client is needed"):
+        fmd.weighted_consensus(SCORES, weights)
+
+
 def test_the_consensus_is_differentiable_in_scores_and_weights():
     def loss(scores, weights):
         return jnp.sum(fmd.weighted_consensus(scores, weights) ** 2)
@@ -68,8 +89,8 @@ def test_the_consensus_is_differentiable_in_scores_and_weights():
 
 def test_the_only_collective_is_one_all_reduce():
     mesh = fmd.client_mesh(4)
-    scores, weights = fmd.shard_clients((SCORES, WEIGHTS), mesh)
-    compiled = jax.jit(lambda s, w: fmd.weighted_consensus(s, w, mesh=mesh)).lower(scores, weights).compile()
+    scores = fmd.shard_clients(SCORES, mesh)
+    compiled = jax.jit(lambda s, w: fmd.weighted_consensus(s, w, mesh=mesh)).lower(scores, WEIGHTS).compile()
     text = compiled.as_text()
     assert text.count(" all-reduce(") == 1
     assert "all-gather" not in text

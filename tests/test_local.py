@@ -168,7 +168,7 @@ def test_a_whole_digest_is_differentiable(key):
     np.testing.assert_allclose(numeric, jnp.sum(gradient * direction), rtol=5e-2)
 
 
-@pytest.mark.parametrize("setting", [{"num_epochs": 0}, {"batch_size": 0}, {"batch_size": -3}])
+@pytest.mark.parametrize("setting", [{"num_epochs": 0}, {"batch_size": 0}, {"batch_size": -3}, {"batch_size": 2.5}])
 def test_a_training_that_cannot_run_is_refused(setting):
-    with pytest.raises(ValueError, match=r"must be at least 1, got"):
+    with pytest.raises(ValueError, match=r"must be an integer of at least 1, got"):
         fmd.Training(**setting)

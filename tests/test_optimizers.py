@@ -35,3 +35,8 @@ def test_where_gradients_are_large_it_is_optax():
     (expected, (expected_state, _)), _ = run(optax.adam(0.01, eps=1e-7), gradients)
     np.testing.assert_allclose(params, expected, rtol=1e-4)
     chex.assert_trees_all_close(state, expected_state, rtol=1e-5)
+
+
+def test_its_state_can_be_donated_as_it_is():
+    state = fmd.adam().init({"w": jnp.ones(3)})
+    jax.jit(lambda state: jax.tree.map(lambda leaf: leaf + 1, state), donate_argnums=0)(state)

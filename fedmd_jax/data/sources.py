@@ -105,7 +105,7 @@ def save_images(
     _check_name(name, split)
     if name.startswith("embedded/"):
         raise DataError(f"data set {name!r} cannot be written: names under embedded/ belong to the package")
-    path = pathlib.Path(folder).expanduser() / name / f"{split}.npz"
+    path = pathlib.Path(os.path.expanduser(folder)) / name / f"{split}.npz"
     arrays = _checked(images, labels, "save_images")
     write_npz(path, **arrays._asdict())
     return path
@@ -186,11 +186,11 @@ def _not_found(folder, origin, name, split):
 def _data_folder(data_dir):
     """The one folder to look in, and who named it."""
     if data_dir is not None:
-        return pathlib.Path(data_dir).expanduser(), "data_dir"
+        return pathlib.Path(os.path.expanduser(data_dir)), "data_dir"
     for variable in ("FEDMD_JAX_DATA", "TFDS_DATA_DIR"):
         if value := os.environ.get(variable):
-            return pathlib.Path(value).expanduser(), variable
-    return pathlib.Path("~/tensorflow_datasets").expanduser(), "the default, FEDMD_JAX_DATA is not set"
+            return pathlib.Path(os.path.expanduser(value)), variable
+    return pathlib.Path(os.path.expanduser("~/tensorflow_datasets")), "the default, FEDMD_JAX_DATA is not set"
 
 
 def _array_files(folder, name, split):

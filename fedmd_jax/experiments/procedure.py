@@ -86,7 +86,7 @@ def prepare(experiment: Experiment) -> Prepared:
         draw_subset=draw_public_subset if experiment.subset == "random" else draw_stratified_subset,
     )
     private = stack_private(groups, datasets.private)
-    federation.check(datasets.public, private)
+    federation.check(datasets.public, private, datasets.pooled, datasets.test)
     return Prepared(experiment, federation, datasets, private)
 
 

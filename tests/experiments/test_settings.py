@@ -55,7 +55,6 @@ def test_data_out_of_range(settings, message):
         ({"weights": (1.0,)}, "weights must be one per client, 2, got 1"),
         ({"weights": (1.0, -1.0)}, "weights must be finite and not negative, got 1.0, -1.0"),
         ({"weights": (1.0, float("nan"))}, "weights must be finite and not negative, got 1.0, nan"),
-        ({"weights": (1e300, 1.0)}, r"weights must have a sum that a 32-bit float can hold, got 1e\+300, 1.0"),
         ({"temperature": 0.0, "distance": "kl"}, "temperature must be positive and finite, got 0.0"),
         ({"temperature": 2.0}, "temperature is of distance kl, but distance is mae, got 2.0"),
         ({"head_penalty": float("inf")}, "head_penalty must be finite and not negative, got inf"),

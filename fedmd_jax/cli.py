@@ -52,7 +52,8 @@ class Run:
     """What `fedmd-jax run` can be told.
 
     Attributes:
-      out: Directory of the results, which must not exist. Without it: runs/EXPERIMENT-seedSEED.
+      out: Directory of the results, which must not exist. Without it: runs/EXPERIMENT-seedSEED, or the
+        first of ...-2, ...-3 that does not exist.
       experiment: All settings.
     """
 
@@ -147,7 +148,10 @@ def _run(argv: list[str], ctrl_c: CtrlC) -> int:
 def _finish(recorder: Recorder, prepared: Prepared, watch: Stopwatch, path: pathlib.Path, *, interrupted: bool) -> None:
     done, num_rounds = recorder.num_rounds_done, prepared.experiment.num_rounds
     if done is None:
-        print(f"\ninterrupted before the first result: {path} has {files.CONFIG} and no metrics", file=sys.stderr)
+        print(
+            f"\ninterrupted before the first result: {path} has {files.CONFIG} and an empty {files.METRICS}",
+            file=sys.stderr,
+        )
         return
     if interrupted:
         print(f"\ninterrupted after round {done} of {num_rounds}: what is done so far is kept", file=sys.stderr)

@@ -38,7 +38,7 @@ class Training:
 
     num_epochs: int = 1
     batch_size: int = 32
-    optimizer: optax.GradientTransformation = dataclasses.field(default_factory=adam)
+    optimizer: optax.GradientTransformation = dataclasses.field(default_factory=adam, repr=False)
     shuffle: bool = True
 
     def __post_init__(self):
@@ -145,7 +145,7 @@ def revisit(
     Args:
       architecture: the client's network.
       state: the client.
-      private: inputs [N, ...], labels [N] and the number of rows that are real.
+      private: inputs [N, ...], labels [N] and the number of rows that are real; `labelled_dataset` makes one of arrays.
       key: shuffling and dropout.
       training: epochs, batches and the revisit optimizer.
 
@@ -271,6 +271,7 @@ def fit(
     Returns:
       The learner, and the mean loss of each epoch, [E]: batches weigh by their real examples.
     """
+    inputs, targets = jnp.asarray(inputs), jnp.asarray(targets)  # NumPy arrays cannot be indexed by traced rows
     chex.assert_equal_shape_prefix([inputs, targets], 1)
     batch_loss = jax.value_and_grad(_batch_loss, argnums=2, has_aux=True)
     indices, mask, keys = draw_batches(key, inputs.shape[0], num_examples, training=training)

@@ -198,7 +198,10 @@ def test_interrupted_before_the_first_result(played, tmp_path, capsys):
     played(interrupt_at("transfer"))
     path = tmp_path / "run"
     assert main(["run", "--out", str(path), *TINY]) == 130
-    assert capsys.readouterr().err == f"\ninterrupted before the first result: {path} has config.json and no metrics\n"
+    assert (
+        capsys.readouterr().err
+        == f"\ninterrupted before the first result: {path} has config.json and an empty metrics.jsonl\n"
+    )
     assert {file.name: file.stat().st_size > 0 for file in path.iterdir()} == {files.CONFIG: True, files.METRICS: False}
     assert main(["report", str(path)]) == 2
     assert "is unfinished" in capsys.readouterr().err
@@ -330,8 +333,8 @@ HELP = r"\(see fedmd-jax run quickstart --help\)"
         ("--networks mlp mlp --weights 1", "weights must be one per client, 2, got 1"),
         ("--networks", "networks must be a list of names, one per client, got 'none'"),
         ("--subset-size 300 --data.num-public 200", "subset_size must be at most the public dataset, .* got 300"),
-        ("--data.num-public 8001", "the public dataset embedded/digits has 8000 examples, wanted 8001"),
-        ("--data.num-test 2401", "the test split of embedded/letters has 2400 examples, wanted 2401"),
+        ("--data.num-public 8001", "the public dataset embedded/digits has 8000 examples, num_public wants 8001"),
+        ("--data.num-test 2401", "the test split of embedded/letters has 2400 examples, num_test wants 2401"),
         (f"{NETWORKS} --data.examples-per-class 101", "3 clients with 101 examples per class need 303 of each, but .*"),
         ("--data.private-classes 0 6", r"embedded/letters has no examples of the private_classes \[6\], it has .*"),
         ("--data.public embedded/mnist", "the embedded data sets are embedded/digits and embedded/letters, got .*"),

@@ -142,6 +142,17 @@ def test_transfer_learning_is_public_then_private_and_forgets_the_public_optimiz
     chex.assert_trees_all_equal((state, losses), (whole, (public_loss, private_loss)))
 
 
+def test_numpy_arrays_will_do(key):
+    architecture = toys.linear()
+    state = client(architecture, key)
+    inputs, labels = toys.examples(3, 6)
+    consensus = np.asarray(fmd.score(architecture, state, inputs))
+    state, _ = fmd.digest(architecture, state, inputs, consensus, key, training=TRAINING)
+    state, _ = fmd.pretrain(architecture, state, fmd.PublicDataset(inputs, labels), key, training=TRAINING)
+    state, _ = fmd.revisit(architecture, state, fmd.PrivateDataset(inputs, labels, 6), key, training=TRAINING)
+    assert fmd.evaluate(architecture, state, fmd.PrivateDataset(inputs, labels, 6)).accuracy >= 0
+
+
 def test_without_public_labels_there_is_no_transfer_learning(key):
     with pytest.raises(ValueError, match="needs the labels of the public dataset"):
         fmd.pretrain(

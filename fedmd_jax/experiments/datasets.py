@@ -39,7 +39,9 @@ def load(data: Data, *, num_clients: int, seed: int) -> Datasets:
     """
     rng = np.random.default_rng(seed)
     public, private, test = _read(data)
-    public_rows = _choose(f"public dataset {data.public}", np.arange(len(public.labels)), data.num_public, rng)
+    public_rows = _choose(
+        "num_public", f"public dataset {data.public}", np.arange(len(public.labels)), data.num_public, rng
+    )
     shares = split_by_class(
         private.labels,
         num_clients=num_clients,
@@ -48,7 +50,7 @@ def load(data: Data, *, num_clients: int, seed: int) -> Datasets:
         rng=rng,
     )
     candidates = np.flatnonzero(np.isin(test.labels, data.private_classes))
-    test_rows = _choose(f"test split of {data.private}", candidates, data.num_test, rng)
+    test_rows = _choose("num_test", f"test split of {data.private}", candidates, data.num_test, rng)
 
     owned = np.concatenate(shares)
     public_inputs, owned_inputs, test_inputs = center(
@@ -83,9 +85,9 @@ def _read(data: Data) -> tuple[Images, Images, Images]:
     return public, private, test
 
 
-def _choose(what: str, rows: np.ndarray, num_wanted: int, rng: np.random.Generator) -> np.ndarray:
+def _choose(setting: str, what: str, rows: np.ndarray, num_wanted: int, rng: np.random.Generator) -> np.ndarray:
     if num_wanted > len(rows):
-        raise ValueError(f"the {what} has {len(rows)} examples, wanted {num_wanted}")
+        raise ValueError(f"the {what} has {len(rows)} examples, {setting} wants {num_wanted}")
     return rows[rng.permutation(len(rows))[:num_wanted]]
 
 

@@ -116,7 +116,8 @@ class Experiment:
     Attributes:
       networks: The independently designed network of each client, one name per client: 2conv:n1=8,n2=16 (n1, n2 are
         filters; also 3conv, 4conv), mlp:n1=64 (hidden units), resnet8:width=0.5,norm=group, resnet20; all but the
-        residual ones take dropout=0.2. Clients with equal networks run as one group.
+        residual ones take dropout=0.2. The length of the list is the number of clients; those with equal networks run
+        as one group.
       weights: What each client's scores weigh in the consensus, one number per client (c_k in the paper's supplement).
         Without it all weigh the same.
       data: Public and private images.

@@ -88,8 +88,8 @@ def test_the_seed_decides(data):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_public": 41}, "the public dataset dots has 40 examples, wanted 41"),
-        ({"num_test": 25}, "the test split of marks has 24 examples, wanted 25"),
+        ({"num_public": 41}, "the public dataset dots has 40 examples, num_public wants 41"),
+        ({"num_test": 25}, "the test split of marks has 24 examples, num_test wants 25"),
         ({"examples_per_class": 5}, r"3 clients with 5 examples per class need 15 of each, but class 4 has 12, .*"),
         ({"private_classes": (0, 9)}, r"marks has no examples of the private_classes \[9\], it has \[0, 1, 2, 3, 4\]"),
         ({"public": "large"}, r"public and private images must have one shape, got \(6, 6, 1\) for large, .*"),

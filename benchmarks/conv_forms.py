@@ -1,0 +1,105 @@
+"""Which form of a convolution is fastest for vmapped clients inside a scan?
+
+    python benchmarks/conv_forms.py [--clients 4] [--json FILE]
+
+The answer is what `fedmd_jax.models.choose_form` decides by. Each line is one step of a scan over four, for all
+clients: the forward pass, and forward with both gradients. Native convolutions are slow enough in a scan on CPUs that
+only the small shapes try them.
+"""
+
+import argparse
+import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from timing import append_json, matmul_ceiling, measure
+
+from fedmd_jax.models import choose_form, native, patches, shifted
+
+NUM_STEPS = 4
+
+
+class Shape(NamedTuple):
+    """A convolution of [batch, size, size, inputs] by a [kernel, kernel, inputs, outputs] kernel, without padding."""
+
+    batch: int
+    size: int
+    inputs: int
+    outputs: int
+    kernel: int
+    stride: int
+
+    @property
+    def output_size(self) -> int:
+        """Height and width of the result."""
+        return (self.size - self.kernel) // self.stride + 1
+
+    @property
+    def forward_flops(self) -> int:
+        """Of one client."""
+        return 2 * self.batch * self.output_size**2 * self.kernel**2 * self.inputs * self.outputs
+
+
+SHAPES = (
+    Shape(64, 30, 1, 8, 3, 1),
+    Shape(64, 34, 3, 16, 3, 1),
+    Shape(64, 28, 8, 16, 3, 2),
+    Shape(64, 28, 8, 16, 2, 2),
+    Shape(64, 18, 32, 32, 3, 1),
+    Shape(16, 28, 64, 128, 3, 2),
+)
+
+
+def steps(form: Callable, shape: Shape, *, gradients: bool) -> Callable:
+    """A scan of dependent steps, so that none can be left out, vmapped over clients."""
+
+    def convolve(x, kernel):
+        return form(x, kernel, (shape.stride,) * 2, ((0, 0), (0, 0)))
+
+    def step(carry, _):
+        x, kernel = carry
+        if not gradients:
+            return (x + 1e-9 * jnp.mean(convolve(x, kernel)), kernel), None
+        by_x, by_kernel = jax.grad(lambda x, kernel: jnp.sum(convolve(x, kernel) ** 2), argnums=(0, 1))(x, kernel)
+        return (x - 1e-9 * by_x, kernel - 1e-9 * by_kernel), None
+
+    return jax.vmap(lambda x, kernel: jax.lax.scan(step, (x, kernel), None, length=NUM_STEPS)[0])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--clients", type=int, default=4)
+    parser.add_argument("--json", type=pathlib.Path, metavar="FILE")
+    options = parser.parse_args()
+    ceiling = matmul_ceiling()
+    print(f"{options.clients} clients; matmul ceiling {ceiling:.0f} GFLOP/s")
+    columns = f"{'batch x image -> filters':<34} {'form':<8} {'forward':>10} {'+ gradients':>12}"
+    print(f"{columns} {'GFLOP/s':>8} {'compile':>8}")
+    for shape in SHAPES:
+        key_x, key_kernel = jax.random.split(jax.random.key(0))
+        x = jax.random.normal(key_x, (options.clients, shape.batch, shape.size, shape.size, shape.inputs))
+        kernel = jax.random.normal(
+            key_kernel, (options.clients, shape.kernel, shape.kernel, shape.inputs, shape.outputs)
+        )
+        chosen = choose_form(x.shape[1:], kernel.shape[1:])
+        for form in (shifted, patches, native):
+            if form is native and shape.forward_flops > 2e8:
+                continue
+            forward, training = (measure(steps(form, shape, gradients=g), x, kernel, repeats=3) for g in (False, True))
+            milliseconds = [timing.run / NUM_STEPS * 1e3 for timing in (forward, training)]
+            rate = 3 * options.clients * shape.forward_flops / milliseconds[1] / 1e6
+            name = f"{shape.batch} x {shape.size}x{shape.size}x{shape.inputs} -> {shape.outputs}, "
+            name += f"{shape.kernel}x{shape.kernel} / {shape.stride}"
+            print(
+                f"{name:<34} {form.__name__:<8} {milliseconds[0]:>7.1f} ms {milliseconds[1]:>9.1f} ms {rate:>8.1f} "
+                f"{forward.compile + training.compile:>6.1f} s{'  <- chosen' if form is chosen else ''}"
+            )
+            record = {"benchmark": "conv_forms", "clients": options.clients, **shape._asdict(), "form": form.__name__}
+            figures = {"forward_ms": milliseconds[0], "training_ms": milliseconds[1], "ceiling_gflops": ceiling}
+            append_json(options.json, {**record, **figures})
+
+
+if __name__ == "__main__":
+    main()

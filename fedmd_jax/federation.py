@@ -324,9 +324,7 @@ def _output_shape(name: str, architecture: Architecture, inputs: chex.Array) -> 
     try:
         return jax.eval_shape(forward, jax.ShapeDtypeStruct(inputs.shape, inputs.dtype)).shape
     except TypeError as error:  # what JAX raises where shapes do not go together
-        raise ValueError(
-            f"group {name!r}: the network does not take inputs of shape {inputs.shape}: {error}"
-        ) from error
+        raise ValueError(f"group {name!r}: the network does not take inputs of shape {inputs.shape}") from error
 
 
 def _check_data(

@@ -18,7 +18,7 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    architecture: Architecture, state: ClientState, test: PrivateDataset, *, batch_size: int = 256
+    architecture: Architecture, state: ClientState, test: PrivateDataset, *, batch_size: int | None = None
 ) -> Evaluation:
     """Accuracy and cross entropy of one client, in inference mode, over all classes of its head.
 
@@ -26,7 +26,7 @@ def evaluate(
       architecture: the client's network.
       state: the client.
       test: inputs [N, ...], labels [N], and how many rows are real; padding rows count for nothing.
-      batch_size: how many examples are scored at once.
+      batch_size: as of `score`.
 
     Returns:
       Two scalars; both are zero where there is no real example.

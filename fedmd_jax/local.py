@@ -20,6 +20,7 @@ from fedmd_jax.optimizers import adam
 from fedmd_jax.types import Architecture, ClientState, PrivateDataset, PublicDataset
 
 Distance = Callable[[chex.Array, chex.Array], chex.Array]
+SCORE_BATCH = {"cpu": 64}  # by platform; 1024 elsewhere
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,14 +71,17 @@ def init_client(
     return ClientState(params, model_state, digest.optimizer.init(params), revisit.optimizer.init(params))
 
 
-def score(architecture: Architecture, state: ClientState, inputs: chex.Array, *, batch_size: int = 256) -> chex.Array:
+def score(
+    architecture: Architecture, state: ClientState, inputs: chex.Array, *, batch_size: int | None = None
+) -> chex.Array:
     """Class scores (raw logits) of one client in inference mode: no dropout, moving batch statistics.
 
     Args:
       architecture: the client's network.
       state: the client.
       inputs: [M, ...].
-      batch_size: how many examples are scored at once; bounds memory and changes nothing else.
+      batch_size: how many examples are scored at once; bounds memory and changes nothing else. By default as many as
+        run fastest: the activations of a few stay in a CPU's cache.
 
     Returns:
       Scores, [M, C].
@@ -86,7 +90,7 @@ def score(architecture: Architecture, state: ClientState, inputs: chex.Array, *,
       Li and Wang 2019, Algorithm 1, "Communicate"; supplement: "without applying the softmax activation layer".
     """
     num_rows = inputs.shape[0]
-    batch_size = min(batch_size, num_rows)
+    batch_size = min(batch_size or SCORE_BATCH.get(jax.default_backend(), 1024), num_rows)
     num_batches = -(-num_rows // batch_size)
 
     def score_batch(batch):

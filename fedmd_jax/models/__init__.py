@@ -1,10 +1,18 @@
 """Networks: layers, the paper's CNNs, other small networks, and the way from a Flax module to an `Architecture`."""
 
 from fedmd_jax.models.cnn import CNN, TABLE_1, TABLE_2, PaperNetwork, paper_cnn, scale_width
-from fedmd_jax.models.convolution import avg_pool, choose_form, conv_general_dilated, native, patches, shifted
+from fedmd_jax.models.convolution import (
+    avg_pool,
+    choose_form,
+    conv_general_dilated,
+    image_columns,
+    native,
+    patches,
+    shifted,
+)
 from fedmd_jax.models.from_linen import architecture_from_linen
 from fedmd_jax.models.from_nnx import architecture_from_nnx
-from fedmd_jax.models.layers import BatchNorm, Dropout, GroupNorm
+from fedmd_jax.models.layers import BatchNorm, ConvBatchNorm, Dropout, GroupNorm, ReLUDropout
 from fedmd_jax.models.mlp import MLP
 from fedmd_jax.models.penalties import head_l2
 from fedmd_jax.models.resnet import ResNet, resnet8, resnet20
@@ -15,9 +23,11 @@ __all__ = [
     "TABLE_1",
     "TABLE_2",
     "BatchNorm",
+    "ConvBatchNorm",
     "Dropout",
     "GroupNorm",
     "PaperNetwork",
+    "ReLUDropout",
     "ResNet",
     "architecture_from_linen",
     "architecture_from_nnx",
@@ -25,6 +35,7 @@ __all__ = [
     "choose_form",
     "conv_general_dilated",
     "head_l2",
+    "image_columns",
     "native",
     "paper_cnn",
     "patches",

@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from fedmd_jax.models.convolution import avg_pool, conv_general_dilated
 from fedmd_jax.models.initializers import glorot_uniform
-from fedmd_jax.models.layers import BatchNorm, Dropout, check_positive, check_rate
+from fedmd_jax.models.layers import ConvBatchNorm, ReLUDropout, check_positive, check_rate
 
 
 class PaperNetwork(NamedTuple):
@@ -124,22 +124,24 @@ class CNN(nn.Module):
                 x = avg_pool(x, (2, 2), (layer.stride, layer.stride), layer.padding)
                 continue
             number += 1
-            x = self._conv(layer, number, x)
-            x = BatchNorm(name=f"bn{number}")(x, train=train, mask=mask)
-            x = Dropout(self.dropout)(nn.relu(x), train=train)
+            x = self._normalised_conv(layer, number, x, train, mask)
+            x = ReLUDropout(self.dropout)(x, train=train)
         x = x.reshape(x.shape[0], -1)
         return nn.Dense(self.num_classes, use_bias=False, kernel_init=glorot_uniform, name="head")(x)
 
-    def _conv(self, layer: _Conv, number: int, x: chex.Array) -> chex.Array:
-        return nn.Conv(
-            self.filters[number - 1],
-            (layer.size, layer.size),
-            (layer.stride, layer.stride),
-            layer.padding,
-            kernel_init=glorot_uniform,
-            conv_general_dilated=self.conv_general_dilated,
-            name=f"conv{number}",
-        )(x)
+    def _normalised_conv(self, layer: _Conv, number: int, x: chex.Array, train: bool, mask: chex.Array | None):
+        shape = (layer.size, layer.size, x.shape[-1], self.filters[number - 1])
+        kernel, bias = _ConvParameters(shape, name=f"conv{number}")()
+        return ConvBatchNorm(name=f"bn{number}")(
+            x,
+            kernel,
+            bias,
+            strides=(layer.stride, layer.stride),
+            padding=layer.padding,
+            conv=self.conv_general_dilated,
+            train=train,
+            mask=mask,
+        )
 
     def _check_image(self, shape):
         smallest = _SMALLEST_IMAGE[len(self.filters)]
@@ -148,6 +150,17 @@ class CNN(nn.Module):
                 f"a CNN of {len(self.filters)} convolutions wants images [B, H, W, channels] of at least "
                 f"{smallest}x{smallest}, got {shape}"
             )
+
+
+class _ConvParameters(nn.Module):
+    """The kernel [h, w, I, O] and the bias [O] of a convolution that another module carries out."""
+
+    shape: Sequence[int]
+
+    @nn.compact
+    def __call__(self):
+        kernel = self.param("kernel", glorot_uniform, self.shape)
+        return kernel, self.param("bias", nn.initializers.zeros, (self.shape[-1],))
 
 
 def scale_width(filters: Sequence[int], width: float) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ vmap it becomes a batched one. `conv_general_dilated` takes the place of the fun
 
 import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import chex
 import jax
@@ -29,13 +30,67 @@ def native(x, kernel, strides, pads, precision=None):
     )
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def patches(x, kernel, strides, pads, precision=None):
     """Convolution as one product: patches [B, H', W', h*w*I] times the kernel [h*w*I, O].
 
     Best for many input channels; needs h*w times the memory of `x` (divided by the strides).
     """
-    columns = jnp.concatenate(list(_windows(x, kernel.shape[:2], strides, pads)), axis=-1)
-    return jnp.matmul(columns, kernel.reshape(-1, kernel.shape[-1]), precision=precision)
+    return _patches_forward(x, kernel, strides, pads, precision)[0]
+
+
+def _patches_forward(x, kernel, strides, pads, precision):
+    columns = _columns(x, kernel.shape[:2], strides, pads)
+    return jnp.matmul(columns, kernel.reshape(-1, kernel.shape[-1]), precision=precision), (x, kernel, columns)
+
+
+def _patches_backward(strides, pads, precision, residuals, gradient):
+    x, kernel, columns = residuals
+    weights = kernel.reshape(-1, kernel.shape[-1])
+    by_column = jnp.matmul(gradient, weights.T, precision=precision)  # [B, H', W', h*w*I]
+
+    def shifted_back(number, down, right, height, width):
+        channels = jax.lax.slice_in_dim(by_column, number * x.shape[-1], (number + 1) * x.shape[-1], axis=3)
+        pads = ((down, height - down - channels.shape[1]), (right, width - right - channels.shape[2]))
+        return jnp.pad(channels, ((0, 0), *pads, (0, 0)))
+
+    by_x = _windows_transposed(shifted_back, x.shape, kernel.shape[:2], strides, pads)
+    by_weights = _rows_product(columns, gradient, precision)
+    return by_x, by_weights.reshape(kernel.shape)
+
+
+patches.defvjp(_patches_forward, _patches_backward)
+
+
+def _rows_product(a, b, precision):
+    """`a^T b` over all axes but the last; the one with fewer columns is transposed, since that is a copy."""
+    a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
+    contract = (((0,), (0,)), ((), ()))
+    if a.shape[1] <= b.shape[1]:
+        return lax.dot_general(a, b, contract, precision=precision)
+    return lax.dot_general(b, a, contract, precision=precision).T
+
+
+def image_columns(x: chex.Array, window: Sequence[int], strides: Sequence[int], padding: str | Pads) -> chex.Array:
+    """What each window of a convolution sees, side by side.
+
+    Args:
+      x: images, [B, H, W, I].
+      window: height h and width w.
+      strides: steps along H and W.
+      padding: "SAME", "VALID" or ((low, high), (low, high)).
+
+    Returns:
+      [B, H', W', h*w*I], in the order of a kernel [h, w, I, O] reshaped to [h*w*I, O].
+
+    >>> image_columns(jnp.arange(4.0).reshape(1, 2, 2, 1), (2, 2), (1, 1), "VALID").tolist()
+    [[[[0.0, 1.0, 2.0, 3.0]]]]
+    """
+    return _columns(x, window, strides, _pads(x.shape, window, strides, padding))
+
+
+def _columns(x, window, strides, pads):
+    return jnp.concatenate(list(_windows(x, window, strides, pads)), axis=-1)
 
 
 def shifted(x, kernel, strides, pads, precision=None):
@@ -137,7 +192,7 @@ def conv_general_dilated(
             preferred_element_type=preferred_element_type,
         )
     pads = _pads(lhs.shape, rhs.shape[:2], window_strides, padding)
-    return choose(lhs.shape, rhs.shape)(lhs, rhs, window_strides, pads, precision)
+    return choose(lhs.shape, rhs.shape)(lhs, rhs, tuple(window_strides), pads, precision)
 
 
 def avg_pool(
@@ -160,11 +215,38 @@ def avg_pool(
     [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
     """
     strides = (1, 1) if strides is None else strides
-    pads = _pads(x.shape, window, strides, padding)
-    total = sum(_windows(x, window, strides, pads))
+    return _avg_pool(x, tuple(window), tuple(strides), _pads(x.shape, window, strides, padding))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _avg_pool(x, window, strides, pads):
+    return sum(_windows(x, window, strides, pads)) * _inverse_counts(x, window, strides, pads)
+
+
+def _avg_pool_forward(x, window, strides, pads):
+    return _avg_pool(x, window, strides, pads), x
+
+
+def _avg_pool_backward(window, strides, pads, x, gradient):
+    gradient = gradient * _inverse_counts(x, window, strides, pads)
+    margin = [(w - 1) // s for w, s in zip(window, strides, strict=True)]
+    # Padded once and cut into shifted pieces: XLA:CPU is slow at the sum of arrays that are padded one by one.
+    padded = jnp.pad(gradient, ((0, 0), *((m, m + w) for m, w in zip(margin, window, strict=True)), (0, 0)))
+
+    def shifted_back(number, down, right, height, width):
+        del number
+        return padded[:, margin[0] - down :, margin[1] - right :][:, :height, :width]
+
+    return (_windows_transposed(shifted_back, x.shape, window, strides, pads),)
+
+
+_avg_pool.defvjp(_avg_pool_forward, _avg_pool_backward)
+
+
+def _inverse_counts(x, window, strides, pads):
+    """One over the number of real pixels that each window sees, [1, H', W', 1]."""
     ones = np.ones((1, *x.shape[1:3], 1), np.float32)
-    counts = sum(_windows(ones, window, strides, pads, pad=np.pad))
-    return total * jnp.asarray(1 / counts, x.dtype)
+    return jnp.asarray(1 / sum(_windows(ones, window, strides, pads, pad=np.pad)), x.dtype)
 
 
 def _windows(x, window, strides, pads, *, pad=jnp.pad):
@@ -179,11 +261,45 @@ def _windows(x, window, strides, pads, *, pad=jnp.pad):
         yield x[:, rows, columns, :]
 
 
+def _windows_transposed(shifted_back, shape, window, strides, pads):
+    """The transpose of `_windows`: every pixel gets the sum of what the windows that saw it send back.
+
+    Pixels a stride apart are seen by the same positions of the window. So the image is put together from
+    `strides[0] * strides[1]` dense ones, instead of from one sparse image for each position.
+
+    Args:
+      shifted_back: (number of the position, down, right, height, width) -> what it sends back, moved down and right in
+        an otherwise empty image of that size, [B, height, width, C].
+      shape: of the images, [B, H, W, C].
+      window: height and width.
+      strides: steps along H and W.
+      pads: of the images.
+
+    Returns:
+      [B, H, W, C].
+    """
+    padded = [size + low + high for size, (low, high) in zip(shape[1:3], pads, strict=True)]
+    height, width = (-(-size // stride) for size, stride in zip(padded, strides, strict=True))
+
+    def pixels(row, column):
+        """The dense image of the pixels that begin at `row` and `column`."""
+        seen_by = itertools.product(range(row, window[0], strides[0]), range(column, window[1], strides[1]))
+        sent_back = [
+            shifted_back(i * window[1] + j, i // strides[0], j // strides[1], height, width) for i, j in seen_by
+        ]
+        return sum(sent_back) if sent_back else jnp.zeros((shape[0], height, width, shape[3]))
+
+    rows = [jnp.stack([pixels(i, j) for j in range(strides[1])], axis=3) for i in range(strides[0])]
+    image = jnp.stack(rows, axis=2).reshape(shape[0], height * strides[0], width * strides[1], shape[3])
+    (top, _), (left, _) = pads
+    return image[:, top : top + shape[1], left : left + shape[2]]
+
+
 def _pads(shape, window, strides, padding):
     """Explicit ((low, high), (low, high)) of H and W."""
     if isinstance(padding, str):
         return tuple(lax.padtype_to_pads(shape[1:3], window, strides, padding))
-    return tuple(padding)
+    return tuple((int(low), int(high)) for low, high in padding)
 
 
 def _is_nhwc(lhs_shape, rhs_shape, dimension_numbers):

@@ -2,11 +2,15 @@
 
 import math
 import numbers
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import chex
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+
+from fedmd_jax.models.convolution import conv_general_dilated, image_columns
 
 
 class BatchNorm(nn.Module):
@@ -49,21 +53,100 @@ class BatchNorm(nn.Module):
         Returns:
           Normalised activations, [B, ..., C]. Of a batch without a real row: finite, and no statistics are moved.
         """
-        shape = x.shape[-1:]
+        normalisation = self._normalisation(x.shape[-1], train, lambda mean: _statistics(x, mask, mean))
+        return _normalise(x, *normalisation)
+
+    def _normalisation(self, num_channels, train, statistics):
+        """The `mean`, `factor` and `bias`, [C] each, of `(x - mean) * factor + bias`.
+
+        In training they are those of the batch, `statistics(moving_mean) -> mean, biased variance, count`, which the
+        moving ones then approach.
+        """
+        shape = (num_channels,)
         scale = self.param("scale", nn.initializers.ones, shape)
         bias = self.param("bias", nn.initializers.zeros, shape)
         moving_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
         moving_var = self.variable("batch_stats", "var", jnp.ones, shape)
-        if not train:
-            return _affine(x, moving_mean.value, moving_var.value, scale, bias, self.epsilon)
+        mean, var = moving_mean.value, moving_var.value
+        if train:
+            mean, var, count = statistics(mean)
+            if not self.is_initializing():
+                step = jnp.where(count > 0, 1.0 - self.momentum, 0.0)
+                unbiased_var = var * (count / jnp.maximum(count - 1.0, 1.0))
+                moving_mean.value += step * (mean - moving_mean.value)
+                moving_var.value += step * (unbiased_var - moving_var.value)
+        return mean, jax.lax.rsqrt(var + self.epsilon) * scale, bias
 
-        mean, var, count = _statistics(x, mask, moving_mean.value)
-        if not self.is_initializing():
-            step = jnp.where(count > 0, 1.0 - self.momentum, 0.0)
-            unbiased_var = var * (count / jnp.maximum(count - 1.0, 1.0))
-            moving_mean.value += step * (mean - moving_mean.value)
-            moving_var.value += step * (unbiased_var - moving_var.value)
-        return _affine(x, mean, var, scale, bias, self.epsilon)
+
+class ConvBatchNorm(BatchNorm):
+    """Batch normalisation of a convolution, folded into its kernel where that is cheaper.
+
+    A normalised convolution is a convolution with another kernel and another bias. In inference both are known
+    beforehand, so that no pass over the activations remains. In training they hang on the mean and the variance of
+    what the convolution gives. Where a window has few values these follow from the mean m and the covariance S of the
+    windows, since a convolution is linear in them: mean W'm, variance diag(W'SW). Nothing then reads the activations
+    for the statistics, neither forward nor backward; in the first layer of a small CNN these are the largest arrays of
+    the whole step.
+
+    Variables and attributes are those of `BatchNorm`.
+    """
+
+    @nn.compact
+    def __call__(
+        self,
+        x: chex.Array,
+        kernel: chex.Array,
+        bias: chex.Array,
+        *,
+        strides: Sequence[int],
+        padding: str,
+        conv: Callable[..., chex.Array],
+        train: bool,
+        mask: chex.Array | None = None,
+    ) -> chex.Array:
+        """Convolves, and normalises every channel.
+
+        Args:
+          x: images, [B, H, W, I].
+          kernel: [h, w, I, O].
+          bias: of the convolution, [O]. In training it moves the running mean and nothing else.
+          strides: steps along H and W.
+          padding: "SAME" or "VALID".
+          conv: as `jax.lax.conv_general_dilated`.
+          train: as of `BatchNorm`.
+          mask: as of `BatchNorm`.
+
+        Returns:
+          [B, H', W', O].
+        """
+        *window, num_channels, num_filters = kernel.shape
+        num_inputs = math.prod(window) * num_channels
+
+        def convolve(kernel):
+            return conv(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+        if not train:
+            mean, factor, offset = self._normalisation(num_filters, False, None)
+            return convolve(kernel * _row(factor, kernel)) + _row((bias - mean) * factor + offset, x)
+
+        if num_inputs > num_filters or conv is not conv_general_dilated or jax.default_backend() == "tpu":
+            x = convolve(kernel)
+            mean, factor, offset = self._normalisation(
+                num_filters, True, lambda moving_mean: _add_to_mean(bias, _statistics(x, mask, moving_mean - bias))
+            )
+            return _normalise(x, mean - bias, factor, offset)
+
+        columns = image_columns(x, window, strides, padding)  # [B, H', W', h*w*I]
+        weights = kernel.reshape(num_inputs, num_filters)
+        mean, factor, offset = self._normalisation(
+            num_filters, True, lambda _: _add_to_mean(bias, _linear_statistics(columns, mask, weights))
+        )
+        return columns @ (weights * factor[None]) + _row((bias - mean) * factor + offset, x)
+
+
+def _add_to_mean(bias, statistics):
+    mean, var, count = statistics
+    return mean + bias, var, count
 
 
 def _statistics(x, mask, shift):
@@ -76,7 +159,8 @@ def _statistics(x, mask, shift):
     """
     axes = tuple(range(x.ndim - 1))
     size = math.prod(x.shape[1:-1])
-    deviation = x.astype(jnp.float32) - _row(jax.lax.stop_gradient(shift), x)
+    shift = jax.lax.stop_gradient(shift)  # nothing depends on it
+    deviation = x.astype(jnp.float32) - _row(shift, x)
     if mask is None:
         count = jnp.float32(x.shape[0] * size)
     else:
@@ -90,9 +174,22 @@ def _statistics(x, mask, shift):
     return shift + mean, jnp.maximum(mean_square - mean * mean, 0.0), count
 
 
-def _affine(x, mean, var, scale, bias, epsilon):
-    """`(x - mean) / sqrt(var + epsilon) * scale + bias`, in float32, returned in the type of `x`."""
-    factor = jax.lax.rsqrt(var + epsilon) * scale
+def _linear_statistics(x, mask, weights):
+    """`_statistics` of `x @ weights`, with x [B, ..., I] and weights [I, C], from the covariance [I, I] of x."""
+    rows = x.reshape(-1, x.shape[-1])
+    real = None if mask is None else jnp.repeat(mask, math.prod(x.shape[1:-1]), total_repeat_length=len(rows))[:, None]
+    count = jnp.float32(len(rows)) if real is None else jnp.sum(real, dtype=jnp.float32)
+    divisor = jnp.maximum(count, 1.0)
+    mean = jnp.sum(rows if real is None else jnp.where(real, rows, 0.0), axis=0) / divisor
+    deviation = rows - mean[None]
+    if real is not None:
+        deviation = jnp.where(real, deviation, 0.0)
+    covariance = jax.lax.dot_general(deviation, deviation, (((0,), (0,)), ((), ()))) / divisor
+    return mean @ weights, jnp.maximum(jnp.sum(weights * (covariance @ weights), axis=0), 0.0), count
+
+
+def _normalise(x, mean, factor, bias):
+    """In float32, returned in the type of `x`."""
     return ((x - _row(mean, x)) * _row(factor, x) + _row(bias, x)).astype(x.dtype)
 
 
@@ -118,18 +215,14 @@ class GroupNorm(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Element-wise dropout with few random bits.
+    """Element-wise dropout whose random bits cost next to nothing.
 
-    An element takes `num_bits` random bits, so the probability to keep it is a multiple of 2**-num_bits: with 8 bits
-    and a rate of 0.2 it is 205/256 = 0.8008. The scaling uses that exact number, so the mean is unbiased. A rate above
-    zero never rounds to zero, nor to one.
-
-    On a CPU the 32 bits an element of `flax.linen.Dropout` cost as much as a convolution: forward and backward on
-    [64, 28, 28, 32], four clients vmapped in a scan, two cores, 160 ms; here 40 with 8 bits, 86 with 16.
+    On a CPU the threefry bits of `flax.linen.Dropout` cost as much as a convolution. Here the place of an element is
+    hashed with the key: a dozen integer operations that are fused into what uses them, and made again in the backward
+    pass instead of being kept.
 
     Attributes:
       rate: probability to drop an element, in [0, 1).
-      num_bits: 8 or 16.
 
     >>> layer = Dropout(0.5)
     >>> x = jnp.ones((2, 4))
@@ -140,12 +233,9 @@ class Dropout(nn.Module):
     """
 
     rate: float
-    num_bits: int = 8
 
     def __post_init__(self):
         check_rate(self.rate)
-        if self.num_bits not in (8, 16):
-            raise ValueError(f"num_bits must be 8 or 16, got {self.num_bits}")
         super().__post_init__()
 
     @nn.compact
@@ -153,29 +243,104 @@ class Dropout(nn.Module):
         """Drops elements of `x` (any shape) with the stream "dropout" when `train`; returns `x` otherwise."""
         if not train or self.rate == 0:
             return x
-        levels = 2**self.num_bits
-        kept_levels = min(max(round((1 - self.rate) * levels), 1), levels - 1)
-        bits = random_bits(self.make_rng("dropout"), x.shape, self.num_bits)
-        return jnp.where(bits < kept_levels, x * (levels / kept_levels), jnp.zeros_like(x))
+        kept = keep_mask(jax.random.key_data(self.make_rng("dropout")), x.shape, self.rate)
+        return jnp.where(kept, x / (1 - self.rate), jnp.zeros_like(x))
 
 
-def random_bits(key: chex.PRNGKey, shape: tuple[int, ...], num_bits: int) -> chex.Array:
-    """Independent uniform unsigned integers of `num_bits` (8 or 16) bits, cut out of 32-bit words.
+class ReLUDropout(Dropout):
+    """`Dropout` of a ReLU, in one pass forward and one backward.
 
-    `jax.random.bits(..., dtype=uint8)` costs as much as 32 bits an element: it draws a word and drops most of it.
+    The result says where the gradient flows, so that nothing else is kept for it.
+    """
+
+    @nn.compact
+    def __call__(self, x: chex.Array, *, train: bool) -> chex.Array:
+        """As `Dropout()(nn.relu(x), train=train)`."""
+        if not train or self.rate == 0:
+            return nn.relu(x)
+        return _relu_dropout(x, jax.random.key_data(self.make_rng("dropout")), self.rate)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _relu_dropout(x, words, rate):
+    def drop(x, start):
+        return jnp.where(keep_mask(words, x.shape, rate, start=start), nn.relu(x) / (1 - rate), jnp.zeros_like(x))
+
+    return write_out(drop, x)
+
+
+def _relu_dropout_forward(x, words, rate):
+    y = _relu_dropout(x, words, rate)
+    return y, y
+
+
+def _relu_dropout_backward(rate, y, gradient):
+    return jnp.where(y > 0, gradient / (1 - rate), jnp.zeros_like(y)), None
+
+
+_relu_dropout.defvjp(_relu_dropout_forward, _relu_dropout_backward)
+
+
+def write_out(fn: Callable[[chex.Array, chex.Array], chex.Array], x: chex.Array) -> chex.Array:
+    """An element-wise `fn` of a large array, computed once and kept.
+
+    XLA:CPU has no fence (`jax.lax.optimization_barrier` is gone before fusion begins): it computes an element-wise
+    function again in each of its consumers, which is ten times for an activation that is pooled and then cut into the
+    nine patches of a 3x3 convolution. What a loop carries it has to keep; so here is one, of two turns.
 
     Args:
-      key: PRNG key.
-      shape: of the result.
-      num_bits: 8 or 16.
+      fn: (part of x, place of its first element) -> the same shape.
+      x: any shape.
 
     Returns:
-      uint8 or uint16, [*shape].
+      `fn(x, 0)`.
     """
-    size = math.prod(shape)
-    words = jax.random.bits(key, (-(-size * num_bits // 32),), jnp.uint32)
-    parts = jax.lax.bitcast_convert_type(words, {8: jnp.uint8, 16: jnp.uint16}[num_bits])
-    return parts.reshape(-1)[:size].reshape(shape)
+    if jax.default_backend() != "cpu" or x.size < _LARGE or x.shape[0] % 2:
+        return fn(x, jnp.uint32(0))
+    half = x.shape[0] // 2
+
+    def turn(number, x):
+        part = jax.lax.dynamic_slice_in_dim(x, number * half, half)
+        start = number.astype(jnp.uint32) * jnp.uint32(x.size // 2)
+        return jax.lax.dynamic_update_slice_in_dim(x, fn(part, start), number * half, axis=0)
+
+    return jax.lax.fori_loop(0, 2, turn, x)
+
+
+_LARGE = 2**20  # elements; smaller ones stay in the cache, where doing things twice is cheap
+
+
+def keep_mask(words: chex.Array, shape: Sequence[int], rate: float, *, start: chex.Array | int = 0) -> chex.Array:
+    """Which elements dropout keeps: each with probability 1 - rate (to 2**-32), independently.
+
+    The place of an element and the words of the key go through the finaliser of MurmurHash3, one word after the other.
+    That is no generator to simulate physics with, and keys have to be random themselves, as `jax.random`'s are.
+
+    Args:
+      words: of the key, uint32, any shape; `jax.random.key_data` gives them.
+      shape: of the result.
+      rate: probability to drop, in [0, 1).
+      start: place of the first element, where the result is a part of something larger.
+
+    Returns:
+      Boolean, [*shape].
+
+    References:
+      Appleby, MurmurHash3, 2011.
+    """
+    hashed = jnp.uint32(start)
+    for axis, _ in enumerate(shape):
+        stride = math.prod(shape[axis + 1 :]) % 2**32
+        hashed = hashed + jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
+    for word in words.reshape(-1):
+        hashed = _mix(hashed ^ word)
+    return hashed < jnp.uint32(min(round((1 - rate) * 2**32), 2**32 - 1))
+
+
+def _mix(word):
+    word = (word ^ (word >> 16)) * jnp.uint32(0x85EBCA6B)
+    word = (word ^ (word >> 13)) * jnp.uint32(0xC2B2AE35)
+    return word ^ (word >> 16)
 
 
 def check_positive(**counts):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import chex
 from flax import linen as nn
 
-from fedmd_jax.models.layers import Dropout, check_positive, check_rate
+from fedmd_jax.models.layers import ReLUDropout, check_positive, check_rate
 
 
 class MLP(nn.Module):
@@ -39,6 +39,6 @@ class MLP(nn.Module):
         del mask
         x = x.reshape(x.shape[0], -1)
         for number, units in enumerate(self.hidden, start=1):
-            x = nn.relu(nn.Dense(units, name=f"dense{number}")(x))
-            x = Dropout(self.dropout)(x, train=train)
+            x = nn.Dense(units, name=f"dense{number}")(x)
+            x = ReLUDropout(self.dropout)(x, train=train)
         return nn.Dense(self.num_classes, name="head")(x)

@@ -8,7 +8,7 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
-from fedmd_jax.models import avg_pool, choose_form, conv_general_dilated, native, patches, shifted
+from fedmd_jax.models import avg_pool, choose_form, conv_general_dilated, image_columns, native, patches, shifted
 
 AXES = ("NHWC", "HWIO", "NHWC")
 SHAPES = [  # image, kernel, strides, padding
@@ -86,13 +86,33 @@ def test_choose_form():
     assert choose_form(*many, platform="tpu") is native
 
 
-@pytest.mark.parametrize(("strides", "padding"), [((1, 1), "SAME"), ((2, 2), "VALID"), ((2, 1), ((1, 0), (0, 1)))])
-def test_avg_pool_equals_flax(strides, padding):
+@pytest.mark.parametrize(
+    ("window", "strides", "padding"),
+    [
+        ((2, 2), (1, 1), "SAME"),
+        ((2, 2), (2, 2), "VALID"),
+        ((2, 2), (2, 1), ((1, 0), (0, 1))),
+        ((3, 2), (2, 3), "SAME"),
+        ((1, 2), (3, 2), "VALID"),
+    ],
+)
+def test_avg_pool_equals_flax(window, strides, padding):
+    """Values, and the gradients of something that is not symmetric."""
     x = normal(2, 6, 7, 3)
-    got, want = jax.jit(
-        lambda x: (
-            avg_pool(x, (2, 2), strides, padding),
-            nn.avg_pool(x, (2, 2), strides, padding, count_include_pad=False),
-        )
-    )(x)
-    np.testing.assert_allclose(got, want, atol=1e-6)
+    ours = partial(avg_pool, window=window, strides=strides, padding=padding)
+
+    def theirs(x):
+        return nn.avg_pool(x, window, strides, padding, count_include_pad=False)
+
+    def value_and_gradient(pool, x):
+        return jax.value_and_grad(lambda x: jnp.sum(jnp.sin(pool(x)) * jnp.cos(jnp.arange(3.0))[None, None, None]))(x)
+
+    got, want = jax.jit(lambda x: [(pool(x), *value_and_gradient(pool, x)) for pool in (ours, theirs)])(x)
+    chex.assert_trees_all_close(got, want, atol=1e-5)
+
+
+def test_image_columns_times_kernel_is_a_convolution():
+    x, kernel = normal(2, 6, 7, 3), normal(3, 2, 3, 4)
+    got = image_columns(x, (3, 2), (2, 1), "SAME") @ kernel.reshape(-1, 4)
+    want = lax.conv_general_dilated(x, kernel, (2, 1), "SAME", dimension_numbers=AXES)
+    np.testing.assert_allclose(got, want, atol=1e-4)

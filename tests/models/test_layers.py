@@ -5,13 +5,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedmd_jax.models import BatchNorm, Dropout, GroupNorm
-from fedmd_jax.models.layers import random_bits
+from fedmd_jax.models import (
+    BatchNorm,
+    ConvBatchNorm,
+    Dropout,
+    GroupNorm,
+    ReLUDropout,
+    conv_general_dilated,
+    layers,
+    native,
+)
+from fedmd_jax.models.layers import keep_mask, write_out
 
 
-def normal(*shape):
+def normal(*shape, seed=0):
     """Not `jax.random`: XLA:CPU takes seconds to compile its loops over small shapes."""
-    return jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
 @partial(jax.jit, static_argnames=("momentum", "epsilon"))
@@ -107,17 +116,12 @@ def test_group_norm_takes_any_number_of_channels(key):
         assert y.shape == x.shape
 
 
-@pytest.mark.parametrize(("rate", "num_bits"), [(0.2, 8), (0.9, 16)])
-def test_dropout_rate_and_mean(rate, num_bits):
+@pytest.mark.parametrize("rate", [0.2, 0.9])
+def test_dropout_rate_and_mean(rate):
     x = jnp.ones((400, 500))
-    y = Dropout(rate, num_bits=num_bits).apply({}, x, train=True, rngs={"dropout": jax.random.key(0)})
-    dropped = float(jnp.mean(y == 0))
-    tolerance = 0.5 / 2**num_bits + 5 * np.sqrt(rate * (1 - rate) / x.size)
-    assert abs(dropped - rate) < tolerance
+    y = Dropout(rate).apply({}, x, train=True, rngs={"dropout": jax.random.key(0)})
+    assert abs(float(jnp.mean(y == 0)) - rate) < 5 * np.sqrt(rate * (1 - rate) / x.size)
     assert abs(float(jnp.mean(y)) - 1) < 5 * np.sqrt(rate / (1 - rate) / x.size)
-    kept = jnp.unique(y)
-    assert len(kept) == 2  # zero, and the exact reciprocal of the quantised keep probability
-    np.testing.assert_allclose(1 / kept[1], round((1 - rate) * 2**num_bits) / 2**num_bits, rtol=1e-6)
 
 
 def test_dropout_is_element_wise_and_depends_on_the_key():
@@ -148,20 +152,118 @@ def test_dropout_off():
     assert Dropout(0.0).apply({}, x, train=True) is x
 
 
-@pytest.mark.parametrize("settings", [{"rate": -0.1}, {"rate": 1.0}, {"rate": 0.1, "num_bits": 32}])
-def test_dropout_refuses(settings):
+@pytest.mark.parametrize("rate", [-0.1, 1.0])
+@pytest.mark.parametrize("layer", [Dropout, ReLUDropout])
+def test_dropout_refuses(layer, rate):
     with pytest.raises(ValueError, match="got"):
-        Dropout(**settings)
+        layer(rate)
 
 
-@pytest.mark.parametrize(("num_bits", "dtype"), [(8, jnp.uint8), (16, jnp.uint16)])
-@pytest.mark.parametrize("shape", [(), (3,), (5, 7)])
-def test_random_bits(num_bits, dtype, shape, key):
-    bits = random_bits(key, shape, num_bits)
-    assert bits.shape == shape
-    assert bits.dtype == dtype
+@pytest.mark.parametrize("train", [False, True])
+def test_relu_dropout_is_dropout_of_a_relu(train):
+    x = normal(6, 5)
+    rngs = {"dropout": jax.random.key(0)}
+
+    def both(x):
+        return Dropout(0.3, name="same").apply({}, jax.nn.relu(x), train=train, rngs=rngs)
+
+    def one(x):
+        return ReLUDropout(0.3, name="same").apply({}, x, train=train, rngs=rngs)
+
+    for got, want in zip(jax.vjp(one, x), jax.vjp(both, x), strict=True):
+        got, want = (f(jnp.ones_like(x))[0] if callable(f) else f for f in (got, want))
+        np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
-def test_random_bits_are_uniform(key):
-    counts = np.bincount(random_bits(key, (256 * 400,), 8), minlength=256)
-    assert abs(counts - 400).max() < 6 * 20  # six standard deviations
+def test_large_arrays_are_written_out_with_the_same_numbers(monkeypatch):
+    x, words = normal(6, 5, 3), jnp.array([1, 2], jnp.uint32)
+    fn = lambda x, start: jnp.where(keep_mask(words, x.shape, 0.5, start=start), x, 0.0)  # noqa: E731
+    want = fn(x, 0)
+    monkeypatch.setattr(layers, "_LARGE", 1)
+    assert "scan" in str(jax.make_jaxpr(lambda x: write_out(fn, x))(x))
+    np.testing.assert_array_equal(jax.jit(lambda x: write_out(fn, x))(x), want)
+    stacked = jnp.stack([x, 2 * x])
+    np.testing.assert_array_equal(jax.vmap(lambda x: write_out(fn, x))(stacked), jnp.stack([want, 2 * want]))
+    odd = x[:5]
+    np.testing.assert_array_equal(write_out(fn, odd), fn(odd, 0))
+
+
+def keys(num_keys):
+    return jax.random.key_data(jax.random.split(jax.random.key(0), num_keys))
+
+
+def test_keep_masks_are_fair_and_independent():
+    """Of elements, of their neighbours in every direction, of keys, and of keys that differ in one bit."""
+    shape, deviations = (200, 30, 20), 5
+    drawn = jax.vmap(lambda words: keep_mask(words, shape, 0.5))(keys(2))
+    one_bit = keep_mask(keys(2)[0] ^ jnp.array([0, 1], jnp.uint32), shape, 0.5)
+    signs = 2.0 * np.asarray(drawn[0]) - 1
+    others = [np.roll(signs, 1, axis) for axis in range(3)] + [2.0 * np.asarray(m) - 1 for m in (drawn[1], one_bit)]
+    bound = deviations / np.sqrt(signs.size)
+    assert abs(signs.mean()) < bound
+    for axis in range(3):
+        assert abs(signs.mean(axis)).max() < deviations / np.sqrt(shape[axis])
+    for other in others:
+        assert abs((signs * other).mean()) < bound
+
+
+def test_keep_mask_of_a_part_is_part_of_the_mask():
+    words = keys(1)[0]
+    np.testing.assert_array_equal(keep_mask(words, (3, 4, 5), 0.3, start=2 * 20), keep_mask(words, (5, 4, 5), 0.3)[2:])
+
+
+class TestConvBatchNorm:
+    """Against a convolution and a `BatchNorm` one after the other."""
+
+    @staticmethod
+    def folded(variables, x, kernel, bias, **how):
+        layer = ConvBatchNorm()
+        how = {"strides": (2, 1), "padding": "SAME", "conv": conv_general_dilated, **how}
+        if not how["train"]:
+            return layer.apply(variables, x, kernel, bias, **how), variables["batch_stats"]
+        y, new = layer.apply(variables, x, kernel, bias, **how, mutable="batch_stats")
+        return y, new["batch_stats"]
+
+    @staticmethod
+    def plain(variables, x, kernel, bias, *, train, mask):
+        x = jax.lax.conv_general_dilated(x, kernel, (2, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        x = x + bias.reshape(1, 1, 1, -1)
+        if not train:
+            return BatchNorm().apply(variables, x, train=False), variables["batch_stats"]
+        y, new = BatchNorm().apply(variables, x, train=True, mask=mask, mutable="batch_stats")
+        return y, new["batch_stats"]
+
+    @pytest.mark.parametrize("train", [False, True])
+    @pytest.mark.parametrize("num_filters", [3, 12], ids=["from its outputs", "from its windows"])
+    @pytest.mark.parametrize("num_real", [None, 3, 0])
+    def test_agrees(self, train, num_filters, num_real):
+        x, kernel, upstream = (
+            normal(5, 6, 4, 1),
+            normal(3, 3, 1, num_filters, seed=1),
+            normal(5, 3, 4, num_filters, seed=2),
+        )
+        mask = None if num_real is None else jnp.arange(5) < num_real
+        if mask is not None:
+            upstream = upstream * mask.reshape(-1, 1, 1, 1)
+        bias, scale, offset, mean = (normal(num_filters, seed=seed) for seed in (3, 4, 5, 6))
+        params = {"scale": scale, "bias": offset}
+        stats = {"mean": mean, "var": 1 + mean**2}
+
+        def run(fn, kernel, params, bias):
+            y, new = fn({"params": params, "batch_stats": stats}, x, kernel, bias, train=train, mask=mask)
+            return jnp.sum(y * upstream), (y * (1 if mask is None else mask.reshape(-1, 1, 1, 1)), new)
+
+        found = [
+            jax.value_and_grad(partial(run, fn), argnums=(0, 1, 2), has_aux=True)(kernel, params, bias)
+            for fn in (self.folded, self.plain)
+        ]
+        jax.tree.map(lambda got, want: np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4), *found)
+
+    def test_any_convolution_will_do(self):
+        x, kernel, zeros, ones = normal(5, 6, 4, 1), normal(3, 3, 1, 12, seed=1), jnp.zeros(12), jnp.ones(12)
+        variables = {"params": {"scale": ones, "bias": zeros}, "batch_stats": {"mean": zeros, "var": ones}}
+        want, _ = self.folded(variables, x, kernel, zeros, train=True)
+        got, _ = self.folded(
+            variables, x, kernel, zeros, train=True, conv=partial(conv_general_dilated, choose=lambda *_: native)
+        )
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)

@@ -7,14 +7,8 @@ Reference:
   Li and Wang, FedMD: Heterogenous Federated Learning via Model Distillation, 2019 (arXiv 1910.03581).
 """
 
-from fedmd_jax.clients import (
-    ArchitectureGroup,
-    client_keys,
-    client_mesh,
-    map_clients,
-    shard_clients,
-    stack_private,
-)
+from fedmd_jax.clients import ArchitectureGroup, client_keys, stack_private
+from fedmd_jax.cohorts import Cohort, cohort_sizes, draw_cohort, put_clients, take_clients
 from fedmd_jax.communication import Communication, communication_bytes
 from fedmd_jax.consensus import total_weight, weighted_consensus
 from fedmd_jax.evaluate import Evaluation, evaluate
@@ -29,8 +23,17 @@ from fedmd_jax.federation import (
 )
 from fedmd_jax.local import Training, digest, fit, init_client, pretrain, revisit, score, transfer_learn
 from fedmd_jax.losses import cross_entropy, kl, mae
+from fedmd_jax.mapping import client_mesh, map_clients, shard_clients, weighted_sum_clients
 from fedmd_jax.models import architecture_from_linen, architecture_from_nnx
 from fedmd_jax.optimizers import adam
+from fedmd_jax.population import (
+    Population,
+    evaluate_population,
+    init_population,
+    population_round,
+    run_population,
+    transfer_learn_population,
+)
 from fedmd_jax.round import consensus_weights, fedmd_round
 from fedmd_jax.subset import draw_public_subset, draw_stratified_subset, take_in_order
 from fedmd_jax.types import Architecture, ClientState, PrivateDataset, PublicDataset, RoundInfo
@@ -42,9 +45,11 @@ __all__ = [
     "ArchitectureGroup",
     "ClientMetrics",
     "ClientState",
+    "Cohort",
     "Communication",
     "Evaluation",
     "Federation",
+    "Population",
     "PrivateDataset",
     "PublicDataset",
     "RoundInfo",
@@ -55,30 +60,40 @@ __all__ = [
     "architecture_from_nnx",
     "client_keys",
     "client_mesh",
+    "cohort_sizes",
     "communication_bytes",
     "consensus_weights",
     "cross_entropy",
     "digest",
+    "draw_cohort",
     "draw_public_subset",
     "draw_stratified_subset",
     "evaluate",
+    "evaluate_population",
     "fedmd",
     "fedmd_round",
     "fit",
     "init_client",
+    "init_population",
     "kl",
     "labelled_dataset",
     "mae",
     "map_clients",
+    "population_round",
     "pretrain",
     "public_dataset",
+    "put_clients",
     "revisit",
     "run_federation",
+    "run_population",
     "score",
     "shard_clients",
     "stack_private",
+    "take_clients",
     "take_in_order",
     "total_weight",
     "transfer_learn",
+    "transfer_learn_population",
     "weighted_consensus",
+    "weighted_sum_clients",
 ]

@@ -1,14 +1,13 @@
-"""Many clients: groups that share an architecture, stacked along a leading axis and mapped over it."""
+"""Many clients: groups that share an architecture, stacked along a leading axis."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedmd_jax.checks import check_examples
 from fedmd_jax.types import Architecture, PrivateDataset
@@ -57,6 +56,20 @@ class ArchitectureGroup:
 Groups = Mapping[str, ArchitectureGroup]
 
 
+Home = Literal["host", "device"]
+
+
+def check_home(home: Home) -> None:
+    """A `ValueError` where arrays are to live neither on the host nor on the device."""
+    if home not in get_args(Home):
+        raise ValueError(f"home must be host or device, got {home!r}")
+
+
+def group_client_ids(groups: Groups) -> dict[str, chex.Array]:
+    """The ids of all clients as arrays, [K] each."""
+    return {name: jnp.asarray(group.client_ids, dtype=jnp.uint32) for name, group in groups.items()}
+
+
 def check_unique(client_ids: Sequence[int]) -> None:
     """A `ValueError` that names the client ids which come twice."""
     ids, counts = np.unique(np.asarray(client_ids, dtype=np.int64), return_counts=True)
@@ -71,38 +84,6 @@ def check_groups(groups: Groups) -> None:
     check_unique([client_id for group in groups.values() for client_id in group.client_ids])
 
 
-def map_clients(fn: Callable[..., Any], in_axes: Sequence[int | None], mesh: Mesh | None = None) -> Callable[..., Any]:
-    """Does for every client of a group what `fn` does for one.
-
-    `in_axes` says what is per client (0) and what is shared (None). With a mesh the clients are spread over its only
-    axis and nothing crosses devices: `shard_map(vmap(fn))`, since under `vmap` alone the compiler gathers the batches
-    of convolutional clients.
-
-    Args:
-      fn: a function of one client; positional arguments only, every output per client.
-      in_axes: for each argument 0 or None.
-      mesh: devices along one axis; the number of clients must be a multiple of their number.
-
-    Returns:
-      A function of stacked arguments, [K, ...] where `in_axes` has a 0, with stacked results.
-
-    >>> double_and_add = map_clients(lambda own, shared: 2 * own + shared, (0, None))
-    >>> double_and_add(jnp.array([1.0, 2.0]), jnp.array(10.0)).tolist()
-    [12.0, 14.0]
-    """
-    mapped = jax.vmap(fn, tuple(in_axes))
-    if mesh is None:
-        return mapped
-    clients, shared = PartitionSpec(*mesh.axis_names), PartitionSpec()
-    return jax.shard_map(
-        mapped,
-        mesh=mesh,
-        in_specs=tuple(shared if axis is None else clients for axis in in_axes),
-        out_specs=clients,
-        check_vma=False,
-    )
-
-
 def client_keys(key: chex.PRNGKey, client_ids: Sequence[int]) -> chex.PRNGKey:
     """One key per client, [K], from the client's id: neither grouping nor order nor sharding matters.
 
@@ -111,33 +92,24 @@ def client_keys(key: chex.PRNGKey, client_ids: Sequence[int]) -> chex.PRNGKey:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(client_ids, dtype=jnp.uint32))
 
 
-def client_mesh(num_devices: int | None = None) -> Mesh:
-    """A mesh with one axis, `clients`, over the first `num_devices` devices (all by default)."""
-    devices = jax.devices()[:num_devices]
-    return Mesh(np.asarray(devices), ("clients",))
-
-
-def shard_clients(tree: chex.ArrayTree, mesh: Mesh | None) -> chex.ArrayTree:
-    """Stacked clients, spread over the mesh along their leading axis; as they are where there is no mesh."""
-    if mesh is None:
-        return tree
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(*mesh.axis_names)))
-
-
-def stack_private(groups: Groups, examples: Mapping[int, tuple[Any, Any]]) -> dict[str, PrivateDataset]:
+def stack_private(
+    groups: Groups, examples: Mapping[int, tuple[Any, Any]], *, home: Home = "device"
+) -> dict[str, PrivateDataset]:
     """Every client's private examples, stacked by group and padded to the longest of the group.
 
     Args:
       groups: who is in which group.
       examples: for each client id its inputs [n, ...] and integer labels [n]; n may differ between clients.
+      home: "host" for NumPy arrays, where everybody's examples do not fit on the device.
 
     Returns:
       Per group, inputs [K, N, ...] in float32, labels [K, N] and num_examples [K].
 
     Raises:
       ValueError: a client without examples, examples without a client, lengths that differ between inputs and labels,
-        shapes that differ between clients, NaN, labels that are not integers from 0.
+        shapes that differ between clients, NaN, labels that are not integers from 0, an unknown home.
     """
+    check_home(home)
     check_groups(groups)
     known = {client_id for group in groups.values() for client_id in group.client_ids}
     missing, unknown = sorted(known - set(examples)), sorted(set(examples) - known)
@@ -150,7 +122,8 @@ def stack_private(groups: Groups, examples: Mapping[int, tuple[Any, Any]]) -> di
     shapes = {inputs.shape[1:] for inputs, _ in checked.values()}
     if len(shapes) > 1:
         raise ValueError(f"the inputs of all clients must have one shape, got {sorted(shapes)}")
-    return {name: _stack([checked[client_id] for client_id in group.client_ids]) for name, group in groups.items()}
+    stacked = {name: _stack([checked[client_id] for client_id in group.client_ids]) for name, group in groups.items()}
+    return stacked if home == "host" else jax.tree.map(jnp.asarray, stacked)
 
 
 def _stack(examples: Sequence[tuple[np.ndarray, np.ndarray]]) -> PrivateDataset:
@@ -160,7 +133,7 @@ def _stack(examples: Sequence[tuple[np.ndarray, np.ndarray]]) -> PrivateDataset:
         return np.pad(rows, [(0, num_rows - len(rows))] + [(0, 0)] * (rows.ndim - 1))
 
     return PrivateDataset(
-        inputs=jnp.asarray(np.stack([pad(inputs) for inputs, _ in examples])),
-        labels=jnp.asarray(np.stack([pad(labels) for _, labels in examples])),
-        num_examples=jnp.asarray([len(labels) for _, labels in examples], dtype=jnp.int32),
+        inputs=np.stack([pad(inputs) for inputs, _ in examples]),
+        labels=np.stack([pad(labels) for _, labels in examples]),
+        num_examples=np.asarray([len(labels) for _, labels in examples], dtype=np.int32),
     )

@@ -1,12 +1,12 @@
 """The server's part: many clients' scores become one consensus, without leaving the device."""
 
 from collections.abc import Mapping
-from functools import partial
 
 import chex
-import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
+
+from fedmd_jax.mapping import add_devices, weighted_sum_clients
 
 PerGroup = Mapping[str, chex.Array]
 
@@ -37,19 +37,27 @@ def weighted_consensus(scores: PerGroup, weights: PerGroup, *, mesh: Mesh | None
     [[5.0, 2.0]]
     """
     chex.assert_rank(list(scores.values()), 3)
-    wanted = {name: (score.shape[0],) for name, score in scores.items()}
-    found = {name: weight.shape for name, weight in weights.items()}
-    if wanted != found:
-        raise ValueError(f"one weight per client is needed, of shapes {wanted}, got {found}")
-    scores, weights = dict(scores), _normalise(weights)
-    if mesh is None:
-        return _weighted_sum(scores, weights)
-    (axis,) = mesh.axis_names
-    reduce = partial(_weighted_sum_of_shards, axis_name=axis)
-    # Every device has all weights: they are a few numbers, and normalising shards of them would need collectives.
-    return jax.shard_map(
-        reduce, mesh=mesh, in_specs=(PartitionSpec(axis), PartitionSpec()), out_specs=PartitionSpec(), check_vma=False
-    )(scores, weights)
+    check_weights(weights, {name: score.shape[0] for name, score in scores.items()})
+    shares = consensus_shares(weights)
+    add_scores = weighted_sum_clients(lambda own: own, (0,), mesh)
+    return add_devices(sum(add_scores(shares[name], scores[name]) for name in scores), mesh)
+
+
+def consensus_shares(weights: PerGroup) -> dict[str, chex.Array]:
+    """What each client's scores contribute to the consensus: weights that sum to one over all groups, or all zeros.
+
+    Args:
+      weights: per group, [K]; negative ones count as zero.
+
+    >>> shares = consensus_shares({"a": jnp.array([1.0, 2.0]), "b": jnp.array([1.0])})
+    >>> {name: share.tolist() for name, share in shares.items()}
+    {'a': [0.25, 0.5], 'b': [0.25]}
+    """
+    # First by the largest, so that the sum cannot overflow.
+    largest = jnp.max(jnp.stack([jnp.max(weight) for weight in weights.values()]))
+    weights = {name: jnp.maximum(weight, 0.0) / _or_one(largest) for name, weight in weights.items()}
+    total = _or_one(total_weight(weights))
+    return {name: weight / total for name, weight in weights.items()}
 
 
 def total_weight(weights: PerGroup) -> chex.Array:
@@ -57,32 +65,11 @@ def total_weight(weights: PerGroup) -> chex.Array:
     return sum(jnp.sum(jnp.maximum(weight, 0.0)) for weight in weights.values())
 
 
-def _normalise(weights):
-    """Weights that sum to one, or all zeros; first by the largest, so that the sum cannot overflow."""
-    largest = jnp.max(jnp.stack([jnp.max(weight) for weight in weights.values()]))
-    weights = {name: jnp.maximum(weight, 0.0) / _or_one(largest) for name, weight in weights.items()}
-    total = _or_one(total_weight(weights))
-    return {name: weight / total for name, weight in weights.items()}
-
-
-def _weighted_sum(scores, weights):
-    # Group by group, so that the scores of all clients are never one array.
-    return sum(
-        jnp.einsum("k,kmc->mc", weights[name], _silence_unweighted(scores[name], weights[name])) for name in scores
-    )
-
-
-def _weighted_sum_of_shards(scores, weights, *, axis_name):
-    device = jax.lax.axis_index(axis_name)
-    mine = {
-        name: jax.lax.dynamic_slice_in_dim(weights[name], device * score.shape[0], score.shape[0])
-        for name, score in scores.items()
-    }
-    return jax.lax.psum(_weighted_sum(scores, mine), axis_name)
-
-
-def _silence_unweighted(scores, weights):
-    return jnp.where((weights > 0)[:, None, None], scores, 0.0)  # 0 * NaN would be NaN
+def check_weights(weights: PerGroup, num_clients: Mapping[str, int]) -> None:
+    """A `ValueError` where the groups, or the numbers of their clients, are not those of the weights."""
+    wanted, found = {name: (k,) for name, k in num_clients.items()}, {name: w.shape for name, w in weights.items()}
+    if wanted != found:
+        raise ValueError(f"one weight per client is needed, of shapes {wanted}, got {found}")
 
 
 def _or_one(weight):

@@ -13,10 +13,11 @@ import optax
 from jax.sharding import Mesh
 
 from fedmd_jax.checks import check_count, check_examples, check_inputs, check_labels_in_head
-from fedmd_jax.clients import Groups, check_groups, client_keys, map_clients, shard_clients
+from fedmd_jax.clients import Groups, check_groups, client_keys, group_client_ids
 from fedmd_jax.evaluate import Evaluation, evaluate
 from fedmd_jax.local import Distance, Training, init_client, pretrain, revisit
 from fedmd_jax.losses import mae
+from fedmd_jax.mapping import ClientsPerChunk, check_chunks, chunk_of, map_clients, shard_clients
 from fedmd_jax.round import fedmd_round
 from fedmd_jax.subset import draw_public_subset
 from fedmd_jax.types import Architecture, ClientState, PrivateDataset, PublicDataset, RoundInfo
@@ -28,6 +29,9 @@ Private = Mapping[str, PrivateDataset]
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Federation:
     """Compiled functions over all groups; every `states` argument but those of `pool` and `evaluate` is donated.
+
+    `new_states`, `pretrain`, `personalize`, `pool` and `round` take `client_ids=`, per group [n], where the clients
+    given are not all of the groups; `round` then wants their `weights=`, too.
 
     Attributes:
       check: (public, private, *others) -> None. Raises `ValueError` where the data does not fit the networks or the
@@ -56,11 +60,19 @@ class Federation:
     groups: Groups
     mesh: Mesh | None
 
-    def transfer_learn(self, states: States, public: PublicDataset, private: Private, key: chex.PRNGKey) -> States:
+    def transfer_learn(
+        self,
+        states: States,
+        public: PublicDataset,
+        private: Private,
+        key: chex.PRNGKey,
+        *,
+        client_ids: Mapping[str, chex.Array] | None = None,
+    ) -> States:
         """Both halves of transfer learning: the public dataset, then each client's own."""
         key_public, key_private = jax.random.split(key)
-        states, _ = self.pretrain(states, public, key_public)
-        states, _ = self.personalize(states, private, key_private)
+        states, _ = self.pretrain(states, public, key_public, client_ids=client_ids)
+        states, _ = self.personalize(states, private, key_private, client_ids=client_ids)
         return states
 
 
@@ -75,6 +87,7 @@ def fedmd(
     revisit_training: Training = Training(num_epochs=2, batch_size=5),
     distance: Distance = mae,
     draw_subset: Callable = draw_public_subset,
+    clients_per_chunk: ClientsPerChunk = None,
     mesh: Mesh | None = None,
 ) -> Federation:
     """A federation of these groups, each of its phases one jit-compiled program.
@@ -89,19 +102,23 @@ def fedmd(
       revisit_training: towards the private labels, each round.
       distance: `mae`, `kl` or any (logits [B, C], targets [B, C]) -> [B].
       draw_subset: which public subset a round uses.
+      clients_per_chunk: in every phase, how many clients of a group run at once on a device, the others one chunk after
+        the other: one number for all groups, or per group; None is all. Bounds memory, changes no more than rounding.
       mesh: devices over which the clients of every group are spread.
 
     Returns:
       The federation. Defaults are those of the released code for letters (iid), without its early stopping.
 
     Raises:
-      ValueError: no group, a client in two groups, a subset size below 1, a group that the mesh cannot share out.
+      ValueError: no group, a client in two groups, a subset size below 1, a chunk of no client or of no group, a group
+        that the mesh cannot share out.
 
     References:
       Li and Wang 2019, Algorithm 1; settings from the configurations of the released code.
     """
     check_groups(groups)
     check_count("subset_size", subset_size)
+    check_chunks(clients_per_chunk, groups)
     _check_mesh(groups, mesh)
     init_one = partial(init_client, digest=digest_training, revisit=revisit_training)
     round_ = partial(
@@ -112,6 +129,7 @@ def fedmd(
         revisit_training=revisit_training,
         distance=distance,
         draw_subset=draw_subset,
+        clients_per_chunk=clients_per_chunk,
         mesh=mesh,
     )
 
@@ -120,13 +138,16 @@ def fedmd(
         for training in (private_training, pooled_training):
             _check_optimizer_memory(groups, public.inputs, training.optimizer, revisit_training.optimizer)
 
+    def map_group(name, fn, in_axes, mesh=mesh, **settings):
+        fn = partial(fn, groups[name].architecture, **settings)
+        return map_clients(fn, in_axes, mesh, clients_per_chunk=chunk_of(clients_per_chunk, name))
+
     @partial(jax.jit, compiler_options=_run_once())
-    def new_states(key, inputs):
+    def new_states(key, inputs, client_ids=None):
+        client_ids = group_client_ids(groups) if client_ids is None else client_ids
         return {
-            name: map_clients(partial(init_one, group.architecture), (0, None))(
-                client_keys(key, group.client_ids), inputs
-            )
-            for name, group in groups.items()
+            name: map_group(name, init_one, (0, None), mesh=None)(client_keys(key, ids), inputs)
+            for name, ids in client_ids.items()
         }
 
     def init(key, public, private):
@@ -136,12 +157,13 @@ def fedmd(
     def train(one_client, data_axis, training):
         """One training phase of every client of every group; `data` is shared, or per group and client."""
 
-        def train_groups(states, data, key):
+        def train_groups(states, data, key, client_ids=None):
+            client_ids = group_client_ids(groups) if client_ids is None else client_ids
             trained, losses = {}, {}
-            for name, group in groups.items():
-                fn = map_clients(partial(one_client, group.architecture, training=training), (0, data_axis, 0), mesh)
+            for name, ids in client_ids.items():
+                fn = map_group(name, one_client, (0, data_axis, 0), training=training)
                 group_data = data if data_axis is None else data[name]
-                trained[name], losses[name] = fn(states[name], group_data, client_keys(key, group.client_ids))
+                trained[name], losses[name] = fn(states[name], group_data, client_keys(key, ids))
             return trained, losses
 
         return train_groups
@@ -149,10 +171,8 @@ def fedmd(
     def evaluate_groups(states, test):
         shared = isinstance(test, PrivateDataset)
         return {
-            name: map_clients(partial(evaluate, group.architecture), (0, None if shared else 0), mesh)(
-                states[name], test if shared else test[name]
-            )
-            for name, group in groups.items()
+            name: map_group(name, evaluate, (0, None if shared else 0))(clients, test if shared else test[name])
+            for name, clients in states.items()
         }
 
     return Federation(
@@ -197,7 +217,7 @@ class RoundMetrics(NamedTuple):
     """What is known after one round; round 0 is after transfer learning, before any collaboration."""
 
     round: int
-    clients: tuple[ClientMetrics, ...]  # ordered by client id
+    clients: tuple[ClientMetrics, ...]  # those who took part, ordered by client id
     digested: bool  # False where all consensus weights were zero
 
     @property
@@ -255,11 +275,12 @@ def run_federation(
 def round_metrics(
     groups: Groups, round_: int, evaluations: Mapping[str, Evaluation], info: RoundInfo | None
 ) -> RoundMetrics:
-    """Fetches a round's results from the device and sorts them by client."""
+    """Fetches a round's results from the device and sorts them by client, those who took part."""
     evaluations, info = jax.device_get((dict(evaluations), info))
     clients = []
-    for name, group in groups.items():
-        for position, client_id in enumerate(group.client_ids):
+    client_ids = {name: group.client_ids for name, group in groups.items()} if info is None else info.client_ids
+    for name, ids in client_ids.items():
+        for position, client_id in enumerate(map(int, ids)):
             digest_loss = float(info.digest_loss[name][position, -1]) if info and info.digested else None
             revisit_loss = float(info.revisit_loss[name][position, -1]) if info else None
             accuracy = float(evaluations[name].accuracy[position])

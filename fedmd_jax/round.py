@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from fedmd_jax.clients import Groups, client_keys, map_clients
-from fedmd_jax.consensus import total_weight, weighted_consensus
+from fedmd_jax.clients import Groups, client_keys, group_client_ids
+from fedmd_jax.consensus import check_weights, consensus_shares, total_weight
 from fedmd_jax.local import Training, digest, revisit, score
 from fedmd_jax.losses import mae
+from fedmd_jax.mapping import ClientsPerChunk, add_devices, chunk_of, map_clients, weighted_sum_clients
 from fedmd_jax.subset import draw_public_subset
 from fedmd_jax.types import ClientState, PrivateDataset, PublicDataset, RoundInfo
 
@@ -28,7 +29,9 @@ def fedmd_round(
     revisit_training: Training,
     distance: Callable = mae,
     draw_subset: Callable = draw_public_subset,
+    client_ids: Mapping[str, chex.Array] | None = None,
     weights: Mapping[str, chex.Array] | None = None,
+    clients_per_chunk: ClientsPerChunk = None,
     mesh: Mesh | None = None,
 ) -> tuple[dict[str, ClientState], RoundInfo]:
     """One FedMD round: communicate, aggregate, distribute, digest, revisit.
@@ -44,41 +47,52 @@ def fedmd_round(
       revisit_training: the same towards the private labels.
       distance: of scores and consensus, `mae` or `kl` or the caller's own, [B, C] x [B, C] -> [B].
       draw_subset: (key, public, size) -> the public subset.
+      client_ids: per group, [K]: whose states and private datasets these are; by default all clients of the groups.
+        With `weights` it may come at run time: one compiled round for any cohort of this size.
       weights: per group, [K]; by default those of the groups.
+      clients_per_chunk: how many clients of a group run at once on a device, all by default; one number or per group.
       mesh: devices for the clients of each group.
 
     Returns:
       The clients after the round, and what the round tells about itself.
+
+    Raises:
+      ValueError: weights of other groups, or of other numbers of clients, than take part.
 
     References:
       Li and Wang 2019, Algorithm 1.
     """
     key_subset, key_digest, key_revisit = jax.random.split(key, 3)
     subset = draw_subset(key_subset, public, subset_size)
+    client_ids = group_client_ids(groups) if client_ids is None else client_ids
     weights = consensus_weights(groups) if weights is None else weights
+    check_weights(weights, {name: len(ids) for name, ids in client_ids.items()})
+    shares = consensus_shares(weights)
+    chunk = {name: chunk_of(clients_per_chunk, name) for name in groups}
 
-    scores = {}  # 1. communicate: every client scores the public subset
+    sums = []  # 1. communicate: every client scores the public subset; what is kept is a sum, [devices, M, C]
     for name, group in groups.items():
-        score_clients = map_clients(partial(score, group.architecture), (0, None), mesh)
-        scores[name] = score_clients(states[name], subset.inputs)  # [K, M, C]
+        score_one = partial(score, group.architecture)
+        sum_scores = weighted_sum_clients(score_one, (0, None), mesh, clients_per_chunk=chunk[name])
+        sums.append(sum_scores(shares[name], states[name], subset.inputs))
 
-    consensus = weighted_consensus(scores, weights, mesh=mesh)  # 2. aggregate [M, C]
+    consensus = add_devices(sum(sums), mesh)  # 2. aggregate [M, C]
     anybody = total_weight(weights) > 0  # without a consensus there is nothing to digest
 
     new_states, digest_loss, revisit_loss = {}, {}, {}
     for name, group in groups.items():  # 3. distribute
         digest_one = partial(digest, group.architecture, training=digest_training, distance=distance)
-        digest_clients = map_clients(digest_one, (0, None, None, 0), mesh)
-        arguments = (states[name], subset.inputs, consensus, client_keys(key_digest, group.client_ids))
+        digest_clients = map_clients(digest_one, (0, None, None, 0), mesh, clients_per_chunk=chunk[name])
+        arguments = (states[name], subset.inputs, consensus, client_keys(key_digest, client_ids[name]))
         skip = partial(_skip, jax.eval_shape(digest_clients, *arguments)[1])
         clients, digest_loss[name] = jax.lax.cond(anybody, digest_clients, skip, *arguments)  # 4. digest
 
         revisit_one = partial(revisit, group.architecture, training=revisit_training)
-        revisit_clients = map_clients(revisit_one, (0, 0, 0), mesh)
-        keys = client_keys(key_revisit, group.client_ids)
+        revisit_clients = map_clients(revisit_one, (0, 0, 0), mesh, clients_per_chunk=chunk[name])
+        keys = client_keys(key_revisit, client_ids[name])
         new_states[name], revisit_loss[name] = revisit_clients(clients, private[name], keys)  # 5. revisit
 
-    return new_states, RoundInfo(digest_loss, revisit_loss, anybody)
+    return new_states, RoundInfo(digest_loss, revisit_loss, dict(client_ids), anybody)
 
 
 def consensus_weights(groups: Groups) -> dict[str, chex.Array]:

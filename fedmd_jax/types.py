@@ -62,4 +62,5 @@ class RoundInfo(NamedTuple):
 
     digest_loss: dict[str, chex.Array]  # per group [K, E]: epoch means, penalty included; 0 where nobody digested
     revisit_loss: dict[str, chex.Array]  # per group [K, E]
+    client_ids: dict[str, chex.Array]  # per group [K]: who took part
     digested: chex.Array  # [], bool: False when all consensus weights are zero, and so no client has digested

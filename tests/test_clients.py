@@ -1,6 +1,4 @@
-import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
@@ -10,17 +8,6 @@ from hypothesis import strategies as st
 import fedmd_jax as fmd
 
 ARCHITECTURE = toys.linear()
-
-
-def test_mapping_is_one_by_one_and_so_is_sharding():
-    def one(own, shared, more):
-        return {"sum": own @ shared + more, "twice": 2 * own}
-
-    own, shared, more = jnp.arange(12.0).reshape(4, 3), jnp.array([1.0, -1.0, 2.0]), jnp.arange(4.0)
-    expected = [one(own[k], shared, more[k]) for k in range(4)]
-    expected = jax.tree.map(lambda *leaves: jnp.stack(leaves), *expected)
-    for mesh in (None, fmd.client_mesh(2), fmd.client_mesh(4)):
-        chex.assert_trees_all_close(jax.jit(fmd.map_clients(one, (0, None, 0), mesh))(own, shared, more), expected)
 
 
 def test_keys_belong_to_the_client_not_to_its_place(key):

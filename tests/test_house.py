@@ -13,10 +13,11 @@ FLOORS = [
     {"types", "checks"},
     {"losses", "optimizers", "subset", "data"},
     {"models"},
-    {"local"},
-    {"clients", "consensus", "evaluate", "communication"},
+    {"local", "clients", "mapping"},
+    {"consensus", "cohorts", "evaluate", "communication"},
     {"round"},
     {"federation"},
+    {"population"},
     {"experiments"},
     {"cli"},
 ]

@@ -1,5 +1,6 @@
 """What must hold of a round whatever the networks are."""
 
+import re
 from functools import partial
 
 import chex
@@ -169,8 +170,8 @@ def test_seeds_can_be_mapped_over(key):
     assert info.digested.all()
 
 
-@pytest.fixture(scope="module")
-def sharded():
+@pytest.fixture(scope="module", params=[None, 2])
+def sharded(request):
     """Four and eight clients on four devices, with batch statistics and noise in one of the networks."""
     groups = {
         "normed": fmd.ArchitectureGroup(toys.normed(noise=0.1), range(4)),
@@ -180,8 +181,32 @@ def sharded():
     mesh = fmd.client_mesh(4)
     states = start(groups, private)
     arguments = (fmd.shard_clients(states, mesh), PUBLIC, fmd.shard_clients(private, mesh), jax.random.key(3))
-    compiled = jax.jit(round_of(groups, mesh=mesh)).lower(*arguments).compile()
+    compiled = jax.jit(round_of(groups, mesh=mesh, clients_per_chunk=request.param)).lower(*arguments).compile()
     return groups, private, states, compiled, arguments
+
+
+@pytest.mark.parametrize("clients_per_chunk", [1, 2, {"mlp": 3}])
+def test_chunks_change_nothing(key, clients_per_chunk):
+    """Also where the last chunk is not full."""
+    chex.assert_trees_all_close(run(GROUPS, key, clients_per_chunk=clients_per_chunk), run(GROUPS, key), **TOLERANCE)
+
+
+@pytest.mark.parametrize(("clients_per_chunk", "held"), [(None, True), (4, False), (1, False)])
+def test_scores_of_all_clients_are_never_held_in_chunks(clients_per_chunk, held):
+    """Seven clients, a subset of 12, four classes; neither traced nor compiled."""
+    groups = {"only": fmd.ArchitectureGroup(toys.tanh_mlp(), range(7))}
+    arguments = (start(groups, toys.private(groups)), PUBLIC, toys.private(groups), jax.random.key(0))
+    lowered = jax.jit(round_of(groups, clients_per_chunk=clients_per_chunk)).lower(*arguments)
+    text = lowered.compile().as_text()
+    assert ("tensor<7x12x4xf32>" in lowered.as_text()) == held
+    assert held or not re.search(r"f32\[(7,12,4|12,7,4|12,4,7|84,4|7,48)\]", text)
+
+
+def test_weights_that_do_not_go_with_the_clients_are_refused(key):
+    one_less = {"linear": jnp.ones(2), "mlp": jnp.ones(2)}
+    for weights in (one_less, {"linear": jnp.ones(3)}):
+        with pytest.raises(ValueError, match="one weight per client is needed"):
+            round_of(GROUPS, weights=weights)(start(GROUPS, PRIVATE), PUBLIC, PRIVATE, key)
 
 
 def test_sharded_is_unsharded(sharded):

@@ -135,6 +135,8 @@ class Experiment:
       temperature: Divides the scores before the softmax of kl.
       digest: Digest: each client trains its network to approach the consensus on the public subset.
       revisit: Revisit: each client trains its network on its own private dataset for a few epochs.
+      clients_per_chunk: How many clients of a group (those with equal networks) are trained at once, the others chunk
+        after chunk. Bounds memory; changes results by rounding. Without it all at once.
       head_penalty: L2 penalty on the weights of the last layer, in every loss (1e-3 in the released code).
       seed: Decides everything that is random: data split, networks, shuffling, dropout, subsets.
 
@@ -156,12 +158,15 @@ class Experiment:
     temperature: float = 1.0
     digest: Phase = Phase(num_epochs=1, batch_size=256)
     revisit: Phase = Phase(num_epochs=2, batch_size=5)
+    clients_per_chunk: int | None = None
     head_penalty: float = 1e-3
     seed: int = 0
 
     def __post_init__(self):
         _check_counts(0, num_rounds=self.num_rounds, seed=self.seed)
         _check_counts(1, subset_size=self.subset_size)
+        if self.clients_per_chunk is not None:
+            _check_counts(1, clients_per_chunk=self.clients_per_chunk)
         _check_positive(temperature=self.temperature)
         _check_not_negative(head_penalty=[self.head_penalty], weights=self.weights or [])
         _check_choices(Subset, subset=self.subset)

@@ -16,6 +16,7 @@ from fedmd_jax.experiments.procedure import (
 )
 from fedmd_jax.experiments.settings import Data, Experiment, Phase
 from fedmd_jax.experiments.stopwatch import Stopwatch
+from fedmd_jax.federation import fedmd
 from fedmd_jax.types import RoundInfo
 
 
@@ -69,6 +70,16 @@ def test_prepared(experiment):
             assert (prepared.private[name].labels[position] == labels).all()
 
 
+def test_chunks_reach_the_federation(experiment, monkeypatch):
+    given = {}
+    monkeypatch.setattr(
+        "fedmd_jax.experiments.procedure.fedmd",
+        lambda groups, **settings: given.update(settings) or fedmd(groups, subset_size=10),
+    )
+    prepare(dataclasses.replace(experiment, clients_per_chunk=2))
+    assert given["clients_per_chunk"] == 2
+
+
 def test_what_is_sent(experiment):
     sent = communication(prepare(experiment), num_rounds=2)
     assert sent.upload_bytes_per_client_round == sent.download_bytes_per_client_round == 10 * 7 * 4
@@ -115,7 +126,8 @@ def counting(prepared):
 
     def round_(states, *_):
         losses = {name: jnp.zeros((len(state), 1)) for name, state in states.items()}
-        return appended(4)(states)[0], RoundInfo(losses, losses, jnp.array(True))
+        client_ids = {name: jnp.array(group.client_ids) for name, group in groups.items()}
+        return appended(4)(states)[0], RoundInfo(losses, losses, client_ids, jnp.array(True))
 
     federation = dataclasses.replace(
         prepared.federation,

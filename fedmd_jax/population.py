@@ -1,0 +1,251 @@
+"""A population of which each round sees a cohort: the work of a round is that of the cohort, whatever the population.
+
+States and private data of those who sit out stay at home, on the host or on the device, and nothing touches them.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedmd_jax.checks import check_count
+from fedmd_jax.clients import Home, check_home
+from fedmd_jax.cohorts import Cohort, CohortSize, cohort_of, cohort_sizes, draw_cohort, put_clients, take_clients
+from fedmd_jax.evaluate import Evaluation
+from fedmd_jax.federation import Federation, Private, RoundMetrics, States, round_metrics
+from fedmd_jax.mapping import chunk_rows, shard_clients
+from fedmd_jax.types import PrivateDataset, PublicDataset
+
+
+class Population(NamedTuple):
+    """Everybody, per group [K, ...]: writable NumPy arrays where the home is the host, else JAX arrays.
+
+    Whatever takes a population consumes its states: use what comes back.
+    """
+
+    states: States
+    private: Private
+
+
+def init_population(
+    federation: Federation,
+    key: chex.PRNGKey,
+    public: PublicDataset,
+    private: Private,
+    *,
+    cohort_size: CohortSize,
+    home: Home = "host",
+) -> Population:
+    """Fresh clients, the same as `federation.init` makes, a cohort at a time.
+
+    Args:
+      federation: of everybody.
+      key: seeds the parameters.
+      public: the public dataset.
+      private: per group, [K, N, ...]; NumPy arrays (from `stack_private(..., home="host")`) if they do not fit on the
+        device.
+      cohort_size: how many clients the device sees at once.
+      home: where states and private data stay between rounds: "host", or "device" where all of them fit, which saves
+        the way of the cohort.
+
+    Returns:
+      The population.
+
+    Raises:
+      ValueError: data that does not fit the networks, an impossible cohort, an unknown home, or a population on the
+        device where clients are spread over a mesh.
+    """
+    check_home(home)
+    if home == "device" and federation.mesh is not None:
+        raise ValueError("the home of a population must be the host where clients are spread over a mesh, got 'device'")
+    sizes = _sizes(federation, cohort_size)
+    federation.check(public, private)
+    empty = np.empty if home == "host" else jnp.empty
+    inputs = public.inputs[:1]
+    shapes = jax.eval_shape(federation.new_states, key, inputs)
+    states = jax.tree.map(lambda leaf: empty(leaf.shape, leaf.dtype), shapes)
+    private = jax.device_get(private) if home == "host" else jax.device_put(private)
+    population = Population(states, dict(private))
+    for cohort, num_real in _everybody(federation, sizes):
+        new = federation.new_states(key, inputs, client_ids=cohort.client_ids)
+        population = _put(population, cohort, new, num_real)
+    return population
+
+
+def transfer_learn_population(
+    federation: Federation, population: Population, public: PublicDataset, key: chex.PRNGKey, *, cohort_size: CohortSize
+) -> Population:
+    """`federation.transfer_learn` of everybody, a cohort at a time.
+
+    Args:
+      federation: of everybody.
+      population: consumed.
+      public: the public dataset, labelled.
+      key: shuffling and dropout.
+      cohort_size: how many clients the device sees at once; changes nothing else.
+    """
+    for cohort, num_real in _everybody(federation, _sizes(federation, cohort_size)):
+        states, private = (_take(federation, tree, cohort) for tree in population)
+        states = federation.transfer_learn(states, public, private, key, client_ids=cohort.client_ids)
+        population = _put(population, cohort, states, num_real)
+    return population
+
+
+def evaluate_population(
+    federation: Federation, population: Population, test: PrivateDataset | Private, *, cohort_size: CohortSize
+) -> dict[str, Evaluation]:
+    """`federation.evaluate` of everybody, a cohort at a time: the one thing here whose cost grows with the population.
+
+    Args:
+      federation: of everybody.
+      population: is not consumed.
+      test: one dataset for everybody, or per group a stacked one, [K, ...].
+      cohort_size: how many clients the device sees at once; changes nothing else.
+
+    Returns:
+      Per group NumPy arrays, [K].
+    """
+    parts = {name: [] for name in federation.groups}
+    for cohort, num_real in _everybody(federation, _sizes(federation, cohort_size)):
+        states = _take(federation, population.states, cohort)
+        evaluations = jax.device_get(federation.evaluate(states, _test_of(federation, test, cohort)))
+        for name, evaluation in evaluations.items():
+            parts[name].append(jax.tree.map(lambda leaf, n=num_real: leaf[:n], evaluation))
+    return {name: jax.tree.map(lambda *leaves: np.concatenate(leaves), *those) for name, those in parts.items()}
+
+
+def run_population(
+    federation: Federation,
+    population: Population,
+    public: PublicDataset,
+    key: chex.PRNGKey,
+    *,
+    cohort_size: CohortSize,
+    num_rounds: int,
+    test: PrivateDataset | Private,
+    first_round: int = 1,
+    callback: Callable[[RoundMetrics, Population], Any] | None = None,
+) -> tuple[Population, list[RoundMetrics]]:
+    """Runs rounds, each with a cohort of its own that is evaluated after its round.
+
+    With a cohort of everybody these are the rounds of `run_federation`.
+
+    Args:
+      federation: of everybody.
+      population: after transfer learning, if there was any; consumed.
+      public: the public dataset.
+      key: of the rounds; round r uses `fold_in(key, r)`, and its cohort hangs on `key` and r alone.
+      cohort_size: clients per round, of all groups together or of each.
+      num_rounds: R.
+      test: one dataset for everybody, or per group a stacked one, [K, ...].
+      first_round: the number of the first of these rounds; 1 + r goes on where r rounds have been run.
+      callback: called with the metrics and the population after each round; the next one consumes it.
+
+    Returns:
+      The population and the history, [R]: a round's metrics are of its cohort. The first round has number
+      `first_round`; there is no round 0, since nobody is evaluated who does not take part.
+
+    Raises:
+      ValueError: a negative number of rounds, a first round below 1, data that does not fit the networks, or an
+        impossible cohort.
+    """
+    if num_rounds < 0:
+        raise ValueError(f"num_rounds must not be negative, got {num_rounds}")
+    check_count("first_round", first_round)
+    _sizes(federation, cohort_size)
+    federation.check(public, population.private, test)
+    history = []
+    for round_ in range(first_round, first_round + num_rounds):
+        population, metrics = population_round(
+            federation, population, public, key, round_, cohort_size=cohort_size, test=test
+        )
+        history.append(metrics)
+        if callback is not None:
+            callback(metrics, population)
+    return population, history
+
+
+def population_round(
+    federation: Federation,
+    population: Population,
+    public: PublicDataset,
+    key: chex.PRNGKey,
+    round_: int,
+    *,
+    cohort_size: CohortSize,
+    test: PrivateDataset | Private,
+) -> tuple[Population, RoundMetrics]:
+    """One round of `run_population`, with nothing checked: for loops of your own.
+
+    Args:
+      federation: of everybody.
+      population: consumed.
+      public: the public dataset.
+      key: of all rounds.
+      round_: the number of this one, at least 1.
+      cohort_size: clients per round.
+      test: as in `run_population`.
+
+    Returns:
+      The population, and the metrics of those who took part.
+    """
+    key_cohorts = jax.random.fold_in(key, 0)  # free, since rounds count from 1
+    cohort = draw_cohort(jax.random.fold_in(key_cohorts, round_), federation.groups, cohort_size)
+    states, private = (_take(federation, tree, cohort) for tree in population)
+    states, info = federation.round(
+        states,
+        public,
+        private,
+        jax.random.fold_in(key, round_),
+        client_ids=cohort.client_ids,
+        weights=cohort.weights,
+    )
+    evaluations = federation.evaluate(states, _test_of(federation, test, cohort))
+    metrics = round_metrics(federation.groups, round_, evaluations, info)
+    return _put(population, cohort, states), metrics
+
+
+def _sizes(federation: Federation, cohort_size: CohortSize) -> dict[str, int]:
+    sizes = cohort_sizes(federation.groups, cohort_size)
+    for name, size in sizes.items():
+        if federation.mesh is not None and size % federation.mesh.size:
+            raise ValueError(
+                f"group {name!r}: the clients of a cohort must be a multiple of the {federation.mesh.size} devices of "
+                f"the mesh, got {size}"
+            )
+    return sizes
+
+
+def _everybody(federation: Federation, sizes: dict[str, int]) -> Iterator[tuple[Cohort, int]]:
+    """Every client in one cohort, each cohort of one group, and how many of its clients come for the first time.
+
+    All cohorts of a group have one size, so that each phase is one program: the last may repeat the last clients.
+    """
+    num_devices = 1 if federation.mesh is None else federation.mesh.size
+    for name, group in federation.groups.items():
+        chunks = chunk_rows(group.num_clients // num_devices, sizes[name] // num_devices)
+        for rows, real in zip(*chunks, strict=True):  # as many clients for each device
+            rows = (rows[:, None] * num_devices + np.arange(num_devices)).ravel()
+            yield cohort_of(federation.groups, {name: rows}), int(real.sum()) * num_devices
+
+
+def _take(federation: Federation, tree: Private | States, cohort: Cohort) -> Private | States:
+    """What a cohort has of a tree of everybody, per group; spread over the mesh, if there is one."""
+    return shard_clients({name: take_clients(tree[name], rows) for name, rows in cohort.rows.items()}, federation.mesh)
+
+
+def _test_of(federation: Federation, test: PrivateDataset | Private, cohort: Cohort) -> PrivateDataset | Private:
+    return test if isinstance(test, PrivateDataset) else _take(federation, test, cohort)
+
+
+def _put(population: Population, cohort: Cohort, new: States, num_real: int | None = None) -> Population:
+    """The first `num_real` clients of a cohort, all by default, go home."""
+    states = dict(population.states)
+    for name, rows in cohort.rows.items():
+        if num_real is not None and num_real < len(rows):
+            rows, new = rows[:num_real], jax.tree.map(lambda leaf: leaf[:num_real], new)
+        states[name] = put_clients(states[name], rows, new[name])
+    return population._replace(states=states)

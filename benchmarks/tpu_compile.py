@@ -1,0 +1,178 @@
+"""What does a sharded round become on a TPU pod: what memory, what compile time, and what crosses chips?
+
+    pip install 'fedmd_jax[tpu-aot]'
+    python benchmarks/tpu_compile.py [--topology v5e:2x2]... [--clients-per-chip 1] [--width 1.0] [--json FILE]
+
+Compiled ahead of time, on any machine and without a TPU: nothing runs, so nothing is said of how long a round takes.
+Every chip has its share of two groups, of two and of three convolutions. Bytes and FLOPs are those of one chip; XLA
+counts the body of a loop once. The claim is that one all-reduce of the consensus [M, C] is all that crosses chips; the
+exit status is 1 where that does not hold.
+"""
+
+import argparse
+import collections
+import functools
+import importlib.util
+import os
+import pathlib
+import re
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+# Before jax is imported: libtpu would ask the network which TPU this machine has, and lock it.
+os.environ["TPU_SKIP_MDS_QUERY"] = os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from timing import append_json
+
+import fedmd_jax as fmd
+from fedmd_jax.models import CNN, TABLE_1, choose_form, conv_general_dilated, head_l2, scale_width
+
+TOPOLOGIES = ("v5e:2x2", "v5e:4x4", "v5e:8x8", "v5e:16x16")  # a v5e pod has 256 chips
+NETWORKS = {"2conv": TABLE_1[0], "3conv": TABLE_1[5]}
+NUM_CLASSES = 16
+NUM_PRIVATE = 18  # three examples of six letters, as in the paper
+IMAGE = (28, 28, 1)
+
+COLLECTIVE = re.compile(
+    r"= (?P<shapes>.*?) (?P<name>all-gather|all-reduce|all-to-all|collective-broadcast|collective-permute|"
+    r"ragged-all-to-all|reduce-scatter|send|recv)(-start)?\("
+)
+
+
+class Collective(NamedTuple):
+    """A kind of collective instruction with the shapes of its results."""
+
+    name: str
+    shapes: tuple[str, ...]  # such as f32[5000,16]
+
+    def __str__(self):
+        return f"{self.name} {' '.join(self.shapes)}"
+
+
+def count_collectives(program: str) -> collections.Counter[Collective]:
+    """How often each collective stands in the text of a compiled program; of an asynchronous pair the start counts."""
+    found = (COLLECTIVE.search(line) for line in program.splitlines())
+    return collections.Counter(
+        Collective(match["name"], tuple(re.findall(r"\w+\[[\d,]*\]", match["shapes"]))) for match in found if match
+    )
+
+
+def tpu_mesh(topology: str) -> Mesh:
+    """The mesh of `fedmd_jax.client_mesh`, of chips that are not there."""
+    chips = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    return Mesh(np.asarray(chips), ("clients",))
+
+
+def tpu_groups(networks: Sequence[str], num_clients: int, *, width: float) -> dict[str, fmd.ArchitectureGroup]:
+    """A group of `num_clients` for each of these `NETWORKS`, with the convolutions that a TPU runs."""
+    # By itself a network takes the form that is best where it is traced.
+    choose = functools.partial(choose_form, platform="tpu")
+    convolution = functools.partial(conv_general_dilated, choose=choose)
+    groups = {}
+    for number, name in enumerate(networks):
+        network = NETWORKS[name]
+        module = CNN(scale_width(network.filters, width), NUM_CLASSES, network.dropout, convolution)
+        architecture = fmd.architecture_from_linen(module, penalty=head_l2())
+        groups[name] = fmd.ArchitectureGroup(architecture, range(number * num_clients, (number + 1) * num_clients))
+    return groups
+
+
+def abstract_arguments(federation: fmd.Federation, *, num_public: int) -> tuple[Any, ...]:
+    """What `federation.round` takes, as shapes with their shardings: states, public, private, key."""
+    images = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+    integers = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    states = jax.eval_shape(federation.new_states, key, images((1, *IMAGE)))
+    public = fmd.PublicDataset(images((num_public, *IMAGE)), integers((num_public,)))
+    private = {
+        name: fmd.PrivateDataset(
+            images((group.num_clients, NUM_PRIVATE, *IMAGE)),
+            integers((group.num_clients, NUM_PRIVATE)),
+            integers((group.num_clients,)),
+        )
+        for name, group in federation.groups.items()
+    }
+
+    def put(tree, *axes):
+        sharding = NamedSharding(federation.mesh, PartitionSpec(*axes))
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+
+    return put(states, "clients"), put(public), put(private, "clients"), put(key)
+
+
+def compile_round(
+    topology: str,
+    *,
+    networks: Sequence[str],
+    clients_per_chip: int,
+    width: float,
+    subset_size: int,
+    num_public: int,
+) -> dict[str, Any]:
+    """Compiles a whole round and returns its figures; `clients_per_chip` is of each network."""
+    mesh = tpu_mesh(topology)
+    groups = tpu_groups(networks, clients_per_chip * mesh.size, width=width)
+    federation = fmd.fedmd(groups, subset_size=subset_size, mesh=mesh)
+    lowered = federation.round.lower(*abstract_arguments(federation, num_public=num_public))
+    start, start_cpu = time.perf_counter(), time.process_time()
+    compiled = lowered.compile()
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
+    memory = compiled.memory_analysis()
+    collectives = count_collectives(compiled.as_text())
+    expected = {Collective("all-reduce", (f"f32[{subset_size},{NUM_CLASSES}]",)): 1}
+    return {
+        "chips": mesh.size,
+        "chip": mesh.devices.flat[0].device_kind,
+        "clients": sum(group.num_clients for group in groups.values()),
+        "compile_seconds": seconds,
+        "compile_cpu_seconds": cpu_seconds,  # what a busy machine does not stretch
+        "argument_bytes": memory.argument_size_in_bytes,
+        "output_bytes": memory.output_size_in_bytes,
+        "alias_bytes": memory.alias_size_in_bytes,  # donated arguments, which the outputs take over
+        "temp_bytes": memory.temp_size_in_bytes,
+        "gflops": compiled.cost_analysis()["flops"] / 1e9,
+        "collectives": {str(collective): count for collective, count in collectives.items()},
+        "only_the_consensus_crosses": collectives == expected,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--topology", action="append", metavar="NAME", help=f"default: {' '.join(TOPOLOGIES)}")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="default: both")
+    parser.add_argument("--clients-per-chip", type=int, default=1, help="of each network")
+    parser.add_argument("--width", type=float, default=1.0, help="multiplies the filters of the paper's networks")
+    parser.add_argument("--subset-size", type=int, default=5000, help="M, public examples of a round")
+    parser.add_argument("--num-public", type=int, default=60_000, help="public examples to draw them from, as MNIST's")
+    parser.add_argument("--json", type=pathlib.Path, metavar="FILE")
+    options = parser.parse_args()
+    if importlib.util.find_spec("libtpu") is None:
+        parser.exit(2, "compiling for a TPU needs libtpu: pip install 'fedmd_jax[tpu-aot]'\n")
+    jax.config.update("jax_platforms", "cpu")  # libtpu makes JAX look for a TPU of this machine otherwise
+    settings = {name: value for name, value in vars(options).items() if name not in ("topology", "json")}
+    columns = f"{'':<10} {'clients':>7} {'compile':>9} {'argument':>10} {'output':>10} {'temp':>10} {'GFLOP':>8}"
+    print(f"{columns}  crosses chips")
+    holds = True
+    for topology in options.topology or TOPOLOGIES:
+        result = compile_round(topology, **settings)
+        megabytes = (result[f"{kind}_bytes"] / 1e6 for kind in ("argument", "output", "temp"))
+        print(
+            f"{topology:<10} {result['clients']:>7} {result['compile_seconds']:>7.1f} s "
+            f"{' '.join(f'{size:>7.1f} MB' for size in megabytes)} {result['gflops']:>8.2f}  "
+            f"{', '.join(f'{count} x {collective}' for collective, count in result['collectives'].items())}"
+        )
+        holds &= result["only_the_consensus_crosses"]
+        append_json(options.json, {"benchmark": "tpu_compile", "topology": topology, **settings, **result})
+    print("only the consensus crosses chips" if holds else "MORE THAN THE CONSENSUS CROSSES CHIPS")
+    return 0 if holds else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

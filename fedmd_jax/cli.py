@@ -18,6 +18,7 @@ import tyro
 import fedmd_jax
 from fedmd_jax.experiments import EXPERIMENTS, Experiment
 from fedmd_jax.experiments import run_directory as files
+from fedmd_jax.experiments.compilation_cache import keep_compiled_programs
 from fedmd_jax.experiments.interrupts import CtrlC, Uninterrupted
 from fedmd_jax.experiments.procedure import Observers, Prepared, communication, prepare, run
 from fedmd_jax.experiments.progress import make_progress
@@ -130,6 +131,7 @@ def _run(argv: list[str], ctrl_c: CtrlC) -> int:
     experiment, watch = settings.experiment, Stopwatch()
     path = _output_path(settings.out, name, experiment.seed)
     files.check_new(path)  # before the data is read; `Recorder` checks again
+    keep_compiled_programs()
     with _bad_input():
         prepared = prepare(experiment)
     with ctrl_c.held():

@@ -15,6 +15,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Many tests compile the same small program.
 _cache = tempfile.TemporaryDirectory(prefix="fedmd_jax_tests_")
 jax.config.update("jax_compilation_cache_dir", _cache.name)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name  # of the programs that tests start
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

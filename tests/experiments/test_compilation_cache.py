@@ -1,0 +1,48 @@
+import jax
+import pytest
+
+from fedmd_jax.experiments.compilation_cache import keep_compiled_programs
+
+
+@pytest.fixture(autouse=True)
+def settings(monkeypatch, tmp_path):
+    """As in a process of its own; the suite's folder comes back after."""
+    names = (
+        "jax_compilation_cache_dir",
+        "jax_enable_compilation_cache",
+        "jax_persistent_cache_min_compile_time_secs",
+        "jax_persistent_cache_min_entry_size_bytes",
+    )
+    before = {name: getattr(jax.config, name) for name in names}
+    jax.config.update("jax_compilation_cache_dir", None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def test_programs_are_kept_in_the_users_own_folder(tmp_path):
+    keep_compiled_programs()
+    folder = tmp_path / "caches" / "fedmd_jax"
+    assert jax.config.jax_compilation_cache_dir == str(folder)
+    assert folder.stat().st_mode & 0o077 == 0
+    assert jax.config.jax_persistent_cache_min_compile_time_secs == 0
+
+
+def test_the_users_choice_stands(tmp_path):
+    jax.config.update("jax_compilation_cache_dir", "elsewhere")
+    keep_compiled_programs()
+    assert jax.config.jax_compilation_cache_dir == "elsewhere"
+
+
+def test_none_is_a_choice():
+    jax.config.update("jax_enable_compilation_cache", False)
+    keep_compiled_programs()
+    assert jax.config.jax_compilation_cache_dir is None
+
+
+def test_a_folder_that_cannot_be_made_is_no_reason_to_stop(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    keep_compiled_programs()
+    assert jax.config.jax_compilation_cache_dir is None

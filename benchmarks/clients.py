@@ -1,0 +1,177 @@
+"""How many clients of one architecture does a machine simulate a second, and how many does PyTorch?
+
+    python benchmarks/clients.py [--network cnn] [--clients 1 16 64] [--digest-batch 32] [--json FILE]
+
+A small round, 200 public images of 28x28 and 18 private ones per client, for K clients in every form there is: all at
+once (`vmap`), in chunks (`fedmd(..., clients_per_chunk=)`), one by one; PyTorch as a loop and with `torch.func.vmap`
+over stacked modules, each as it is and compiled. Every contender has a process of its own, and they take turns.
+"""
+
+import argparse
+import inspect
+import os
+import pathlib
+import resource
+
+import jax
+import numpy as np
+from timing import Contender, append_json, interleave
+
+import fedmd_jax as fmd
+from fedmd_jax.models import CNN, MLP, architecture_from_linen, head_l2, resnet8
+
+NUM_CLASSES = 16
+NETWORKS = {
+    "mlp": (lambda: MLP((64,), NUM_CLASSES), lambda peer: peer.mlp(64)),
+    "cnn": (lambda: CNN((8, 16), NUM_CLASSES), lambda peer: peer.cnn((8, 16), 0.2)),
+    "resnet8": (lambda: resnet8(NUM_CLASSES), lambda peer: peer.ResNet8()),
+}
+
+
+class Ours:
+    """A federation of one group."""
+
+    def __init__(self, options: argparse.Namespace, num_clients: int, clients_per_chunk: int | None):
+        limit_memory(options)
+        architecture = architecture_from_linen(NETWORKS[options.network][0](), penalty=head_l2(1e-3))
+        groups = {"all": fmd.ArchitectureGroup(architecture, range(num_clients))}
+        work = data(options, num_clients)
+        self.public = fmd.public_dataset(work["public"])
+        self.private = fmd.stack_private(groups, dict(enumerate(work["private"])))
+        digest, revisit = (fmd.Training(num_epochs=e, batch_size=b) for e, b in (work["digest"], work["revisit"]))
+        chunks = {} if clients_per_chunk is None else {"clients_per_chunk": clients_per_chunk}
+        federation = fmd.fedmd(
+            groups, subset_size=options.public, digest_training=digest, revisit_training=revisit, **chunks
+        )
+        self.states = federation.init(jax.random.key(0), self.public, self.private)
+        self._round = federation.round
+
+    def round(self) -> None:
+        """Returns when it is done."""
+        self.states, _ = jax.block_until_ready(self._round(self.states, self.public, self.private, jax.random.key(1)))
+
+
+def torch_contender(options: argparse.Namespace, num_clients: int, compiled: bool, clients_per_chunk: int | None):
+    """The peer with the same work; 0 clients per chunk is a loop over modules."""
+    limit_memory(options)
+    import torch_peer
+
+    networks = [NETWORKS[options.network][1](torch_peer) for _ in range(num_clients)]
+    variant = torch_peer.Variant(compiled=compiled)
+    if clients_per_chunk == 0:
+        return torch_peer.FedMD(networks, variant, **data(options, num_clients))
+    return torch_peer.StackedFedMD(networks, variant, clients_per_chunk=clients_per_chunk, **data(options, num_clients))
+
+
+def data(options: argparse.Namespace, num_clients: int) -> dict:
+    """Noise in the shape of the images, and how it is trained on."""
+    rng = np.random.default_rng(0)
+
+    def labelled(n):
+        return rng.standard_normal((n, 28, 28, 1), np.float32), rng.integers(NUM_CLASSES, size=n)
+
+    return {
+        "public": labelled(options.public)[0],
+        "private": [labelled(18) for _ in range(num_clients)],
+        "test": labelled(1),  # no part of a round
+        "digest": (1, options.digest_batch),
+        "revisit": (2, options.revisit_batch),
+    }
+
+
+def limit_memory(options: argparse.Namespace) -> None:
+    """What does not fit fails, in its own process, before the machine begins to swap."""
+    size = int(options.memory * 1e9)
+    resource.setrlimit(resource.RLIMIT_DATA, (size, size))
+
+
+def forms(num_clients: int, chunk: int) -> dict[str, tuple]:
+    """What makes the contenders of so many clients."""
+    sizes = {"one by one": 1, f"chunks of {chunk}": chunk} if num_clients > chunk else {"one by one": 1}
+    if num_clients == 1 or "clients_per_chunk" not in inspect.signature(fmd.fedmd).parameters:
+        sizes = {}
+    found = {"fedmd_jax, all at once": (Ours, None)} | {
+        f"fedmd_jax, {name}": (Ours, size) for name, size in sizes.items()
+    }
+    peers = {"loop": 0} | ({"vmap": None} if num_clients > 1 else {})
+    peers |= {f"vmap, chunks of {chunk}": chunk} if num_clients > chunk else {}
+    for name, size in peers.items():
+        found |= {f"torch {name}{', compiled' * c}": (torch_contender, c, size) for c in (False, True)}
+    return found
+
+
+def measure(options: argparse.Namespace, num_clients: int) -> dict[str, dict]:
+    """Figures of every form; those that fail, as where there is no memory for all clients at once, have a reason."""
+    running, first, found = {}, {}, {}
+    for name, (make, *args) in forms(num_clients, options.chunk).items():
+        if options.forms and not any(form in name for form in options.forms):
+            continue
+        try:
+            running[name] = Contender(make, options, num_clients, *args)
+            first[name] = running[name]("round")[0]  # what fails here must not take the others along
+        except RuntimeError as error:
+            found[name] = {"failed": str(error).splitlines()[0]}
+            if name in running:
+                running.pop(name).close()
+    samples = interleave(running, ["round"], repeats=options.repeats)
+    for name, sample in samples.items():
+        sample, peak = sample["round"], running[name]("peak_bytes")[1]
+        found[name] = {
+            **sample._asdict(),
+            "first": first[name],
+            "rate": num_clients / sample.median,
+            "peak_bytes": peak,
+        }
+        found[name] |= running[name]("versions")[1]
+        running[name].close()
+    return found
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--network", choices=NETWORKS, default="cnn")
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16, 64, 256, 1024])
+    parser.add_argument("--public", type=int, default=200)
+    parser.add_argument("--digest-batch", type=int, default=32)
+    parser.add_argument("--revisit-batch", type=int, default=5)
+    parser.add_argument("--chunk", type=int, default=8, help="clients at once, where there are chunks")
+    parser.add_argument("--forms", nargs="+", help="only those with one of these words in their names")
+    parser.add_argument("--memory", type=float, default=12, help="GB that a contender may take")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=pathlib.Path, metavar="FILE")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parse(argv)
+    print(f"{options.network}, digest in batches of {options.digest_batch}, revisit of {options.revisit_batch}")
+    print(f"{'clients':>7}  {'':<38}{'first call':>11}{'median':>10}{'client-rounds/s':>17}{'peak GB':>9}")
+    for num_clients in options.clients:
+        found = measure(options, num_clients)
+        for name, row in found.items():
+            if "failed" in row:
+                print(f"{num_clients:>7}  {name:<38} failed: {row['failed'][:60]}")
+            else:
+                figures = f"{row['first']:>9.1f} s{row['median']:>8.3f} s{row['rate']:>17.1f}"
+                print(f"{num_clients:>7}  {name:<38}{figures}{row['peak_bytes'] / 1e9:9.2f}", flush=True)
+            settings = {key: value for key, value in vars(options).items() if key not in ("json", "clients", "forms")}
+            append_json(
+                options.json, {"benchmark": "clients", "contender": name, "clients": num_clients, **settings, **row}
+            )
+        report_ratio(num_clients, found)
+
+
+def report_ratio(num_clients: int, found: dict[str, dict]) -> None:
+    """Above 1 ours is faster."""
+    rates = {name: row["rate"] for name, row in found.items() if "rate" in row}
+    ours, peers = ([name for name in rates if name.startswith("fedmd_jax") is mine] for mine in (True, False))
+    if ours and peers:
+        best, other = max(ours, key=rates.get), max(peers, key=rates.get)
+        print(f"{num_clients:>7}  ratio {rates[best] / rates[other]:.2f}, {best} against {other}")
+
+
+if __name__ == "__main__":
+    # Each contender takes what memory it needs; and no compiler remembers the last run.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
+    main()

@@ -1,0 +1,379 @@
+"""FedMD in PyTorch as a good PyTorch user would write it: what `round_time.py` and `clients.py` measure against.
+
+The same networks, losses, batches and steps as ours; not one line of it is needed to use the library.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import nn
+
+SCORE_BATCH = 256
+# Ten networks share the code of their modules, and each has whole and partial batches, in training and in inference.
+torch._dynamo.config.recompile_limit = 1000
+torch._dynamo.config.accumulated_recompile_limit = 10000
+torch._dynamo.config.fail_on_recompile_limit_hit = True  # it would go on without compiling, and say so in a log
+
+
+class SamePool(nn.Module):
+    """2x2 means, stride 1, "same": padded behind, and means are over real pixels (as in TensorFlow and in ours)."""
+
+    def forward(self, x):
+        """[B, C, H, W] -> [B, C, H, W]."""
+        return F.avg_pool2d(x, 2, 1, 1, count_include_pad=False)[:, :, 1:, 1:]
+
+
+class FlattenAsStored(nn.Module):
+    """[B, C, H, W] -> [B, H * W * C]; no copy where the memory format is channels_last."""
+
+    def forward(self, x):
+        """Pixels first."""
+        return x.permute(0, 2, 3, 1).flatten(1)
+
+
+def cnn(
+    filters: Sequence[int], dropout: float, *, num_classes: int = 16, image: int = 28, channels_last: bool = False
+) -> nn.Sequential:
+    """Our `CNN` of two or three convolutions; its layers have our names.
+
+    Args:
+      filters: of each convolution.
+      dropout: rate.
+      num_classes: C.
+      image: height and width, one channel.
+      channels_last: how images will be stored; decides the order of the head's inputs.
+    """
+    network = nn.Sequential()
+
+    def convolution(number, inputs, size, stride, padding):
+        filters_here = filters[number - 1]
+        network.add_module(f"conv{number}", nn.Conv2d(inputs, filters_here, size, stride, padding))
+        network.add_module(f"bn{number}", nn.BatchNorm2d(filters_here, eps=1e-3, momentum=0.01))
+        network.add_module(f"relu{number}", nn.ReLU(inplace=True))
+        network.add_module(f"dropout{number}", nn.Dropout(dropout))
+
+    convolution(1, 1, 3, 1, 1)
+    network.add_module("pool1", SamePool())
+    if len(filters) == 2:
+        convolution(2, filters[0], 3, 2, 0)
+    else:
+        convolution(2, filters[0], 2, 2, 0)
+        network.add_module("pool2", nn.AvgPool2d(2, 2))
+        convolution(3, filters[1], 3, 2, 0)
+    network.add_module("flatten", FlattenAsStored() if channels_last else nn.Flatten())
+    with torch.no_grad():
+        features = network.eval()(torch.zeros(1, 1, image, image)).shape[1]
+    network.add_module("head", nn.Linear(features, num_classes, bias=False))
+    return glorot(network)
+
+
+def mlp(hidden: int, *, num_classes: int = 16, image: int = 28) -> nn.Sequential:
+    """Our `MLP` of one hidden layer, without dropout."""
+    network = nn.Sequential()
+    network.add_module("flatten", nn.Flatten())
+    network.add_module("dense1", nn.Linear(image * image, hidden))
+    network.add_module("relu1", nn.ReLU())
+    network.add_module("head", nn.Linear(hidden, num_classes))
+    return glorot(network)
+
+
+class ResNet8(nn.Module):
+    """Our `resnet8` of width 1: shortcuts without parameters."""
+
+    def __init__(self, *, num_classes: int = 16):
+        super().__init__()
+        self.stem = _conv_norm(1, 16, 1)
+        sizes = ((16, 16, 1), (16, 32, 2), (32, 64, 2))
+        self.first = nn.ModuleList(_conv_norm(inputs, filters, stride) for inputs, filters, stride in sizes)
+        self.second = nn.ModuleList(_conv_norm(filters, filters, 1) for _, filters, _ in sizes)
+        self.head = nn.Linear(64, num_classes)
+        glorot(self)
+
+    def forward(self, x):
+        """Scores."""
+        x = F.relu(self.stem(x))
+        for first, second in zip(self.first, self.second, strict=True):
+            y = second(F.relu(first(x)))
+            stride = x.shape[2] // y.shape[2]
+            x = F.relu(y + F.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, 0, y.shape[1] - x.shape[1])))
+        return self.head(x.mean((2, 3)))
+
+
+def _conv_norm(inputs, filters, stride):
+    # "SAME" with stride 2 pads an even image behind only.
+    pad = nn.ZeroPad2d((0, 1, 0, 1)) if stride == 2 else nn.ZeroPad2d(1)
+    conv = nn.Conv2d(inputs, filters, 3, stride, bias=False)
+    return nn.Sequential(pad, conv, nn.BatchNorm2d(filters, eps=1e-3, momentum=0.01))
+
+
+def glorot(network: nn.Module) -> nn.Module:
+    """Draws the weights as ours are: a network that starts far away might meet other numbers, such as denormal ones."""
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return network
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """How PyTorch is asked to run."""
+
+    channels_last: bool = False
+    compiled: bool = False
+    mode: str | None = None  # of `torch.compile`
+
+
+VARIANTS = {
+    "torch": Variant(),
+    "torch channels_last": Variant(channels_last=True),
+    "torch compile": Variant(compiled=True),
+    "torch compile channels_last": Variant(channels_last=True, compiled=True),
+}
+
+
+def digest_loss(network: nn.Module, inputs: torch.Tensor, targets: torch.Tensor, penalty: float) -> torch.Tensor:
+    """Mean absolute error over classes and batch, and the head's L2 without a half."""
+    return F.l1_loss(network(inputs), targets) + penalty * network.head.weight.square().sum()
+
+
+def revisit_loss(network: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, penalty: float) -> torch.Tensor:
+    """Cross entropy, and the same L2."""
+    return F.cross_entropy(network(inputs), labels) + penalty * network.head.weight.square().sum()
+
+
+def forward(network: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    """Scores."""
+    return network(inputs)
+
+
+def adam(parameters) -> torch.optim.Optimizer:
+    """Keras' settings; where they add epsilon elsewhere, the work is the same."""
+    return torch.optim.Adam(parameters, lr=1e-3, eps=1e-7, fused=True)
+
+
+class FedMD:
+    """Clients with networks of their own; every method does one phase for all of them, and returns when it is done."""
+
+    def __init__(
+        self,
+        networks: Sequence[nn.Module],
+        variant: Variant,
+        *,
+        public: np.ndarray,
+        private: Sequence[tuple[np.ndarray, np.ndarray]],
+        test: tuple[np.ndarray, np.ndarray],
+        digest: tuple[int, int],
+        revisit: tuple[int, int],
+        penalty: float = 1e-3,
+        tf32: bool = False,
+    ):
+        """Puts everything on the device.
+
+        Args:
+          networks: one per client.
+          variant: how they run.
+          public: images, [M, H, W, 1], all of which are drawn in every round.
+          private: per client images [N, H, W, 1] and labels [N].
+          test: images and labels, everybody's.
+          digest: epochs and batch size.
+          revisit: epochs and batch size.
+          penalty: factor of the head's L2, in both losses.
+          tf32: whether a GPU may round products to TF32.
+        """
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = tf32
+        torch.backends.cudnn.benchmark = True
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.variant, self.penalty, self.phases = variant, penalty, {"digest": digest, "revisit": revisit}
+        self.public = self._images(public)
+        self.private = [(self._images(x), self._labels(y)) for x, y in private]
+        self.test = self._images(test[0]), self._labels(test[1])
+        self._take_clients([network.to(self.device, memory_format=self._format()) for network in networks])
+        self.draw()
+        self.scores = torch.randn(len(networks), len(public), 16, device=self.device)
+        self.consensus()
+        self.losses: dict[str, torch.Tensor] = {}  # by phase, [K, E], as ours returns them
+
+    def _take_clients(self, networks):
+        self.clients = [(network, adam(network.parameters()), adam(network.parameters())) for network in networks]
+        # Network and loss as one graph; one more for every architecture and batch size.
+        self._forward, self._digest_loss, self._revisit_loss = map(self._compile, (forward, digest_loss, revisit_loss))
+
+    def _compile(self, function):
+        if not self.variant.compiled:
+            return function
+        return torch.compile(function, dynamic=False, mode=self.variant.mode)
+
+    def _format(self):
+        return torch.channels_last if self.variant.channels_last else torch.contiguous_format
+
+    def _images(self, images):
+        tensor = torch.as_tensor(images, dtype=torch.float32).permute(0, 3, 1, 2)
+        return tensor.contiguous(memory_format=self._format()).to(self.device)
+
+    def _labels(self, labels):
+        return torch.as_tensor(labels, dtype=torch.int64, device=self.device)
+
+    def draw(self) -> None:
+        """The round's public subset."""
+        self.subset = self.public[torch.randperm(len(self.public), device=self.device)]
+
+    def score(self) -> None:
+        """Everybody scores the subset."""
+        self.scores = torch.stack([self._predict(network, self.subset) for network, _, _ in self.clients])
+        self._wait()
+
+    def consensus(self) -> None:
+        """The mean of the scores."""
+        self.mean_scores = self.scores.mean(0)
+        self._wait()
+
+    def digest(self) -> None:
+        """Everybody trains towards the consensus."""
+        self.losses["digest"] = torch.stack(
+            [
+                self._fit(network, self._digest_loss, optimizer, self.subset, self.mean_scores, *self.phases["digest"])
+                for network, optimizer, _ in self.clients
+            ]
+        )
+        self._wait()
+
+    def revisit(self) -> None:
+        """Everybody trains on data of their own."""
+        self.losses["revisit"] = torch.stack(
+            [
+                self._fit(network, self._revisit_loss, optimizer, *private, *self.phases["revisit"])
+                for (network, _, optimizer), private in zip(self.clients, self.private, strict=True)
+            ]
+        )
+        self._wait()
+
+    def evaluate(self) -> list[list[float]]:
+        """Accuracy and cross entropy of everybody."""
+        images, labels = self.test
+        results = []
+        for network, _, _ in self.clients:
+            logits = self._predict(network, images)
+            accuracy = (logits.argmax(1) == labels).float().mean()
+            results.append(torch.stack([accuracy, F.cross_entropy(logits, labels)]))
+        return torch.stack(results).tolist()
+
+    def round(self) -> None:
+        """All of it but the evaluation."""
+        self.draw()
+        self.score()
+        self.consensus()
+        self.digest()
+        self.revisit()
+
+    def _predict(self, network, images):
+        network.eval()
+        with torch.inference_mode():
+            return torch.cat([self._forward(network, batch) for batch in images.split(SCORE_BATCH)])
+
+    def _fit(self, network, loss_fn, optimizer, inputs, targets, num_epochs, batch_size):
+        """Mean losses of the epochs, as ours returns them."""
+        network.train()
+        total = torch.zeros(num_epochs, device=self.device)
+        for epoch in range(num_epochs):
+            for rows in torch.randperm(len(inputs), device=self.device).split(batch_size):
+                optimizer.zero_grad(set_to_none=True)
+                loss = loss_fn(network, inputs[rows], targets[rows], self.penalty)
+                loss.backward()
+                optimizer.step()
+                total[epoch] += loss.detach() * len(rows)
+        return total / len(inputs)
+
+    def _wait(self):
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+class Stack:
+    """Some clients of one architecture as stacked tensors, [K, ...], with what `torch.func.vmap` makes of them."""
+
+    def __init__(self, networks: Sequence[nn.Module], private: Sequence, penalty: float, compile_: Callable):
+        self.network, self.num_clients = networks[0], len(networks)  # the network lends its code, not its tensors
+        self.params, self.buffers = torch.func.stack_module_state(list(networks))
+        # Adam works element by element, so one over stacked tensors is one for each client.
+        self.digest_optimizer, self.revisit_optimizer = (adam(self.params.values()) for _ in range(2))
+        self.private = tuple(map(torch.stack, zip(*private, strict=True)))
+
+        def call(params, buffers, inputs):
+            return torch.func.functional_call(self.network, (params, buffers), (inputs,))
+
+        def losses(loss, inputs, targets):
+            def one(params, buffers, inputs, targets):
+                return loss(call(params, buffers, inputs), targets) + penalty * params["head.weight"].square().sum()
+
+            # Moving batch statistics are written in place, into the stacked buffers.
+            return torch.func.vmap(one, randomness="different")(self.params, self.buffers, inputs, targets)
+
+        self.forward = compile_(lambda inputs: torch.func.vmap(call, (0, 0, None))(self.params, self.buffers, inputs))
+        self.digest_losses = compile_(lambda inputs, targets: losses(F.l1_loss, inputs, targets))
+        self.revisit_losses = compile_(lambda inputs, labels: losses(F.cross_entropy, inputs, labels))
+
+
+class StackedFedMD(FedMD):
+    """The same for clients of one architecture, `clients_per_chunk` at once."""
+
+    def __init__(self, networks, variant, *, clients_per_chunk: int | None = None, **work):
+        """As `FedMD`, and how many clients are stacked; all by default."""
+        self._size = clients_per_chunk or len(networks)
+        super().__init__(networks, variant, **work)
+
+    def _take_clients(self, networks):
+        self.stacks = [
+            Stack(networks[i : i + self._size], self.private[i : i + self._size], self.penalty, self._compile)
+            for i in range(0, len(networks), self._size)
+        ]
+
+    def score(self) -> None:
+        """All clients of a stack at once."""
+        found = []
+        for stack in self.stacks:
+            stack.network.eval()
+            with torch.inference_mode():
+                found.append(torch.cat([stack.forward(batch) for batch in self.subset.split(SCORE_BATCH)], dim=1))
+        self.scores = torch.cat(found)
+        self._wait()
+
+    def digest(self) -> None:
+        """By the same token."""
+        found = []
+        for stack in self.stacks:
+            data = (tensor.expand(stack.num_clients, *tensor.shape) for tensor in (self.subset, self.mean_scores))
+            fit = partial(self._fit_stack, stack, stack.digest_losses, stack.digest_optimizer)
+            found.append(fit(*data, *self.phases["digest"]))
+        self.losses["digest"] = torch.cat(found)
+        self._wait()
+
+    def revisit(self) -> None:
+        """By the same token."""
+        found = []
+        for stack in self.stacks:
+            fit = partial(self._fit_stack, stack, stack.revisit_losses, stack.revisit_optimizer)
+            found.append(fit(*stack.private, *self.phases["revisit"]))
+        self.losses["revisit"] = torch.cat(found)
+        self._wait()
+
+    def _fit_stack(self, stack, losses_fn, optimizer, inputs, targets, num_epochs, batch_size):
+        """Every client in an order of its own; [K, E] mean losses."""
+        stack.network.train()
+        clients = torch.arange(stack.num_clients, device=self.device)[:, None]
+        total = torch.zeros(stack.num_clients, num_epochs, device=self.device)
+        for epoch in range(num_epochs):
+            order = torch.rand(inputs.shape[:2], device=self.device).argsort(1)
+            for rows in order.split(batch_size, dim=1):
+                optimizer.zero_grad(set_to_none=True)
+                losses = losses_fn(inputs[clients, rows], targets[clients, rows])
+                losses.sum().backward()
+                optimizer.step()
+                total[:, epoch] += losses.detach() * rows.shape[1]
+        return total / inputs.shape[1]

@@ -1,0 +1,43 @@
+"""How things are timed."""
+
+import collections
+import json
+
+import pytest
+import timing
+
+
+def test_contenders_take_turns_in_processes_of_their_own():
+    contenders = {"first": timing.Contender(collections.Counter, "aab"), "second": timing.Contender(dict)}
+    try:
+        assert contenders["first"]("most_common")[1] == [("a", 2), ("b", 1)]
+        samples = timing.interleave(contenders, ["copy", "clear"], repeats=3)
+        assert contenders["first"]("copy")[1] == {}
+        assert contenders["first"]("peak_bytes")[1] > 1e6
+    finally:
+        for contender in contenders.values():
+            contender.close()
+    assert set(samples) == {"first", "second"}
+    assert set(samples["second"]) == {"copy", "clear"}
+    assert all(
+        0 <= sample.low <= sample.median <= sample.high for found in samples.values() for sample in found.values()
+    )
+
+
+def test_what_fails_in_a_contender_is_told():
+    with pytest.raises(RuntimeError, match="the making: ValueError: invalid literal"):
+        timing.Contender(int, "x")
+    contender = timing.Contender(list)
+    with pytest.raises(RuntimeError, match="pop: IndexError"):
+        contender("pop")
+    contender.close()
+
+
+def test_a_line_tells_where_it_comes_from(tmp_path):
+    timing.append_json(None, {})
+    for _ in range(2):
+        timing.append_json(tmp_path / "lines.jsonl", {"benchmark": "toy", "python": "its own"})
+    first, second = map(json.loads, (tmp_path / "lines.jsonl").read_text().splitlines())
+    assert first == second
+    assert {"device", "platform", "jax", "commit"} < set(first)
+    assert first["python"] == "its own"

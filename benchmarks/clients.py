@@ -174,4 +174,6 @@ if __name__ == "__main__":
     # Each contender takes what memory it needs; and no compiler remembers the last run.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
+    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", "4000000000")  # as in round_time.py
+    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "8000000000")
     main()

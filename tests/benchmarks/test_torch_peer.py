@@ -20,13 +20,16 @@ FULL = (1, 256)  # one batch of everything: the order does not matter
 TOLERANCE = 1e-4
 
 
-def cnn_pair(filters, channels_last=False):
-    return CNN(filters, 16, dropout=0.0), torch_peer.cnn(filters, 0.0, channels_last=channels_last)
+def cnn_pair(filters, **variant):
+    variant = torch_peer.Variant(**variant)
+    return CNN(filters, 16, dropout=0.0), torch_peer.cnn(filters, 0.0, variant=variant)
 
 
 PAIRS = {
     "2conv": lambda: cnn_pair(CNNS[0]),
     "3conv": lambda: cnn_pair(CNNS[1]),
+    "2conv as usual": lambda: cnn_pair(CNNS[0], tuned=False),
+    "3conv as usual": lambda: cnn_pair(CNNS[1], tuned=False),
     "2conv channels_last": lambda: cnn_pair(CNNS[0], channels_last=True),
     "3conv channels_last": lambda: cnn_pair(CNNS[1], channels_last=True),
     "mlp": lambda: (MLP((8,), 16), torch_peer.mlp(8)),
@@ -149,6 +152,18 @@ def test_rounds_agree(network, name):
     # rate however small the gradient, rounding noise included, and PyTorch adds epsilon elsewhere.)
     assert_close(info.digest_loss["all"], losses(peer, "digest"), 1e-4)
     assert_close(info.revisit_loss["all"], losses(peer, "revisit"), 2e-3)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_dropout_is_ours(memory_format):
+    x = torch.rand(8, 5, 28, 28).contiguous(memory_format=memory_format) + 1
+    layer = torch_peer.ByteDropout(0.2)
+    y = layer.train()(x)
+    kept = y != 0
+    assert torch.allclose(y[kept], x[kept] * 256 / 205)
+    assert abs(kept.float().mean() - 205 / 256) < 0.02  # of 31,360
+    assert kept.any(0).all()  # no place is always dropped
+    assert layer.eval()(x) is x
 
 
 def losses(peer, phase):

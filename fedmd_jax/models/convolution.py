@@ -54,7 +54,7 @@ def _patches_backward(strides, pads, precision, residuals, gradient):
         pads = ((down, height - down - channels.shape[1]), (right, width - right - channels.shape[2]))
         return jnp.pad(channels, ((0, 0), *pads, (0, 0)))
 
-    by_x = _windows_transposed(shifted_back, x.shape, kernel.shape[:2], strides, pads)
+    by_x = _windows_transposed(shifted_back, x.shape, x.dtype, kernel.shape[:2], strides, pads)
     by_weights = _rows_product(columns, gradient, precision)
     return by_x, by_weights.reshape(kernel.shape)
 
@@ -237,7 +237,7 @@ def _avg_pool_backward(window, strides, pads, x, gradient):
         del number
         return padded[:, margin[0] - down :, margin[1] - right :][:, :height, :width]
 
-    return (_windows_transposed(shifted_back, x.shape, window, strides, pads),)
+    return (_windows_transposed(shifted_back, x.shape, x.dtype, window, strides, pads),)
 
 
 _avg_pool.defvjp(_avg_pool_forward, _avg_pool_backward)
@@ -256,12 +256,14 @@ def _windows(x, window, strides, pads, *, pad=jnp.pad):
         raise ValueError(f"a window of {tuple(window)} does not fit into a padded image of {x.shape[1:3]}")
     height, width = ((n - w) // s + 1 for n, w, s in zip(x.shape[1:3], window, strides, strict=True))
     for i, j in itertools.product(range(window[0]), range(window[1])):
-        rows = slice(i, i + (height - 1) * strides[0] + 1, strides[0])
-        columns = slice(j, j + (width - 1) * strides[1] + 1, strides[1])
-        yield x[:, rows, columns, :]
+        end = (i + (height - 1) * strides[0] + 1, j + (width - 1) * strides[1] + 1)
+        if isinstance(x, np.ndarray):
+            yield x[:, i : end[0] : strides[0], j : end[1] : strides[1]]
+        else:  # the same; indexing takes JAX ten times as long to trace
+            yield lax.slice(x, (0, i, j, 0), (x.shape[0], *end, x.shape[3]), (1, *strides, 1))
 
 
-def _windows_transposed(shifted_back, shape, window, strides, pads):
+def _windows_transposed(shifted_back, shape, dtype, window, strides, pads):
     """The transpose of `_windows`: every pixel gets the sum of what the windows that saw it send back.
 
     Pixels a stride apart are seen by the same positions of the window. So the image is put together from
@@ -271,6 +273,7 @@ def _windows_transposed(shifted_back, shape, window, strides, pads):
       shifted_back: (number of the position, down, right, height, width) -> what it sends back, moved down and right in
         an otherwise empty image of that size, [B, height, width, C].
       shape: of the images, [B, H, W, C].
+      dtype: of the images.
       window: height and width.
       strides: steps along H and W.
       pads: of the images.
@@ -287,7 +290,7 @@ def _windows_transposed(shifted_back, shape, window, strides, pads):
         sent_back = [
             shifted_back(i * window[1] + j, i // strides[0], j // strides[1], height, width) for i, j in seen_by
         ]
-        return sum(sent_back) if sent_back else jnp.zeros((shape[0], height, width, shape[3]))
+        return sum(sent_back) if sent_back else jnp.zeros((shape[0], height, width, shape[3]), dtype)
 
     rows = [jnp.stack([pixels(i, j) for j in range(strides[1])], axis=3) for i in range(strides[0])]
     image = jnp.stack(rows, axis=2).reshape(shape[0], height * strides[0], width * strides[1], shape[3])

@@ -3,8 +3,9 @@
     python benchmarks/clients.py [--network cnn] [--clients 1 16 64] [--digest-batch 32] [--json FILE]
 
 A small round, 200 public images of 28x28 and 18 private ones per client, for K clients in every form there is: all at
-once (`vmap`), in chunks (`fedmd(..., clients_per_chunk=)`), one by one; PyTorch as a loop and with `torch.func.vmap`
-over stacked modules, each as it is and compiled. Every contender has a process of its own, and they take turns.
+once (`vmap`), in chunks (`fedmd(..., clients_per_chunk=)`), one by one; PyTorch as a loop, as a loop on every core, and with
+`torch.func.vmap` over stacked modules, as it is and compiled. Every contender has a process of its own, and they take
+turns.
 """
 
 import argparse
@@ -22,9 +23,9 @@ from fedmd_jax.models import CNN, MLP, architecture_from_linen, head_l2, resnet8
 
 NUM_CLASSES = 16
 NETWORKS = {
-    "mlp": (lambda: MLP((64,), NUM_CLASSES), lambda peer: peer.mlp(64)),
-    "cnn": (lambda: CNN((8, 16), NUM_CLASSES), lambda peer: peer.cnn((8, 16), 0.2)),
-    "resnet8": (lambda: resnet8(NUM_CLASSES), lambda peer: peer.ResNet8()),
+    "mlp": (lambda: MLP((64,), NUM_CLASSES), lambda peer, variant: peer.mlp(64)),
+    "cnn": (lambda: CNN((8, 16), NUM_CLASSES), lambda peer, variant: peer.cnn((8, 16), 0.2, variant=variant)),
+    "resnet8": (lambda: resnet8(NUM_CLASSES), lambda peer, variant: peer.ResNet8()),
 }
 
 
@@ -51,16 +52,51 @@ class Ours:
         self.states, _ = jax.block_until_ready(self._round(self.states, self.public, self.private, jax.random.key(1)))
 
 
-def torch_contender(options: argparse.Namespace, num_clients: int, compiled: bool, clients_per_chunk: int | None):
+def torch_contender(
+    options: argparse.Namespace, num_clients: int, clients_per_chunk: int | None, num_threads: int | None, how: dict
+):
     """The peer with the same work; 0 clients per chunk is a loop over modules."""
     limit_memory(options)
+    import torch
     import torch_peer
 
-    networks = [NETWORKS[options.network][1](torch_peer) for _ in range(num_clients)]
-    variant = torch_peer.Variant(compiled=compiled)
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+    variant = torch_peer.Variant(**how)
+    networks = [NETWORKS[options.network][1](torch_peer, variant) for _ in range(num_clients)]
     if clients_per_chunk == 0:
         return torch_peer.FedMD(networks, variant, **data(options, num_clients))
     return torch_peer.StackedFedMD(networks, variant, clients_per_chunk=clients_per_chunk, **data(options, num_clients))
+
+
+class TorchProcesses:
+    """A loop on every core, each over its share of the clients; that they would exchange scores is left out."""
+
+    def __init__(self, options: argparse.Namespace, num_clients: int, how: dict):
+        num_processes = min(num_clients, os.cpu_count())
+        shares = [len(part) for part in np.array_split(np.arange(num_clients), num_processes)]
+        self._parts = [Contender(torch_contender, options, share, 0, 1, how) for share in shares]
+
+    def _each(self, method):
+        for part in self._parts:
+            part.begin(method)
+        return [part.end(method)[1] for part in self._parts]
+
+    def round(self) -> None:
+        """Returns when all are done."""
+        self._each("round")
+
+    def reset_peak(self) -> None:
+        """Of all."""
+        self._each("reset_peak")
+
+    def peak_bytes(self) -> int:
+        """Of all together."""
+        return sum(self._each("peak_bytes"))
+
+    def versions(self) -> dict[str, str]:
+        """Those of one of them."""
+        return self._each("versions")[0]
 
 
 def data(options: argparse.Namespace, num_clients: int) -> dict:
@@ -93,11 +129,22 @@ def forms(num_clients: int, chunk: int) -> dict[str, tuple]:
     found = {"fedmd_jax, all at once": (Ours, None)} | {
         f"fedmd_jax, {name}": (Ours, size) for name, size in sizes.items()
     }
-    peers = {"loop": 0} | ({"vmap": None} if num_clients > 1 else {})
-    peers |= {f"vmap, chunks of {chunk}": chunk} if num_clients > chunk else {}
-    for name, size in peers.items():
-        found |= {f"torch {name}{', compiled' * c}": (torch_contender, c, size) for c in (False, True)}
-    return found
+    last = {"channels_last": True}
+    found |= {
+        "torch loop": (torch_contender, 0, None, {}),
+        "torch loop, channels_last": (torch_contender, 0, None, last),
+    }
+    if num_clients > 1 and jax.default_backend() == "cpu":
+        found["torch loop, channels_last, in processes"] = (TorchProcesses, last)
+    stacks = {"vmap": None} if num_clients > 1 else {}
+    stacks |= {f"vmap, chunks of {chunk}": chunk} if num_clients > chunk else {}
+    found |= {f"torch {name}": (torch_contender, size, None, {}) for name, size in stacks.items()}
+    compiled = {
+        f"{name}, compiled": (*made[:-1], {**made[-1], "compiled": True})
+        for name, made in found.items()
+        if made[0] is torch_contender
+    }
+    return found | compiled
 
 
 def measure(options: argparse.Namespace, num_clients: int) -> dict[str, dict]:
@@ -145,15 +192,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     options = parse(argv)
     print(f"{options.network}, digest in batches of {options.digest_batch}, revisit of {options.revisit_batch}")
-    print(f"{'clients':>7}  {'':<38}{'first call':>11}{'median':>10}{'client-rounds/s':>17}{'peak GB':>9}")
+    print(f"{'clients':>7}  {'':<42}{'first call':>11}{'median':>10}{'client-rounds/s':>17}{'peak GB':>9}")
     for num_clients in options.clients:
         found = measure(options, num_clients)
         for name, row in found.items():
             if "failed" in row:
-                print(f"{num_clients:>7}  {name:<38} failed: {row['failed'][:60]}")
+                print(f"{num_clients:>7}  {name:<42} failed: {row['failed'][:60]}")
             else:
                 figures = f"{row['first']:>9.1f} s{row['median']:>8.3f} s{row['rate']:>17.1f}"
-                print(f"{num_clients:>7}  {name:<38}{figures}{row['peak_bytes'] / 1e9:9.2f}", flush=True)
+                print(f"{num_clients:>7}  {name:<42}{figures}{row['peak_bytes'] / 1e9:9.2f}", flush=True)
             settings = {key: value for key, value in vars(options).items() if key not in ("json", "clients", "forms")}
             append_json(
                 options.json, {"benchmark": "clients", "contender": name, "clients": num_clients, **settings, **row}

@@ -69,20 +69,25 @@ class Contender:
         """Waits until it is built, so that it disturbs nobody; a `RuntimeError` where that fails."""
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, make, args), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, make, args))
         self._process.start()
         theirs.close()  # else nobody would see it when the process dies
-        self._answer("the making")
+        self.end("the making")
 
     def __call__(self, method: str) -> tuple[float, Any]:
         """Seconds, and what the method returned; a `RuntimeError` where it failed."""
+        self.begin(method)
+        return self.end(method)
+
+    def begin(self, method: str) -> None:
+        """The first half of a call, for those that work side by side."""
         try:
             self._pipe.send(method)
         except OSError:
             raise RuntimeError(f"a contender is gone before {method}") from None
-        return self._answer(method)
 
-    def _answer(self, method):
+    def end(self, method: str) -> tuple[float, Any]:
+        """The second half."""
         try:
             seconds, result, error = self._pipe.recv()
         except (EOFError, OSError):
@@ -92,7 +97,7 @@ class Contender:
         return seconds, result
 
     def close(self) -> None:
-        """Ends the process."""
+        """Ends the process, which goes by itself when its pipe is closed."""
         self._pipe.close()
         self._process.join(timeout=10)
         self._process.terminate()
@@ -113,7 +118,7 @@ def _serve(pipe, make, args):
         pipe.send((seconds, None, error))
         while True:
             method = pipe.recv()
-            pipe.send(answer(own.get(method) or (lambda method=method: getattr(subject, method)()))[1])
+            pipe.send(answer(lambda method=method: getattr(subject, method, own.get(method))())[1])
 
 
 def interleave(

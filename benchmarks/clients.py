@@ -3,9 +3,9 @@
     python benchmarks/clients.py [--network cnn] [--clients 1 16 64] [--digest-batch 32] [--json FILE]
 
 A small round, 200 public images of 28x28 and 18 private ones per client, for K clients in every form there is: all at
-once (`vmap`), in chunks (`fedmd(..., clients_per_chunk=)`), one by one; PyTorch as a loop, as a loop on every core, and with
-`torch.func.vmap` over stacked modules, as it is and compiled. Every contender has a process of its own, and they take
-turns.
+once (`vmap`), in chunks (`fedmd(..., clients_per_chunk=)`), one by one; PyTorch as a loop, as a loop on every core, and
+with `torch.func.vmap` over stacked modules, as it is and compiled. Every contender has a process of its own, and they
+take turns.
 """
 
 import argparse
@@ -98,6 +98,11 @@ class TorchProcesses:
         """Those of one of them."""
         return self._each("versions")[0]
 
+    def close(self) -> None:
+        """Ends the processes."""
+        for part in self._parts:
+            part.close()
+
 
 def data(options: argparse.Namespace, num_clients: int) -> dict:
     """Noise in the shape of the images, and how it is trained on."""
@@ -117,8 +122,9 @@ def data(options: argparse.Namespace, num_clients: int) -> dict:
 
 def limit_memory(options: argparse.Namespace) -> None:
     """What does not fit fails, in its own process, before the machine begins to swap."""
-    size = int(options.memory * 1e9)
-    resource.setrlimit(resource.RLIMIT_DATA, (size, size))
+    if options.memory > 0:
+        size = int(options.memory * 1e9)
+        resource.setrlimit(resource.RLIMIT_DATA, (size, size))
 
 
 def forms(num_clients: int, chunk: int) -> dict[str, tuple]:
@@ -150,27 +156,28 @@ def forms(num_clients: int, chunk: int) -> dict[str, tuple]:
 def measure(options: argparse.Namespace, num_clients: int) -> dict[str, dict]:
     """Figures of every form; those that fail, as where there is no memory for all clients at once, have a reason."""
     running, first, found = {}, {}, {}
-    for name, (make, *args) in forms(num_clients, options.chunk).items():
-        if options.forms and not any(form in name for form in options.forms):
-            continue
-        try:
-            running[name] = Contender(make, options, num_clients, *args)
-            first[name] = running[name]("round")[0]  # what fails here must not take the others along
-        except RuntimeError as error:
-            found[name] = {"failed": str(error).splitlines()[0]}
-            if name in running:
-                running.pop(name).close()
-    samples = interleave(running, ["round"], repeats=options.repeats)
-    for name, sample in samples.items():
-        sample, peak = sample["round"], running[name]("peak_bytes")[1]
-        found[name] = {
-            **sample._asdict(),
-            "first": first[name],
-            "rate": num_clients / sample.median,
-            "peak_bytes": peak,
-        }
-        found[name] |= running[name]("versions")[1]
-        running[name].close()
+    try:
+        for name, (make, *args) in forms(num_clients, options.chunk).items():
+            if options.forms and not any(form in name for form in options.forms):
+                continue
+            try:
+                running[name] = Contender(make, options, num_clients, *args)
+                first[name] = running[name]("round")[0]  # what fails here must not take the others along
+            except RuntimeError as error:
+                found[name] = {"failed": str(error).splitlines()[0]}
+                if name in running:
+                    running.pop(name).close()
+        for name, sample in interleave(running, ["round"], repeats=options.repeats).items():
+            figures = sample["round"]._replace(first=first[name])
+            found[name] = {
+                **figures._asdict(),
+                "rate": num_clients / figures.median,
+                "peak_bytes": running[name]("peak_bytes")[1],
+                **running[name]("versions")[1],
+            }
+    finally:
+        for contender in running.values():
+            contender.close()
     return found
 
 
@@ -183,7 +190,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--revisit-batch", type=int, default=5)
     parser.add_argument("--chunk", type=int, default=8, help="clients at once, where there are chunks")
     parser.add_argument("--forms", nargs="+", help="only those with one of these words in their names")
-    parser.add_argument("--memory", type=float, default=12, help="GB that a contender may take")
+    parser.add_argument(
+        "--memory", type=float, default=12, help="GB that a contender may take; 0 for a GPU, whose driver maps more"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE")
     return parser.parse_args(argv)

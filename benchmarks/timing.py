@@ -72,7 +72,11 @@ class Contender:
         self._process = context.Process(target=_serve, args=(theirs, make, args))
         self._process.start()
         theirs.close()  # else nobody would see it when the process dies
-        self.end("the making")
+        try:
+            self.end("the making")
+        except BaseException:
+            self.close()
+            raise
 
     def __call__(self, method: str) -> tuple[float, Any]:
         """Seconds, and what the method returned; a `RuntimeError` where it failed."""
@@ -119,6 +123,8 @@ def _serve(pipe, make, args):
         while True:
             method = pipe.recv()
             pipe.send(answer(lambda method=method: getattr(subject, method, own.get(method))())[1])
+    if hasattr(subject, "close"):
+        subject.close()
 
 
 def interleave(
@@ -139,7 +145,7 @@ def interleave(
     for name in names:
         contenders[name]("reset_peak")
     for repeat in range(repeats):
-        turn = repeat % len(names)
+        turn = repeat % max(len(names), 1)
         for method in methods:
             for name in names[turn:] + names[:turn]:
                 seconds[name][method].append(contenders[name](method)[0])

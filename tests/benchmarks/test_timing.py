@@ -24,6 +24,30 @@ def test_contenders_take_turns_in_processes_of_their_own():
     )
 
 
+class Pair:
+    """A contender that has contenders."""
+
+    def __init__(self):
+        self.parts = [timing.Contender(list, part) for part in ("ab", "c")]
+
+    def lengths(self):
+        for part in self.parts:
+            part.begin("__len__")
+        return [part.end("__len__")[1] for part in self.parts]
+
+    def close(self):
+        for part in self.parts:
+            part.close()
+
+
+def test_contenders_can_work_side_by_side():
+    pair = Pair()
+    try:
+        assert pair.lengths() == [2, 1]
+    finally:
+        pair.close()
+
+
 def test_what_fails_in_a_contender_is_told():
     with pytest.raises(RuntimeError, match="the making: ValueError: invalid literal"):
         timing.Contender(int, "x")

@@ -221,12 +221,12 @@ def _chunks(num_clients, clients_per_chunk):
 
 
 def _num_clients(in_axes, arguments):
-    return next(
-        leaf.shape[0]
-        for axis, argument in zip(in_axes, arguments, strict=True)
-        if axis is not None
-        for leaf in jax.tree.leaves(argument)
-    )
+    """The leading size of everything that is per client; a `ValueError` where there are several."""
+    mapped = [argument for axis, argument in zip(in_axes, arguments, strict=True) if axis is not None]
+    sizes = {leaf.shape[0] for leaf in jax.tree.leaves(mapped)}
+    if len(sizes) != 1:
+        raise ValueError(f"what is per client must be of one number of clients, got {sorted(sizes)}")
+    return sizes.pop()
 
 
 def _take(in_axes, arguments, rows):

@@ -95,3 +95,11 @@ def test_weights_of_others_than_the_clients_are_refused(clients_per_chunk, num_d
 def test_chunks_that_make_no_sense_are_refused(make, clients_per_chunk):
     with pytest.raises(ValueError, match="clients_per_chunk must be an integer of at least 1, got"):
         make(one_client, (0, None, 0), clients_per_chunk=clients_per_chunk)
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 2])
+@pytest.mark.parametrize("sizes", [(4, 2), (1, 3)])
+def test_arguments_of_different_numbers_of_clients_are_refused(sizes, chunk):
+    add = fmd.map_clients(jnp.add, (0, 0), clients_per_chunk=chunk)
+    with pytest.raises(ValueError, match="one number of clients"):
+        add(*map(jnp.ones, sizes))

@@ -34,7 +34,8 @@ def native(x, kernel, strides, pads, precision=None):
 def patches(x, kernel, strides, pads, precision=None):
     """Convolution as one product: patches [B, H', W', h*w*I] times the kernel [h*w*I, O].
 
-    Best for many input channels; needs h*w times the memory of `x` (divided by the strides).
+    Best for many input channels; needs h*w times the memory of `x` (divided by the strides). Its gradient is written by
+    hand, so it has no forward-mode derivative (`jax.jvp`); neither has `avg_pool`.
     """
     return _patches_forward(x, kernel, strides, pads, precision)[0]
 
@@ -56,7 +57,7 @@ def _patches_backward(strides, pads, precision, residuals, gradient):
 
     by_x = _windows_transposed(shifted_back, x.shape, x.dtype, kernel.shape[:2], strides, pads)
     by_weights = _rows_product(columns, gradient, precision)
-    return by_x, by_weights.reshape(kernel.shape)
+    return by_x.astype(x.dtype), by_weights.reshape(kernel.shape).astype(kernel.dtype)
 
 
 patches.defvjp(_patches_forward, _patches_backward)

@@ -119,6 +119,7 @@ class ConvBatchNorm(BatchNorm):
         Returns:
           [B, H', W', O].
         """
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias)  # as `nn.Conv` does; integer images become floats
         *window, num_channels, num_filters = kernel.shape
         num_inputs = math.prod(window) * num_channels
 
@@ -176,7 +177,9 @@ def _statistics(x, mask, shift):
 
 def _linear_statistics(x, mask, weights):
     """`_statistics` of `x @ weights`, with x [B, ..., I] and weights [I, C], from the covariance [I, I] of x."""
-    rows = x.reshape(-1, x.shape[-1])
+    if mask is not None:
+        chex.assert_shape(mask, x.shape[:1])
+    rows = x.astype(jnp.float32).reshape(-1, x.shape[-1])
     real = None if mask is None else jnp.repeat(mask, math.prod(x.shape[1:-1]), total_repeat_length=len(rows))[:, None]
     count = jnp.float32(len(rows)) if real is None else jnp.sum(real, dtype=jnp.float32)
     divisor = jnp.maximum(count, 1.0)
@@ -184,8 +187,11 @@ def _linear_statistics(x, mask, weights):
     deviation = rows - mean[None]
     if real is not None:
         deviation = jnp.where(real, deviation, 0.0)
-    covariance = jax.lax.dot_general(deviation, deviation, (((0,), (0,)), ((), ()))) / divisor
-    return mean @ weights, jnp.maximum(jnp.sum(weights * (covariance @ weights), axis=0), 0.0), count
+    # In full: `diag(W'SW)` is a small difference of large numbers where pixels are alike, and GPUs round products.
+    dot = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    covariance = dot(deviation.T, deviation) / divisor
+    var = jnp.sum(weights * dot(covariance, weights), axis=0)
+    return dot(mean[None], weights)[0], jnp.maximum(var, 0.0), count
 
 
 def _normalise(x, mean, factor, bias):
@@ -258,7 +264,7 @@ class ReLUDropout(Dropout):
         """As `Dropout()(nn.relu(x), train=train)`."""
         if not train or self.rate == 0:
             return nn.relu(x)
-        return _relu_dropout(x, jax.random.key_data(self.make_rng("dropout")), self.rate)
+        return _relu_dropout(x, jax.random.key_data(self.make_rng("dropout")), float(self.rate))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))

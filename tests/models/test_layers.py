@@ -267,3 +267,15 @@ class TestConvBatchNorm:
             variables, x, kernel, zeros, train=True, conv=partial(conv_general_dilated, choose=lambda *_: native)
         )
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("train", [False, True])
+    @pytest.mark.parametrize("num_filters", [3, 12])
+    @pytest.mark.parametrize("conv", [conv_general_dilated, jax.lax.conv_general_dilated])
+    def test_takes_half_precision_and_integers(self, train, num_filters, conv):
+        x, kernel = 4 * normal(5, 6, 4, 1), normal(3, 3, 1, num_filters, seed=1)
+        zeros, ones = jnp.zeros(num_filters), jnp.ones(num_filters)
+        variables = {"params": {"scale": ones, "bias": zeros}, "batch_stats": {"mean": zeros, "var": ones}}
+        for dtype in (jnp.bfloat16, jnp.float16, jnp.int32):
+            want = self.folded(variables, x.astype(dtype).astype(jnp.float32), kernel, zeros, train=train)
+            got = self.folded(variables, x.astype(dtype), kernel, zeros, train=train, conv=conv)
+            jax.tree.map(lambda got, want: np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4), got, want)

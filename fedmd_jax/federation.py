@@ -87,7 +87,7 @@ def fedmd(
     revisit_training: Training = Training(num_epochs=2, batch_size=5),
     distance: Distance = mae,
     draw_subset: Callable = draw_public_subset,
-    clients_per_chunk: ClientsPerChunk = None,
+    clients_per_chunk: ClientsPerChunk = "auto",
     mesh: Mesh | None = None,
 ) -> Federation:
     """A federation of these groups, each of its phases one jit-compiled program.
@@ -103,7 +103,8 @@ def fedmd(
       distance: `mae`, `kl` or any (logits [B, C], targets [B, C]) -> [B].
       draw_subset: which public subset a round uses.
       clients_per_chunk: in every phase, how many clients of a group run at once on a device, the others one chunk after
-        the other: one number for all groups, or per group; None is all. Bounds memory, changes no more than rounding.
+        the other: one number for all groups, or per group; None is all, "auto" what is fastest (`choose_chunk`).
+        Bounds memory, changes no more than rounding.
       mesh: devices over which the clients of every group are spread.
 
     Returns:
@@ -138,15 +139,16 @@ def fedmd(
         for training in (private_training, pooled_training):
             _check_optimizer_memory(groups, public.inputs, training.optimizer, revisit_training.optimizer)
 
-    def map_group(name, fn, in_axes, mesh=mesh, **settings):
+    def map_group(name, clients, fn, in_axes, **settings):
         fn = partial(fn, groups[name].architecture, **settings)
-        return map_clients(fn, in_axes, mesh, clients_per_chunk=chunk_of(clients_per_chunk, name))
+        chunk = chunk_of(clients_per_chunk, name, clients.params)
+        return map_clients(fn, in_axes, mesh, clients_per_chunk=chunk)
 
     @partial(jax.jit, compiler_options=_run_once())
     def new_states(key, inputs, client_ids=None):
         client_ids = group_client_ids(groups) if client_ids is None else client_ids
         return {
-            name: map_group(name, init_one, (0, None), mesh=None)(client_keys(key, ids), inputs)
+            name: map_clients(partial(init_one, groups[name].architecture), (0, None))(client_keys(key, ids), inputs)
             for name, ids in client_ids.items()
         }
 
@@ -161,7 +163,7 @@ def fedmd(
             client_ids = group_client_ids(groups) if client_ids is None else client_ids
             trained, losses = {}, {}
             for name, ids in client_ids.items():
-                fn = map_group(name, one_client, (0, data_axis, 0), training=training)
+                fn = map_group(name, states[name], one_client, (0, data_axis, 0), training=training)
                 group_data = data if data_axis is None else data[name]
                 trained[name], losses[name] = fn(states[name], group_data, client_keys(key, ids))
             return trained, losses
@@ -170,10 +172,11 @@ def fedmd(
 
     def evaluate_groups(states, test):
         shared = isinstance(test, PrivateDataset)
-        return {
-            name: map_group(name, evaluate, (0, None if shared else 0))(clients, test if shared else test[name])
-            for name, clients in states.items()
-        }
+        results = {}
+        for name, clients in states.items():
+            evaluate_clients = map_group(name, clients, evaluate, (0, None if shared else 0))
+            results[name] = evaluate_clients(clients, test if shared else test[name])
+        return results
 
     return Federation(
         check=check,

@@ -31,7 +31,7 @@ def fedmd_round(
     draw_subset: Callable = draw_public_subset,
     client_ids: Mapping[str, chex.Array] | None = None,
     weights: Mapping[str, chex.Array] | None = None,
-    clients_per_chunk: ClientsPerChunk = None,
+    clients_per_chunk: ClientsPerChunk = "auto",
     mesh: Mesh | None = None,
 ) -> tuple[dict[str, ClientState], RoundInfo]:
     """One FedMD round: communicate, aggregate, distribute, digest, revisit.
@@ -50,7 +50,8 @@ def fedmd_round(
       client_ids: per group, [K]: whose states and private datasets these are; by default all clients of the groups.
         With `weights` it may come at run time: one compiled round for any cohort of this size.
       weights: per group, [K]; by default those of the groups.
-      clients_per_chunk: how many clients of a group run at once on a device, all by default; one number or per group.
+      clients_per_chunk: how many clients of a group run at once on a device, None is all, "auto" what is fastest; one
+        setting for all groups or per group.
       mesh: devices for the clients of each group.
 
     Returns:
@@ -68,7 +69,7 @@ def fedmd_round(
     weights = consensus_weights(groups) if weights is None else weights
     check_weights(weights, {name: len(ids) for name, ids in client_ids.items()})
     shares = consensus_shares(weights)
-    chunk = {name: chunk_of(clients_per_chunk, name) for name in groups}
+    chunk = {name: chunk_of(clients_per_chunk, name, states[name].params) for name in groups}
 
     sums = []  # 1. communicate: every client scores the public subset; what is kept is a sum, [devices, M, C]
     for name, group in groups.items():

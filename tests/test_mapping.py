@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from jax.custom_batching import custom_vmap
 
 import fedmd_jax as fmd
-from fedmd_jax.mapping import add_devices, chunk_rows
+from fedmd_jax.mapping import add_devices, check_chunks, choose_chunk, chunk_of, chunk_rows
 
 
 def test_mapping_is_one_by_one_and_so_is_sharding():
@@ -103,3 +103,23 @@ def test_arguments_of_different_numbers_of_clients_are_refused(sizes, chunk):
     add = fmd.map_clients(jnp.add, (0, 0), clients_per_chunk=chunk)
     with pytest.raises(ValueError, match="one number of clients"):
         add(*map(jnp.ones, sizes))
+
+
+def test_the_setting_of_a_group_or_what_is_fastest():
+    dense, conv = {"kernel": jnp.zeros((4, 5, 6))}, {"kernel": jnp.zeros((4, 3, 3, 1, 8)), "bias": jnp.zeros((4, 8))}
+    assert choose_chunk(conv, platform="cpu") == 1
+    assert choose_chunk(dense, platform="cpu") > 1
+    assert choose_chunk(conv, platform="gpu") is None
+    assert chunk_of("auto", "a", conv) == choose_chunk(conv) == chunk_of({"b": 2}, "a", conv)
+    assert [chunk_of({"a": chunk}, "a", conv) for chunk in (None, 2)] == [None, 2]
+
+
+@pytest.mark.parametrize("setting", ["auto", None, 3, {"a": "auto"}, {"a": None, "b": 2}])
+def test_settings_of_chunks(setting):
+    check_chunks(setting, ["a", "b"])
+
+
+@pytest.mark.parametrize("setting", ["all", 0, {"a": "all"}, {"b": 1.5}])
+def test_settings_of_chunks_that_are_refused(setting):
+    with pytest.raises(ValueError, match="clients_per_chunk must be an integer of at least 1, got"):
+        check_chunks(setting, ["a", "b"])

@@ -84,7 +84,7 @@ def prepare(experiment: Experiment) -> Prepared:
         revisit_training=experiment.revisit.training(),
         distance=experiment.distance_function(),
         draw_subset=draw_public_subset if experiment.subset == "random" else draw_stratified_subset,
-        clients_per_chunk=experiment.clients_per_chunk,
+        clients_per_chunk=experiment.clients_per_chunk or "auto",
     )
     private = stack_private(groups, datasets.private)
     federation.check(datasets.public, private, datasets.pooled, datasets.test)

@@ -136,7 +136,7 @@ class Experiment:
       digest: Digest: each client trains its network to approach the consensus on the public subset.
       revisit: Revisit: each client trains its network on its own private dataset for a few epochs.
       clients_per_chunk: How many clients of a group (those with equal networks) are trained at once, the others chunk
-        after chunk. Bounds memory; changes results by rounding. Without it all at once.
+        after chunk. Bounds memory; changes results by rounding. Without it as many as run fastest.
       head_penalty: L2 penalty on the weights of the last layer, in every loss (1e-3 in the released code).
       seed: Decides everything that is random: data split, networks, shuffling, dropout, subsets.
 

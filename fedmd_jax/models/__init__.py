@@ -3,9 +3,9 @@
 from fedmd_jax.models.cnn import CNN, TABLE_1, TABLE_2, PaperNetwork, paper_cnn, scale_width
 from fedmd_jax.models.convolution import (
     avg_pool,
+    blocked,
     choose_form,
     conv_general_dilated,
-    image_columns,
     native,
     patches,
     shifted,
@@ -32,10 +32,10 @@ __all__ = [
     "architecture_from_linen",
     "architecture_from_nnx",
     "avg_pool",
+    "blocked",
     "choose_form",
     "conv_general_dilated",
     "head_l2",
-    "image_columns",
     "native",
     "paper_cnn",
     "patches",

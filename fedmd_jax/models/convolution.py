@@ -41,7 +41,7 @@ def patches(x, kernel, strides, pads, precision=None):
 
 
 def _patches_forward(x, kernel, strides, pads, precision):
-    columns = _columns(x, kernel.shape[:2], strides, pads)
+    columns = image_columns(x, kernel.shape[:2], strides, pads)
     return jnp.matmul(columns, kernel.reshape(-1, kernel.shape[-1]), precision=precision), (x, kernel, columns)
 
 
@@ -72,32 +72,65 @@ def _rows_product(a, b, precision):
     return lax.dot_general(b, a, contract, precision=precision).T
 
 
-def image_columns(x: chex.Array, window: Sequence[int], strides: Sequence[int], padding: str | Pads) -> chex.Array:
+def image_columns(x: chex.Array, window: Sequence[int], strides: Sequence[int], pads: Pads) -> chex.Array:
     """What each window of a convolution sees, side by side.
 
     Args:
       x: images, [B, H, W, I].
       window: height h and width w.
       strides: steps along H and W.
-      padding: "SAME", "VALID" or ((low, high), (low, high)).
+      pads: ((low, high), (low, high)).
 
     Returns:
       [B, H', W', h*w*I], in the order of a kernel [h, w, I, O] reshaped to [h*w*I, O].
 
-    >>> image_columns(jnp.arange(4.0).reshape(1, 2, 2, 1), (2, 2), (1, 1), "VALID").tolist()
+    >>> image_columns(jnp.arange(4.0).reshape(1, 2, 2, 1), (2, 2), (1, 1), ((0, 0), (0, 0))).tolist()
     [[[[0.0, 1.0, 2.0, 3.0]]]]
     """
-    return _columns(x, window, strides, _pads(x.shape, window, strides, padding))
-
-
-def _columns(x, window, strides, pads):
     return jnp.concatenate(list(_windows(x, window, strides, pads)), axis=-1)
+
+
+def blocked(x, kernel, strides, pads, precision=None):
+    """`patches` that give several neighbouring outputs at once: fewer rows, more columns.
+
+    Best for few input channels, whose products are too slim for a CPU: 3x3 values times 8 filters. Four outputs side by
+    side see 3x6 values; their kernel, [3, 6, 1, 4 * 8], holds the small one four times, shifted, and zeros.
+    """
+    kernels, strides = block_kernels(x.shape, kernel, strides, pads)
+    blocks = patches(x, kernels, strides, pads, precision)  # [B, H', W' / n, n * O]
+    return blocks.reshape(*blocks.shape[:2], -1, kernel.shape[-1])
+
+
+def block_kernels(
+    shape: Sequence[int], kernel: chex.Array, strides: Sequence[int], pads: Pads
+) -> tuple[chex.Array, tuple[int, int]]:
+    """What `blocked` gives to `patches`.
+
+    Args:
+      shape: of the images, [B, H, W, I].
+      kernel: [h, w, I, O].
+      strides: steps along H and W.
+      pads: ((low, high), (low, high)).
+
+    Returns:
+      The kernel of n outputs side by side, [h, w + (n - 1) * stride, I, n * O], and its strides. n is 4 where that
+      divides the width of the result, else 3, 2 or 1.
+    """
+    height, width, num_channels, num_filters = kernel.shape
+    num_outputs = max(1, (shape[2] + sum(pads[1]) - width) // strides[1] + 1)
+    n = next(n for n in (4, 3, 2, 1) if num_outputs % n == 0)
+    margin = (n - 1) * strides[1]
+    kernels = [
+        jnp.pad(kernel, ((0, 0), (place, margin - place), (0, 0), (0, 0))) for place in range(0, margin + 1, strides[1])
+    ]
+    stacked = jnp.stack(kernels, axis=3)  # [h, w + margin, I, n, O]
+    return stacked.reshape(height, width + margin, num_channels, n * num_filters), (strides[0], strides[1] * n)
 
 
 def shifted(x, kernel, strides, pads, precision=None):
     """Convolution as a sum over the kernel positions of products [B, H', W', I] times [I, O].
 
-    Best for few input channels, where the product is a mere scaling, and where memory is short.
+    Where memory is short.
     """
     weights = kernel.reshape(-1, *kernel.shape[2:])
     windows = _windows(x, kernel.shape[:2], strides, pads)
@@ -113,24 +146,23 @@ def choose_form(x_shape: Sequence[int], kernel_shape: Sequence[int], *, platform
       platform: "cpu", "gpu" or "tpu"; None for the default backend.
 
     Returns:
-      `native`, `patches` or `shifted`.
+      `native`, `patches` or `blocked`.
     """
     del x_shape
-    # Two CPU cores, four clients vmapped in a scan, ms a step, forward and backward:
-    #                                    shifted  patches  native
-    #   28x28x1  -> 8,   3x3, batch 64         7        6      55   (forward only: shifted 1.2, patches 2.3)
-    #   28x28x1  -> 32,  3x3, batch 256      128      175           (forward only: shifted 21, patches 51)
-    #   32x32x3  -> 16,  3x3, batch 64       239       22
-    #   28x28x8  -> 16,  3x3 / 2, batch 64    48       35     284
-    #   16x16x32 -> 32,  3x3, batch 64       186      103
-    #   28x28x64 -> 128, 3x3 / 2, batch 16            175    5502
-    #   28x28x64 -> 128, 3x3 / 2, batch 64   622      400
-    # No better than patches: an `optimization_barrier`, sums over kernel rows, a hand-written backward pass.
+    # One CPU core, one client, ms (`benchmarks/conv_forms.py`):    shifted          patches          blocked
+    #                               forward, gradients of kernel and images
+    #   28x28x1 -> 8,   3x3, batch 32                                .2  .8          1.0  .7           .4  .4
+    #   28x28x1 -> 32,  3x3, batch 256                                3   9           26  20            8   7
+    #   32x32x3 -> 32,  3x3, batch 256                              284 185  48      100  83  15       49  33  22
+    #   28x28x8 -> 16,  3x3, batch 64                                11  17   6       13  16   5        8   9   4
+    #   14x14x16 -> 32, 3x3, batch 64                                 4   7   3        4   4   2        3   5   3
+    # `shifted` is fast on one channel where nothing is fused with it, and then slow or computed again in a network.
+    # Native convolutions in a scan: 3 to 13 times slower than patches.
     platform = platform or jax.default_backend()
     if platform == "tpu":  # has hardware for it, also for grouped ones
         return native
-    if platform == "cpu" and kernel_shape[2] == 1:
-        return shifted
+    if platform == "cpu" and kernel_shape[2] <= 8:
+        return blocked
     return patches
 
 
@@ -165,7 +197,7 @@ def conv_general_dilated(
       batch_group_count: as in `jax.lax`.
       precision: of the products.
       preferred_element_type: as in `jax.lax`.
-      choose: (x_shape, kernel_shape) -> `native`, `patches`, `shifted` or a form of your own. For one form always:
+      choose: (x_shape, kernel_shape) -> `native`, `patches`, `blocked`, `shifted` or your own. For one form always:
         `functools.partial(conv_general_dilated, choose=lambda *shapes: shifted)`.
 
     Returns:
@@ -192,7 +224,7 @@ def conv_general_dilated(
             precision=precision,
             preferred_element_type=preferred_element_type,
         )
-    pads = _pads(lhs.shape, rhs.shape[:2], window_strides, padding)
+    pads = explicit_pads(lhs.shape, rhs.shape[:2], window_strides, padding)
     return choose(lhs.shape, rhs.shape)(lhs, rhs, tuple(window_strides), pads, precision)
 
 
@@ -216,7 +248,7 @@ def avg_pool(
     [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
     """
     strides = (1, 1) if strides is None else strides
-    return _avg_pool(x, tuple(window), tuple(strides), _pads(x.shape, window, strides, padding))
+    return _avg_pool(x, tuple(window), tuple(strides), explicit_pads(x.shape, window, strides, padding))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
@@ -299,8 +331,8 @@ def _windows_transposed(shifted_back, shape, dtype, window, strides, pads):
     return image[:, top : top + shape[1], left : left + shape[2]]
 
 
-def _pads(shape, window, strides, padding):
-    """Explicit ((low, high), (low, high)) of H and W."""
+def explicit_pads(shape: Sequence[int], window: Sequence[int], strides: Sequence[int], padding: str | Pads) -> Pads:
+    """The ((low, high), (low, high)) of H and W that a padding such as "SAME" means for images [B, H, W, I]."""
     if isinstance(padding, str):
         return tuple(lax.padtype_to_pads(shape[1:3], window, strides, padding))
     return tuple((int(low), int(high)) for low, high in padding)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fedmd_jax.models.convolution import conv_general_dilated, image_columns
+from fedmd_jax.models.convolution import block_kernels, conv_general_dilated, explicit_pads, image_columns
 
 
 class BatchNorm(nn.Module):
@@ -83,10 +83,10 @@ class ConvBatchNorm(BatchNorm):
 
     A normalised convolution is a convolution with another kernel and another bias. In inference both are known
     beforehand, so that no pass over the activations remains. In training they hang on the mean and the variance of
-    what the convolution gives. Where a window has few values these follow from the mean m and the covariance S of the
-    windows, since a convolution is linear in them: mean W'm, variance diag(W'SW). Nothing then reads the activations
-    for the statistics, neither forward nor backward; in the first layer of a small CNN these are the largest arrays of
-    the whole step.
+    what the convolution gives. Where a window has few values, as in an image, these follow from the mean m and the
+    covariance S of the windows, since a convolution is linear in them: mean W'm, variance diag(W'SW). Nothing then
+    reads the activations for the statistics, neither forward nor backward; in the first layer of a small CNN these are
+    the largest arrays of the whole step.
 
     Variables and attributes are those of `BatchNorm`.
     """
@@ -121,7 +121,6 @@ class ConvBatchNorm(BatchNorm):
         """
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias)  # as `nn.Conv` does; integer images become floats
         *window, num_channels, num_filters = kernel.shape
-        num_inputs = math.prod(window) * num_channels
 
         def convolve(kernel):
             return conv(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
@@ -130,19 +129,24 @@ class ConvBatchNorm(BatchNorm):
             mean, factor, offset = self._normalisation(num_filters, False, None)
             return convolve(kernel * _row(factor, kernel)) + _row((bias - mean) * factor + offset, x)
 
-        if num_inputs > num_filters or conv is not conv_general_dilated or jax.default_backend() == "tpu":
+        if num_channels > _IMAGE_CHANNELS or conv is not conv_general_dilated or jax.default_backend() == "tpu":
             x = convolve(kernel)
             mean, factor, offset = self._normalisation(
                 num_filters, True, lambda moving_mean: _add_to_mean(bias, _statistics(x, mask, moving_mean - bias))
             )
             return _normalise(x, mean - bias, factor, offset)
 
-        columns = image_columns(x, window, strides, padding)  # [B, H', W', h*w*I]
-        weights = kernel.reshape(num_inputs, num_filters)
+        pads = explicit_pads(x.shape, window, strides, padding)  # what follows is in the blocks of `blocked`
+        kernels, block_strides = block_kernels(x.shape, kernel, strides, pads)
+        columns = image_columns(x, kernels.shape[:2], block_strides, pads)
+        weights = kernels.reshape(columns.shape[-1], -1)
         mean, factor, offset = self._normalisation(
-            num_filters, True, lambda _: _add_to_mean(bias, _linear_statistics(columns, mask, weights))
+            num_filters, True, lambda _: _add_to_mean(bias, _linear_statistics(columns, mask, weights, num_filters))
         )
-        return columns @ (weights * factor[None]) + _row((bias - mean) * factor + offset, x)
+        return convolve(kernel * _row(factor, kernel)) + _row((bias - mean) * factor + offset, x)
+
+
+_IMAGE_CHANNELS = 4  # at most; with more, a covariance costs more than it saves
 
 
 def _add_to_mean(bias, statistics):
@@ -175,8 +179,8 @@ def _statistics(x, mask, shift):
     return shift + mean, jnp.maximum(mean_square - mean * mean, 0.0), count
 
 
-def _linear_statistics(x, mask, weights):
-    """`_statistics` of `x @ weights`, with x [B, ..., I] and weights [I, C], from the covariance [I, I] of x."""
+def _linear_statistics(x, mask, weights, num_channels):
+    """`_statistics` of `x @ weights`, with x [B, ..., I] and weights [I, n * C], from the covariance [I, I] of x."""
     if mask is not None:
         chex.assert_shape(mask, x.shape[:1])
     rows = x.astype(jnp.float32).reshape(-1, x.shape[-1])
@@ -190,8 +194,11 @@ def _linear_statistics(x, mask, weights):
     # In full: `diag(W'SW)` is a small difference of large numbers where pixels are alike, and GPUs round products.
     dot = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
     covariance = dot(deviation.T, deviation) / divisor
-    var = jnp.sum(weights * dot(covariance, weights), axis=0)
-    return dot(mean[None], weights)[0], jnp.maximum(var, 0.0), count
+    means = dot(mean[None], weights).reshape(-1, num_channels)  # of each place in a block
+    variances = jnp.sum(weights * dot(covariance, weights), axis=0).reshape(means.shape)
+    mean = jnp.mean(means, axis=0)
+    var = jnp.mean(variances + jnp.square(means - mean[None]), axis=0)
+    return mean, jnp.maximum(var, 0.0), count * means.shape[0]
 
 
 def _normalise(x, mean, factor, bias):
@@ -313,7 +320,7 @@ def write_out(fn: Callable[[chex.Array, chex.Array], chex.Array], x: chex.Array)
     return jax.lax.fori_loop(0, 2, turn, x)
 
 
-_LARGE = 2**20  # elements; smaller ones stay in the cache, where doing things twice is cheap
+_LARGE = 2**16  # elements; smaller ones stay in the cache, where doing things twice is cheap
 
 
 def keep_mask(words: chex.Array, shape: Sequence[int], rate: float, *, start: chex.Array | int = 0) -> chex.Array:

@@ -8,7 +8,8 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
-from fedmd_jax.models import avg_pool, choose_form, conv_general_dilated, image_columns, native, patches, shifted
+from fedmd_jax.models import avg_pool, blocked, choose_form, conv_general_dilated, native, patches, shifted
+from fedmd_jax.models.convolution import explicit_pads, image_columns
 
 AXES = ("NHWC", "HWIO", "NHWC")
 SHAPES = [  # image, kernel, strides, padding
@@ -17,6 +18,9 @@ SHAPES = [  # image, kernel, strides, padding
     ((8, 7), (2, 2), (2, 2), "SAME"),
     ((6, 7), (1, 1), (2, 2), "VALID"),
     ((5, 6), (2, 3), (1, 2), ((1, 0), (0, 2))),
+    ((4, 8), (3, 3), (1, 1), "SAME"),  # four outputs at once
+    ((4, 9), (2, 3), (2, 2), ((0, 0), (1, 1))),  # and two apart
+    ((3, 6), (1, 3), (1, 1), ((0, 0), (1, 0))),  # five: a prime number
 ]
 
 
@@ -38,7 +42,7 @@ def test_equals_lax(size, kernel_size, strides, padding):
 
         return jax.grad(loss, (0, 1), has_aux=True)(kernel, x)
 
-    ours = (partial(conv_general_dilated, choose=lambda *_, form=form: form) for form in (patches, shifted))
+    ours = (partial(conv_general_dilated, choose=lambda *_, form=form: form) for form in (patches, blocked, shifted))
     convs = [lax.conv_general_dilated, *ours]
     run = jax.jit(lambda *args: [jax.vmap(partial(values_and_gradients, conv), (0, None))(*args) for conv in convs])
     want, *results = run(kernels, x)
@@ -80,7 +84,7 @@ def test_a_kernel_larger_than_the_image_is_refused():
 
 def test_choose_form():
     few, many = ((64, 28, 28, 1), (3, 3, 1, 32)), ((64, 28, 28, 32), (3, 3, 32, 64))
-    assert choose_form(*few, platform="cpu") is shifted
+    assert choose_form(*few, platform="cpu") is blocked
     assert choose_form(*many, platform="cpu") is patches
     assert choose_form(*many, platform="gpu") is patches
     assert choose_form(*many, platform="tpu") is native
@@ -113,6 +117,6 @@ def test_avg_pool_equals_flax(window, strides, padding):
 
 def test_image_columns_times_kernel_is_a_convolution():
     x, kernel = normal(2, 6, 7, 3), normal(3, 2, 3, 4)
-    got = image_columns(x, (3, 2), (2, 1), "SAME") @ kernel.reshape(-1, 4)
+    got = image_columns(x, (3, 2), (2, 1), explicit_pads(x.shape, (3, 2), (2, 1), "SAME")) @ kernel.reshape(-1, 4)
     want = lax.conv_general_dilated(x, kernel, (2, 1), "SAME", dimension_numbers=AXES)
     np.testing.assert_allclose(got, want, atol=1e-4)

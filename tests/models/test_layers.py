@@ -234,12 +234,13 @@ class TestConvBatchNorm:
         return y, new["batch_stats"]
 
     @pytest.mark.parametrize("train", [False, True])
-    @pytest.mark.parametrize("num_filters", [3, 12], ids=["from its outputs", "from its windows"])
+    @pytest.mark.parametrize("num_channels", [5, 1, 3], ids=["from its outputs", "from its windows", "in color"])
     @pytest.mark.parametrize("num_real", [None, 3, 0])
-    def test_agrees(self, train, num_filters, num_real):
+    def test_agrees(self, train, num_channels, num_real):
+        num_filters = 4
         x, kernel, upstream = (
-            normal(5, 6, 4, 1),
-            normal(3, 3, 1, num_filters, seed=1),
+            normal(5, 6, 4, num_channels),
+            normal(3, 3, num_channels, num_filters, seed=1),
             normal(5, 3, 4, num_filters, seed=2),
         )
         mask = None if num_real is None else jnp.arange(5) < num_real

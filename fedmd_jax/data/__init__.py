@@ -1,6 +1,15 @@
 """Images as NumPy arrays: where they come from, how they are prepared, and who owns which. No JAX, no Flax."""
 
-from fedmd_jax.data.partition import split_by_class
+from fedmd_jax.data.partition import (
+    lognormal,
+    power_law,
+    split_by_class,
+    split_by_quantity,
+    split_by_superclass,
+    split_by_writer,
+    split_dirichlet,
+    split_k_classes,
+)
 from fedmd_jax.data.prepare import center, mean_image, scale
 from fedmd_jax.data.sources import DataError, Images, load_images, save_images
 
@@ -9,8 +18,15 @@ __all__ = [
     "Images",
     "center",
     "load_images",
+    "lognormal",
     "mean_image",
+    "power_law",
     "save_images",
     "scale",
     "split_by_class",
+    "split_by_quantity",
+    "split_by_superclass",
+    "split_by_writer",
+    "split_dirichlet",
+    "split_k_classes",
 ]

@@ -1,5 +1,6 @@
 """Images as NumPy arrays: where they come from, how they are prepared, and who owns which. No JAX, no Flax."""
 
+from fedmd_jax.data.files import DataError, Images
 from fedmd_jax.data.partition import (
     lognormal,
     power_law,
@@ -11,12 +12,13 @@ from fedmd_jax.data.partition import (
     split_k_classes,
 )
 from fedmd_jax.data.prepare import center, mean_image, scale
-from fedmd_jax.data.sources import DataError, Images, load_images, save_images
+from fedmd_jax.data.sources import load_column, load_images, save_images
 
 __all__ = [
     "DataError",
     "Images",
     "center",
+    "load_column",
     "load_images",
     "lognormal",
     "mean_image",

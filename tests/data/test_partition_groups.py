@@ -286,7 +286,7 @@ CALLS = {
 def test_no_clients_are_refused_before_anything_is_drawn(call):
     split, arrays, settings_ = CALLS[call]
     rng = generator(0)
-    with pytest.raises(ValueError, match=r"^num_clients must be at least 1, got 0$"):
+    with pytest.raises(ValueError, match=r"^num_clients must be an integer of at least 1, got 0$"):
         split(*arrays, **settings_ | {"num_clients": 0}, rng=rng)
     with pytest.raises(ValueError, match=r"must be integers \[N\], got float64 \[12\]$"):
         split(*(array * 1.0 for array in arrays), **settings_, rng=rng)
@@ -300,14 +300,14 @@ def test_no_clients_are_refused_before_anything_is_drawn(call):
     ("call", "change", "message"),
     [
         ("k classes", {"classes_per_client": 4}, "classes_per_client is 4, but there are 3 classes"),
-        ("k classes", {"classes_per_client": 0}, "classes_per_client must be at least 1, got 0"),
+        ("k classes", {"classes_per_client": 0}, "classes_per_client must be an integer of at least 1, got 0"),
         (
             "k classes",
             {"examples_per_class": 3},
             "with 3 examples of each of 2 classes, up to 2 clients .* need 6 of each, but class 0 has 4, class",
         ),
         ("k classes", {"classes": [0, 9]}, "need 2 of each, but class 9 has 0"),
-        ("writer", {"min_examples": 0}, "min_examples must be at least 1, got 0"),
+        ("writer", {"min_examples": 0}, "min_examples must be an integer of at least 1, got 0"),
         (
             "writer",
             {"classes": [9]},
@@ -316,7 +316,7 @@ def test_no_clients_are_refused_before_anything_is_drawn(call):
         ("superclass", {"superclasses": [0, 9]}, r"no examples of the superclasses \[9\], there are \[0, 1, 2\]"),
         ("dirichlet", {"alpha": 0.0}, "alpha must be a finite number above 0, got 0.0"),
         ("dirichlet", {"alpha": np.inf}, "alpha must be a finite number above 0, got inf"),
-        ("dirichlet", {"min_examples": 0}, "min_examples must be at least 1, got 0"),
+        ("dirichlet", {"min_examples": 0}, "min_examples must be an integer of at least 1, got 0"),
     ],
 )
 def test_impossible_requests_are_refused(call, change, message):

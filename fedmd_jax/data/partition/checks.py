@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from fedmd_jax.checks import check_count
+
 
 def check_labels(labels: np.ndarray, name: str = "labels") -> np.ndarray:
     """The labels as an array, [N], integers.
@@ -22,17 +24,16 @@ def check_labels(labels: np.ndarray, name: str = "labels") -> np.ndarray:
 
 
 def check_counts(**counts: int) -> None:
-    """Refuses counts below 1.
+    """Refuses counts that are not integers of at least 1.
 
     Args:
       **counts: the counts by name.
 
     Raises:
-      ValueError: one is below 1.
+      ValueError: one is something else.
     """
     for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
+        check_count(name, count)
 
 
 def check_classes(labels: np.ndarray, classes: Sequence[int] | None, name: str = "classes") -> list[int]:

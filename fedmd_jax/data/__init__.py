@@ -1,6 +1,7 @@
 """Images as NumPy arrays: where they come from, how they are prepared, and who owns which. No JAX, no Flax."""
 
 from fedmd_jax.data.files import DataError, Images
+from fedmd_jax.data.originals import merge_case
 from fedmd_jax.data.partition import (
     lognormal,
     power_law,
@@ -12,6 +13,7 @@ from fedmd_jax.data.partition import (
     split_k_classes,
 )
 from fedmd_jax.data.prepare import center, mean_image, scale
+from fedmd_jax.data.preparing import prepare_data
 from fedmd_jax.data.sources import load_column, load_images, save_images
 
 __all__ = [
@@ -22,7 +24,9 @@ __all__ = [
     "load_images",
     "lognormal",
     "mean_image",
+    "merge_case",
     "power_law",
+    "prepare_data",
     "save_images",
     "scale",
     "split_by_class",

@@ -5,10 +5,10 @@ import hashlib
 import pathlib
 from collections.abc import Callable
 
-from fedmd_jax import hints
 from fedmd_jax.data import originals
 from fedmd_jax.data.files import DataError
 from fedmd_jax.data.originals import Original
+from fedmd_jax.hints import unknown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,11 +16,13 @@ class Source:
     """A form in which the files of a data set come.
 
     Attributes:
+      title: what a user looks for.
       folders: where they may be under the folder that the user names; that folder itself is tried last.
       checksums: sha256 by name of file; None for what differs from user to user, and for folders.
       read: reads the files, which are given in this order.
     """
 
+    title: str
     folders: tuple[str, ...]
     checksums: dict[str, str | None]
     read: Callable[[list[pathlib.Path]], Original]
@@ -52,6 +54,7 @@ class DataSet:
 _CIFAR_TERMS = "no explicit licence; cite Krizhevsky 2009"
 
 _MNIST = Source(
+    "train-images-idx3-ubyte.gz and the three files beside it",
     ("mnist",),
     {
         "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
@@ -62,6 +65,7 @@ _MNIST = Source(
     originals.read_idx_files,
 )
 _EMNIST = Source(
+    "emnist-letters-train-images-idx3-ubyte.gz and the three files beside it",
     ("emnist_letters", "emnist/letters", "gzip"),  # the last as in NIST's zip file
     {
         "emnist-letters-train-images-idx3-ubyte.gz": "6288f418a917e007bf5fddb823a2dc7a5c6a35031401b93292a539cb12bd881f",
@@ -72,32 +76,42 @@ _EMNIST = Source(
     originals.read_idx_files,
 )
 _CIFAR10_ARCHIVE = Source(
+    "cifar-10-binary.tar.gz",
     ("cifar10",),
     {"cifar-10-binary.tar.gz": "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"},
     originals.read_cifar10_archive,
 )
 _CIFAR10_RESIDUALS = Source(
+    "cifar10.npz",
     ("cifar10",),
     {"cifar10.npz": "a43751dd8dbc13e94ea164cd43a66f6b1e60efcbe57c570c789b9c356770db07"},
     originals.read_cifar10_residuals,
 )
 _CIFAR100_ARCHIVE = Source(
+    "cifar-100-binary.tar.gz",
     ("cifar100",),
     {"cifar-100-binary.tar.gz": "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec"},
     originals.read_cifar100_archive,
 )
 _CIFAR100_RESIDUALS = Source(
+    "cifar100_fedmd.npz",
     ("cifar100_fedmd", "cifar100"),
     {"cifar100_fedmd.npz": "6a60bed36a45648ce1cba68662fcc8db7592592007d75c38b473623133714da2"},
     originals.read_cifar100_residuals,
 )
 _LEAF_ARRAYS = Source(
+    "femnist_leaf105.npz",
     ("femnist_leaf", "leaf_femnist", "leaf/femnist"),
     {"femnist_leaf105.npz": "25c894867d384ee2829953844a2cf7b51852440288eeff945e6e80c4a40eab70"},
     originals.read_leaf_arrays,
 )
 # Every user draws a sample of LEAF, so there is no checksum. The folder that `preprocess.sh` fills is named data.
-_LEAF_JSON = Source(("data",), {"train": None, "test": None}, originals.read_leaf_json)
+_LEAF_JSON = Source(
+    "the folders train and test that LEAF's preprocess.sh fills",
+    ("data",),
+    {"train": None, "test": None},
+    originals.read_leaf_json,
+)
 
 CATALOGUE = {
     data_set.name: data_set
@@ -164,7 +178,7 @@ def find_data_set(name: str) -> DataSet:
     (60000, 10000)
     """
     if name not in CATALOGUE:
-        raise DataError(hints.unknown("data set", name, CATALOGUE))
+        raise DataError(unknown("data set", name, CATALOGUE))
     return CATALOGUE[name]
 
 
@@ -186,6 +200,18 @@ def find_files(data_set: DataSet, folder: pathlib.Path) -> tuple[Source, list[pa
     return None
 
 
+def wanted(data_set: DataSet) -> str:
+    """What a user may look for to prepare a data set from.
+
+    Args:
+      data_set: the data set.
+
+    >>> wanted(find_data_set("cifar10"))
+    'cifar-10-binary.tar.gz or cifar10.npz'
+    """
+    return " or ".join(source.title for source in data_set.sources)
+
+
 def read_original(data_set: DataSet, folder: pathlib.Path, *, checksums: bool = True) -> Original:
     """Reads a data set from its files.
 
@@ -204,9 +230,8 @@ def read_original(data_set: DataSet, folder: pathlib.Path, *, checksums: bool = 
         raise DataError(f"no folder {folder} to prepare {data_set.name} from")
     found = find_files(data_set, folder)
     if found is None:
-        wanted = " or ".join(" and ".join(source.checksums) for source in data_set.sources)
         places = ", ".join(dict.fromkeys(name for source in data_set.sources for name in source.folders))
-        raise DataError(f"no files of {data_set.name} in {folder}: wanted {wanted}, there or under {places}")
+        raise DataError(f"no files of {data_set.name} in {folder}: wanted {wanted(data_set)}, there or under {places}")
     source, paths = found
     for path, expected in zip(paths, source.checksums.values(), strict=True):
         if not path.exists():

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedmd_jax.data.catalogue import DataSet, find_data_set, read_original
+from fedmd_jax.data.catalogue import DataSet, find_data_set, read_original, wanted
 from fedmd_jax.data.files import DataError, checked, checked_columns, reason, write_npz
 from fedmd_jax.data.originals import SPLITS, Original
 from fedmd_jax.data.sources import data_folder, find_tfds, read_records, records_info, upright_emnist
@@ -127,8 +127,7 @@ def _arrays(name: str, table: dict[str, np.ndarray], where: str) -> dict[str, np
 
 def _check_downloadable(data_set: DataSet) -> None:
     """Refuses at once what would fail after minutes of retries."""
-    files = " or ".join(" and ".join(source.checksums) for source in data_set.sources)
-    remedy = f"prepare it with --from FOLDER, which has {files}"
+    remedy = f"prepare it with --from a folder of {wanted(data_set)}"
     if data_set.url is None:
         raise DataError(f"there is no download of {data_set.name}: {remedy}")
     if importlib.util.find_spec("tensorflow") is None:

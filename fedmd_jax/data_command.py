@@ -64,7 +64,9 @@ def _parse(command: str, words: Sequence[str]) -> tuple[list[str], dict[str, str
         option, equals, value = words.pop(0).partition("=")
         if not option.startswith("-"):
             names.append(option + equals + value)
-        elif option in flags and not equals:
+        elif option in flags:
+            if equals:
+                raise ValueError(f"{option} takes no value, got {value!r}")
             options[option] = ""
         elif option in with_value:
             if not equals and (not words or words[0].startswith("--")):

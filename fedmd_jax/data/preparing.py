@@ -6,7 +6,6 @@ folder, `mnist/3.0.1/`, so that a single rename makes all of it appear at once.
 """
 
 import contextlib
-import fcntl
 import importlib.util
 import io
 import os
@@ -172,6 +171,8 @@ def _download(name: str, work: pathlib.Path, downloads: pathlib.Path) -> pathlib
 @contextlib.contextmanager
 def _workplace(folder: pathlib.Path, name: str) -> Iterator[pathlib.Path]:
     """An empty folder beside the target, for one process at a time, removed at the end."""
+    import fcntl  # here, since Windows has none, and has to do without this function only
+
     path = folder / f".{name.replace('/', '_')}.preparing"
     path.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDONLY)

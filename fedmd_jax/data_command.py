@@ -78,7 +78,7 @@ def _parse(command: str, words: Sequence[str]) -> tuple[list[str], dict[str, str
 
 
 def _prepare(name: str, options: dict[str, str]) -> None:
-    find_data_set(name)
+    data_set = find_data_set(name)
     print(f"preparing {name} ...", flush=True)
     prepared = prepare_data(
         name,
@@ -87,7 +87,7 @@ def _prepare(name: str, options: dict[str, str]) -> None:
         checksums="--no-checksums" not in options,
     )
     done = "prepared in" if prepared.is_new else "there already, nothing is changed (delete it to prepare it again):"
-    print(f"{name} {done} {prepared.path}: {_sizes(prepared.sizes)}")
+    print(f"{name} {done} {prepared.path}: {_sizes(prepared.sizes, data_set)}")
 
 
 def table(data_dir: str | os.PathLike | None = None) -> str:
@@ -123,21 +123,25 @@ def _found(data_set: DataSet, folder: pathlib.Path) -> str:
     if not arrays and (paths := find_idx(folder, data_set.name, "train")):
         return f"original files, {paths[0].parent.relative_to(folder)}"
     if version:
-        return _prepared(version, "" if arrays else ", records only, slow to read")
+        return _prepared(version, data_set, remark="" if arrays else ", records only, slow to read")
     if files := find_files(data_set, folder):
         return f"not prepared, but {files[1][0].relative_to(folder)} is there for prepare --from"
     return "no"
 
 
-def _prepared(version, remark):
+def _prepared(version, data_set, *, remark):
     try:
         file_format, sizes = records_info(version)
     except DataError:
         return f"damaged, {version}"
     if file_format != "array_record":
         return f"prepared as {file_format}, which is not read, {version.name}"
-    return f"prepared, {version.name}, {_sizes(sizes)}{remark}"
+    return f"prepared, {version.name}, {_sizes(sizes, data_set)}{remark}"
 
 
-def _sizes(sizes):
-    return ", ".join(f"{sizes[split]:,} {split}" for split in sorted(sizes, reverse=True))
+def _sizes(sizes, data_set):
+    """How many examples there are, and how many there could be."""
+    own = ", ".join(f"{sizes[split]:,} {split}" for split in sorted(sizes, reverse=True))
+    if data_set.sizes is None or data_set.sizes == (sizes.get("train"), sizes.get("test")):
+        return own
+    return f"{own} (a part: the whole has {data_set.sizes[0]:,} and {data_set.sizes[1]:,})"

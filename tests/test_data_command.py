@@ -10,6 +10,8 @@ from fedmd_jax.cli import main
 from fedmd_jax.data import load_images, save_images
 from fedmd_jax.data.catalogue import CATALOGUE
 
+WHOLE_LETTERS = {"train": 124_800, "test": 20_800}
+
 
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch, tmp_path):
@@ -81,7 +83,12 @@ def test_the_list_says_in_which_form_data_is_there(capsys, tmp_path, mnist_files
     (version / "dataset_info.json").write_text(json.dumps(info))
     assert found(capsys, mnist_files)["emnist/letters"] == "prepared as tfrecord, which is not read, 3.1.0"
     (version / "dataset_info.json").write_text(json.dumps(info | {"fileFormat": "array_record"}))
-    expected = "prepared, 3.1.0, 1,002 test, records only, slow to read"
+    assert found(capsys, mnist_files)["emnist/letters"] == (
+        "prepared, 3.1.0, 1,002 test (a part: the whole has 124,800 and 20,800), records only, slow to read"
+    )
+    info["splits"] = [{"name": split, "shardLengths": [str(size)]} for split, size in WHOLE_LETTERS.items()]
+    (version / "dataset_info.json").write_text(json.dumps(info | {"fileFormat": "array_record"}))
+    expected = "prepared, 3.1.0, 124,800 train, 20,800 test, records only, slow to read"
     assert found(capsys, mnist_files)["emnist/letters"] == expected
 
 
@@ -89,10 +96,10 @@ def test_prepare_says_what_it_did(capsys, tmp_path, mnist_files):
     argv = ["data", "prepare", "mnist", f"--from={mnist_files}", "--data-dir", str(tmp_path / "data"), "--no-checksums"]
     path = tmp_path / "data" / "mnist" / "3.0.1"
     assert main(argv) == 0
-    expected = f"preparing mnist ...\nmnist prepared in {path}: 3 train, 2 test\n"
-    assert capsys.readouterr() == (expected, "")
+    sizes = "3 train, 2 test (a part: the whole has 60,000 and 10,000)"
+    assert capsys.readouterr() == (f"preparing mnist ...\nmnist prepared in {path}: {sizes}\n", "")
     assert len(load_images("mnist", "test", data_dir=tmp_path / "data").labels) == 2
-    assert found(capsys, tmp_path / "data")["mnist"] == "prepared, 3.0.1, 3 train, 2 test"
+    assert found(capsys, tmp_path / "data")["mnist"] == f"prepared, 3.0.1, {sizes}"
     assert main(argv) == 0
     assert f"mnist there already, nothing is changed (delete it to prepare it again): {path}" in capsys.readouterr().out
 

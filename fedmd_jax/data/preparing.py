@@ -2,8 +2,8 @@
 
 Both, because each serves somebody: records make the folder one that `tfds.data_source(name, data_dir=...)` finds, with
 features and citation, but reading them takes seconds to half a minute; `load_images` wants the arrays. They lie in one
-folder, `mnist/3.0.1/`, so that a single rename makes all of it appear at once. The records are array_record, which `tfds.load`
-does not read: it wants tfrecord, which in turn wants tensorflow.
+folder, `mnist/3.0.1/`, so that a single rename makes all of it appear at once. The records are array_record, which
+`tfds.load` does not read: it wants tfrecord, which in turn wants tensorflow.
 """
 
 import contextlib

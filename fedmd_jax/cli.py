@@ -1,8 +1,7 @@
-"""The command line: `fedmd-jax run`, `fedmd-jax report`."""
+"""The command line: `fedmd-jax run`, `fedmd-jax report`, `fedmd-jax data`."""
 
 import contextlib
 import dataclasses
-import difflib
 import io
 import os
 import pathlib
@@ -16,6 +15,7 @@ from typing import Annotated
 import tyro
 
 import fedmd_jax
+from fedmd_jax import data_command, hints
 from fedmd_jax.experiments import EXPERIMENTS, Experiment
 from fedmd_jax.experiments import run_directory as files
 from fedmd_jax.experiments.compilation_cache import keep_compiled_programs
@@ -30,6 +30,7 @@ USAGE = f"""\
 usage: fedmd-jax run [EXPERIMENT] [--out DIR] [options]   train a federation and report on it
        fedmd-jax run [EXPERIMENT] --help                  every setting
        fedmd-jax report DIR                               table and plot of a finished run, again
+       fedmd-jax data list | prepare NAME [--help]        data sets: what there is, preparing one
        fedmd-jax --version
 
 experiments: {", ".join(EXPERIMENTS)} (the default is quickstart: two minutes on two CPU cores, no download)
@@ -116,15 +117,17 @@ def _dispatch(argv: list[str], ctrl_c: CtrlC) -> int:
         return _run(rest, ctrl_c)
     elif command == "report":
         return _report(rest)
+    elif command == "data":
+        _data(rest)
     else:
-        raise UsageError(_unknown("command", command, ("run", "report")))
+        raise UsageError(hints.unknown("command", command, ("run", "report", "data")))
     return 0
 
 
 def _run(argv: list[str], ctrl_c: CtrlC) -> int:
     name = argv.pop(0) if argv and not argv[0].startswith("-") else "quickstart"
     if name not in EXPERIMENTS:
-        raise UsageError(_unknown("experiment", name, tuple(EXPERIMENTS)))
+        raise UsageError(hints.unknown("experiment", name, tuple(EXPERIMENTS)))
     settings = parse(name, argv)
     if settings is None:
         return 0
@@ -178,6 +181,16 @@ def _report(argv: list[str]) -> int:
     print(describe(summary))
     files.replace_file(path / files.PLOT, plot(summary, metrics))
     return 0
+
+
+def _data(argv: list[str]) -> None:
+    try:
+        with _bad_input():
+            data_command.run(argv)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise files.WriteError(f"cannot write the data set: {error}") from error
 
 
 def parse(name: str, argv: Sequence[str]) -> Run | None:
@@ -251,7 +264,7 @@ def _unknown_argument(unknown: Sequence[str]) -> str:
     option = next((word for word in unknown if word.startswith("-")), None)
     if option is None:
         return f"unexpected argument {unknown[0]!r}; the experiment stands right after run, all else is --option value"
-    return _unknown("option", option.partition("=")[0], (*_options(Experiment), "--out"))
+    return hints.unknown("option", option.partition("=")[0], (*_options(Experiment), "--out"), list_known=False)
 
 
 def _options(kind: type, prefix: str = "--") -> tuple[str, ...]:
@@ -261,10 +274,3 @@ def _options(kind: type, prefix: str = "--") -> tuple[str, ...]:
         name = prefix + field.name.replace("_", "-")
         names += _options(field.type, f"{name}.") if dataclasses.is_dataclass(field.type) else [name]
     return tuple(names)
-
-
-def _unknown(what: str, word: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=3)
-    if close:
-        return f"unknown {what} {word!r}, perhaps you meant {' or '.join(close)}"
-    return f"unknown {what} {word!r}" + ("" if what == "option" else f", known are {', '.join(known)}")

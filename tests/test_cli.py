@@ -366,8 +366,8 @@ def check_complaint(capsys, message):
     ("argv", "message"),
     [
         (["rum"], "unknown command 'rum', perhaps you meant run"),
-        (["train"], "unknown command 'train', known are run, report"),
-        (["--verbose"], "unknown command '--verbose', known are run, report"),
+        (["train"], "unknown command 'train', known are run, report, data"),
+        (["--verbose"], "unknown command '--verbose', known are run, report, data"),
         (["run", "quick"], "unknown experiment 'quick', .*quickstart"),
         (["report"], "report wants one directory of a finished run: fedmd-jax report DIR"),
         (["report", "a", "b"], "report wants one directory of a finished run: fedmd-jax report DIR"),

@@ -10,7 +10,7 @@ import fedmd_jax
 PACKAGE = pathlib.Path(fedmd_jax.__file__).parent
 # From the ground up; a module imports only from lower floors, or from its own package.
 FLOORS = [
-    {"types", "checks"},
+    {"types", "checks", "hints"},
     {"losses", "optimizers", "subset", "data"},
     {"models"},
     {"local", "clients", "mapping"},
@@ -18,7 +18,7 @@ FLOORS = [
     {"round"},
     {"federation"},
     {"population"},
-    {"experiments"},
+    {"experiments", "data_command"},
     {"cli"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -80,8 +80,8 @@ def test_more_than_there_is_is_refused_with_the_numbers(request_, which):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_clients": 0}, "num_clients must be at least 1, got 0"),
-        ({"examples_per_class": -2}, "examples_per_class must be at least 1, got -2"),
+        ({"num_clients": 0}, "num_clients must be an integer of at least 1, got 0"),
+        ({"examples_per_class": -2}, "examples_per_class must be an integer of at least 1, got -2"),
         ({"classes": []}, r"classes must be one or more different labels, got \[\]"),
         ({"classes": [1, 0, 1]}, r"classes must be one or more different labels, got \[1, 0, 1\]"),
         ({"classes": [0, 9]}, "1 clients with 2 examples per class need 2 of each, but class 9 has 0"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedmd_jax.data import DataError, load_images, save_images
+from fedmd_jax.data import DataError, load_column, load_images, save_images
 
 NUM_ROWS = 12
 
@@ -91,8 +91,7 @@ def test_what_is_not_there_is_said_with_places_and_remedies(tmp_path, monkeypatc
         "emnist/letters/train.npz, emnist_letters/train.npz, "
         "emnist_letters/emnist-letters-train-images-idx3-ubyte.gz or a TFDS folder emnist/letters/VERSION; "
         "set FEDMD_JAX_DATA or data_dir to a folder that has one of them, write one with fedmd_jax.data.save_images, "
-        "or prepare one with tfds.builder('emnist/letters', file_format='array_record').download_and_prepare(), "
-        "which needs tensorflow and a network"
+        "or prepare one with fedmd-jax data prepare (fedmd-jax data list names what it knows)"
     )
     message = complaint("mnist", "validation", data_dir=tmp_path / "none")
     assert (
@@ -150,6 +149,43 @@ def test_others_may_read_what_is_written(tmp_path, arrays):
     path = save_images(tmp_path, "dots", "train", *arrays)
     (tmp_path / "plain").touch()
     assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_columns_come_back_row_for_row(tmp_path, arrays):
+    writers = np.array([f"f{i % 3}" for i in range(NUM_ROWS)])
+    save_images(tmp_path, "dots", "train", *arrays, writer=writers, coarse=np.arange(NUM_ROWS))
+    np.testing.assert_array_equal(load_column("dots", "train", "writer", data_dir=tmp_path), writers)
+    np.testing.assert_array_equal(load_column("dots", "train", "coarse", data_dir=tmp_path), np.arange(NUM_ROWS))
+    np.testing.assert_array_equal(load_images("dots", "train", data_dir=tmp_path).images, arrays[0])
+
+
+@pytest.mark.parametrize("column", [np.zeros(NUM_ROWS), np.zeros(NUM_ROWS - 1, int), np.zeros((NUM_ROWS, 1), int)])
+def test_what_is_no_column_is_neither_written_nor_read(column, tmp_path, arrays):
+    reason = f"column 'writer' must be integers or strings [12], got {column.dtype} {list(column.shape)}"
+    with pytest.raises(DataError) as caught:
+        save_images(tmp_path, "dots", "train", *arrays, writer=column)
+    assert str(caught.value) == f"save_images: {reason}"
+    path = save_images(tmp_path, "dots", "train", *arrays)
+    np.savez(path, images=arrays[0], labels=arrays[1], writer=column)
+    with pytest.raises(DataError) as caught:
+        load_column("dots", "train", "writer", data_dir=tmp_path)
+    assert str(caught.value) == f"{path}: {reason}"
+
+
+def test_a_column_that_is_not_there_is_said(tmp_path, arrays, write_idx):
+    path = save_images(tmp_path, "dots", "train", *arrays)
+    idx = tmp_path / "mnist" / "train-images-idx3-ubyte.gz"
+    write_idx(idx, arrays[0][..., 0])
+    for name, expected in (
+        ("dots", f"{path}: wanted an npz archive of labels and writer, found ['images', 'labels']"),
+        ("mnist", f"{idx} has images only, wanted the column 'writer'"),
+        ("embedded/digits", "embedded/digits has images and labels only, wanted the column 'writer'"),
+    ):
+        with pytest.raises(DataError) as caught:
+            load_column(name, "train", "writer", data_dir=tmp_path)
+        assert str(caught.value) == expected
+    with pytest.raises(DataError, match="no data set 'emnist/letters' with split 'train' in"):
+        load_column("emnist/letters", "train", "writer", data_dir=tmp_path)
 
 
 BAD_ARRAYS = [
@@ -353,7 +389,8 @@ def mnist_3(tfds_folder, tmp_path):
 def test_prepared_data_sets(name, num_classes, split, tfds_folder):
     folder, images = tfds_folder
     loaded = load_images(name, split, data_dir=folder)
-    assert as_set(*loaded) == as_set(images, np.arange(NUM_ROWS) % num_classes)
+    np.testing.assert_array_equal(loaded.images, images)  # in the order of the builder, not of the shuffled records
+    np.testing.assert_array_equal(loaded.labels, np.arange(NUM_ROWS) % num_classes)
     assert (loaded.images.dtype, loaded.labels.dtype) == (np.uint8, np.int32)
     assert loaded.images.flags.c_contiguous
 

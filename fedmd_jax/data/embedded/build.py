@@ -10,8 +10,9 @@ import pathlib
 
 import numpy as np
 
+from fedmd_jax.data.files import write_npz
 from fedmd_jax.data.partition import split_by_class
-from fedmd_jax.data.sources import load_images, write_npz
+from fedmd_jax.data.sources import load_images
 
 PATH = pathlib.Path(__file__).with_name("digits_and_letters.npz")
 SEED = 191003581  # FedMD is arXiv 1910.03581

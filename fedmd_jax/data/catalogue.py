@@ -1,0 +1,251 @@
+"""The data sets that `fedmd-jax data` knows: what they are, and from which files they can be prepared."""
+
+import dataclasses
+import hashlib
+import pathlib
+from collections.abc import Callable
+
+from fedmd_jax.data import originals
+from fedmd_jax.data.files import DataError
+from fedmd_jax.data.originals import Original
+from fedmd_jax.hints import unknown
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A form in which the files of a data set come.
+
+    Attributes:
+      title: what a user looks for.
+      folders: where they may be under the folder that the user names; that folder itself is tried last.
+      checksums: sha256 by name of file; None for what differs from user to user, and for folders.
+      read: reads the files, which are given in this order.
+    """
+
+    title: str
+    folders: tuple[str, ...]
+    checksums: dict[str, str | None]
+    read: Callable[[list[pathlib.Path]], Original]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataSet:
+    """What is known of a data set.
+
+    Attributes:
+      name: as in TensorFlow Datasets.
+      title: what it is.
+      num_classes: number of different labels.
+      sizes: examples of train and of test, where it is whole; None where everybody draws a sample.
+      terms: on which it may be used, and whom to cite.
+      url: what is downloaded; None where no download exists.
+      sources: forms of its files.
+    """
+
+    name: str
+    title: str
+    num_classes: int
+    sizes: tuple[int, int] | None
+    terms: str
+    url: str | None
+    sources: tuple[Source, ...]
+
+
+_CIFAR_TERMS = "no explicit licence; cite Krizhevsky 2009"
+
+_MNIST = Source(
+    "train-images-idx3-ubyte.gz and the three files beside it",
+    ("mnist",),
+    {
+        "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+        "train-labels-idx1-ubyte.gz": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+        "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+        "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+    },
+    originals.read_idx_files,
+)
+_EMNIST = Source(
+    "emnist-letters-train-images-idx3-ubyte.gz and the three files beside it",
+    ("emnist_letters", "emnist/letters", "gzip"),  # the last as in NIST's zip file
+    {
+        "emnist-letters-train-images-idx3-ubyte.gz": "6288f418a917e007bf5fddb823a2dc7a5c6a35031401b93292a539cb12bd881f",
+        "emnist-letters-train-labels-idx1-ubyte.gz": "9759af91ea6bccdf07a6040fd085861f2ec88e37f7c3f5760f6feb57106fbe5c",
+        "emnist-letters-test-images-idx3-ubyte.gz": "50f0e93d75b99b463e9760b8345866f22587fa2c2fba472730a5ba09c693412d",
+        "emnist-letters-test-labels-idx1-ubyte.gz": "924955c31fe7fd809b7303b5c0141282955f4b8390c74cdfd5d80435e0f4b4cb",
+    },
+    originals.read_idx_files,
+)
+_CIFAR10_ARCHIVE = Source(
+    "cifar-10-binary.tar.gz",
+    ("cifar10",),
+    {"cifar-10-binary.tar.gz": "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"},
+    originals.read_cifar10_archive,
+)
+_CIFAR10_RESIDUALS = Source(
+    "cifar10.npz",
+    ("cifar10",),
+    {"cifar10.npz": "a43751dd8dbc13e94ea164cd43a66f6b1e60efcbe57c570c789b9c356770db07"},
+    originals.read_cifar10_residuals,
+)
+_CIFAR100_ARCHIVE = Source(
+    "cifar-100-binary.tar.gz",
+    ("cifar100",),
+    {"cifar-100-binary.tar.gz": "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec"},
+    originals.read_cifar100_archive,
+)
+_CIFAR100_RESIDUALS = Source(
+    "cifar100_fedmd.npz",
+    ("cifar100_fedmd", "cifar100"),
+    {"cifar100_fedmd.npz": "6a60bed36a45648ce1cba68662fcc8db7592592007d75c38b473623133714da2"},
+    originals.read_cifar100_residuals,
+)
+_LEAF_ARRAYS = Source(
+    "femnist_leaf105.npz",
+    ("femnist_leaf", "leaf_femnist", "leaf/femnist"),
+    {"femnist_leaf105.npz": "25c894867d384ee2829953844a2cf7b51852440288eeff945e6e80c4a40eab70"},
+    originals.read_leaf_arrays,
+)
+# Every user draws a sample of LEAF, so there is no checksum. The folder that `preprocess.sh` fills is named data.
+_LEAF_JSON = Source(
+    "the folders train and test that LEAF's preprocess.sh fills",
+    ("data",),
+    {"train": None, "test": None},
+    originals.read_leaf_json,
+)
+
+CATALOGUE = {
+    data_set.name: data_set
+    for data_set in (
+        DataSet(
+            name="mnist",
+            title="handwritten digits, 28x28 grey",
+            num_classes=10,
+            sizes=(60_000, 10_000),
+            terms="CC BY-SA 3.0; cite LeCun, Cortes and Burges",
+            url="https://storage.googleapis.com/cvdf-datasets/mnist/train-labels-idx1-ubyte.gz",
+            sources=(_MNIST,),
+        ),
+        DataSet(
+            name="cifar10",
+            title="photographs of things and animals, 32x32 colour",
+            num_classes=10,
+            sizes=(50_000, 10_000),
+            terms=_CIFAR_TERMS,
+            url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+            sources=(_CIFAR10_ARCHIVE, _CIFAR10_RESIDUALS),
+        ),
+        DataSet(
+            name="cifar100",
+            title="photographs of 100 kinds in 20 superclasses, 32x32 colour",
+            num_classes=100,
+            sizes=(50_000, 10_000),
+            terms=_CIFAR_TERMS,
+            url="https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+            sources=(_CIFAR100_ARCHIVE, _CIFAR100_RESIDUALS),
+        ),
+        DataSet(
+            name="emnist/letters",
+            title="handwritten letters, cases merged, 28x28 grey; whole, unlike the stock builder's",
+            num_classes=26,
+            sizes=(124_800, 20_800),
+            terms="from NIST Special Database 19; cite Cohen et al. 2017",
+            url="https://biometrics.nist.gov/cs_links/EMNIST/gzip.zip",
+            sources=(_EMNIST,),
+        ),
+        DataSet(
+            name="leaf/femnist",
+            title="handwritten digits and letters with their writers, 28x28 grey; a sample of 805,263 by 3,550",
+            num_classes=62,
+            sizes=None,
+            terms="from NIST Special Database 19; cite Caldas et al. 2018",
+            url=None,
+            sources=(_LEAF_ARRAYS, _LEAF_JSON),
+        ),
+    )
+}
+
+
+def find_data_set(name: str) -> DataSet:
+    """A data set of the catalogue.
+
+    Args:
+      name: its name.
+
+    Raises:
+      DataError: there is none of this name.
+
+    >>> find_data_set("mnist").sizes
+    (60000, 10000)
+    """
+    if name not in CATALOGUE:
+        raise DataError(unknown("data set", name, CATALOGUE))
+    return CATALOGUE[name]
+
+
+def find_files(data_set: DataSet, folder: pathlib.Path) -> tuple[Source, list[pathlib.Path]] | None:
+    """The first source of a data set of which anything is in a folder.
+
+    Args:
+      data_set: the data set.
+      folder: the folder.
+
+    Returns:
+      The source and the paths of its files, some of which may be missing; None where there is none.
+    """
+    for source in data_set.sources:
+        for place in (*(folder / name for name in source.folders), folder):
+            paths = [place / name for name in source.checksums]
+            if any(path.exists() for path in paths):
+                return source, paths
+    return None
+
+
+def wanted(data_set: DataSet) -> str:
+    """What a user may look for to prepare a data set from.
+
+    Args:
+      data_set: the data set.
+
+    >>> wanted(find_data_set("cifar10"))
+    'cifar-10-binary.tar.gz or cifar10.npz'
+    """
+    return " or ".join(source.title for source in data_set.sources)
+
+
+def read_original(data_set: DataSet, folder: pathlib.Path, *, checksums: bool = True) -> Original:
+    """Reads a data set from its files.
+
+    Args:
+      data_set: the data set.
+      folder: where the files are, or the folder above.
+      checksums: whether files must have the known checksums.
+
+    Returns:
+      The rows of both splits.
+
+    Raises:
+      DataError: there are no files, one is missing or damaged, or it has another checksum.
+    """
+    if not folder.is_dir():
+        raise DataError(f"no folder {folder} to prepare {data_set.name} from")
+    found = find_files(data_set, folder)
+    if found is None:
+        places = ", ".join(dict.fromkeys(name for source in data_set.sources for name in source.folders))
+        raise DataError(f"no files of {data_set.name} in {folder}: wanted {wanted(data_set)}, there or under {places}")
+    source, paths = found
+    for path, expected in zip(paths, source.checksums.values(), strict=True):
+        if not path.exists():
+            raise DataError(f"{path} is missing, {data_set.name} is not whole without it")
+        if checksums and expected is not None:
+            _check_sum(path, expected)
+    return source.read(paths)
+
+
+def _check_sum(path, expected):
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected:
+        raise DataError(
+            f"{path}, {path.stat().st_size:,} bytes, is truncated or another file: wanted sha256 {expected}, "
+            f"found {found}; get it again, or take it as it is with --no-checksums"
+        )

@@ -1,0 +1,148 @@
+"""Files of images on the lowest level: how they are read, written and complained about."""
+
+import contextlib
+import gzip
+import math
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class DataError(ValueError):
+    """A data set is missing, damaged or not what was asked for; the message is one line and says what to do."""
+
+
+class Images(NamedTuple):
+    """Labelled images as they are stored, before any scaling."""
+
+    images: np.ndarray  # [N, H, W, C], uint8
+    labels: np.ndarray  # [N], int32, from 0
+
+
+def checked(images: np.ndarray, labels: np.ndarray, where: Any) -> Images:
+    """The arrays as `Images`.
+
+    Args:
+      images: what should be pixels, [N, H, W, C], uint8.
+      labels: what should be classes from 0, [N], integers.
+      where: what they are from; a complaint begins with it.
+
+    Raises:
+      DataError: they are something else.
+    """
+    images, labels = np.asarray(images), np.asarray(labels)
+    if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
+        raise DataError(f"{where}: images must be uint8 [N, H, W, C], got {images.dtype} {list(images.shape)}")
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:
+        raise DataError(f"{where}: labels must be integers [N], got {labels.dtype} {list(labels.shape)}")
+    if len(images) != len(labels):
+        raise DataError(f"{where}: {len(images)} images but {len(labels)} labels")
+    if labels.min() < 0 or labels.max() > np.iinfo(np.int32).max:
+        raise DataError(f"{where}: labels must be 0 or more and fit int32, got {labels.min()}..{labels.max()}")
+    return Images(np.require(images, requirements=["C", "W"]), labels.astype(np.int32))
+
+
+def checked_columns(columns: dict[str, np.ndarray], num_rows: int, where: Any) -> dict[str, np.ndarray]:
+    """What is known of each image beside its label, as arrays.
+
+    Args:
+      columns: the columns by name, each [N], integers or strings.
+      num_rows: N.
+      where: what they are from; a complaint begins with it.
+
+    Raises:
+      DataError: they are something else.
+    """
+    columns = {name: np.asarray(column) for name, column in columns.items()}
+    for name, column in columns.items():
+        if column.dtype.kind not in "iuU" or column.shape != (num_rows,):
+            raise DataError(
+                f"{where}: column {name!r} must be integers or strings [{num_rows}], "
+                f"got {column.dtype} {list(column.shape)}"
+            )
+    return columns
+
+
+@contextlib.contextmanager
+def reading(path: Any) -> Iterator[None]:
+    """Turns whatever a broken file makes the libraries raise into one line that names the file.
+
+    Args:
+      path: the file that is read within.
+
+    Raises:
+      DataError: anything is wrong with it.
+    """
+    try:
+        yield
+    except (DataError, ImportError, MemoryError):
+        raise
+    except Exception as error:  # zipfile, zlib, array_record and protobuf share no base class
+        raise DataError(f"cannot read {path}, it may be missing or damaged: {reason(error)}") from error
+
+
+def reason(error: Exception) -> str:
+    """An error of a library in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def read_npz(path: pathlib.Path, keys: Sequence[str]) -> tuple[np.ndarray, ...]:
+    """Arrays of a NumPy archive; pickles are not opened.
+
+    Args:
+      path: the archive; also something in a package.
+      keys: the arrays that are wanted, at least two; others may be there.
+
+    Raises:
+      DataError: the file is damaged or has no such arrays.
+    """
+    with reading(path), path.open("rb") as file:
+        archive = np.load(file, allow_pickle=False)
+        found = sorted(getattr(archive, "files", []))  # a lone .npy under a wrong name loads as a plain array
+        if not set(keys) <= set(found):
+            wanted = f"{', '.join(keys[:-1])} and {keys[-1]}"
+            raise DataError(f"{path}: wanted an npz archive of {wanted}, found {found}")
+        return tuple(archive[key] for key in keys)
+
+
+def read_idx(path: pathlib.Path, rank: int) -> np.ndarray:
+    """An array of bytes in the format of MNIST's first publication.
+
+    Args:
+      path: the gzipped file.
+      rank: 3 for images [N, H, W], 1 for labels [N].
+
+    Raises:
+      DataError: the file is damaged or something else.
+    """
+    with reading(path):
+        raw = gzip.decompress(path.read_bytes())
+        start = 4 + 4 * rank
+        # Two zeros, 8 for unsigned bytes, the rank; then the sizes.
+        if len(raw) < start or raw[:4] != bytes([0, 0, 8, rank]):
+            raise DataError(f"{path}: wanted an idx file of bytes of rank {rank}, got one that begins with {raw[:4]!r}")
+        shape = np.frombuffer(raw, ">u4", count=rank, offset=4).tolist()
+        if len(raw) - start != math.prod(shape):
+            raise DataError(f"{path}: its header promises {shape}, {math.prod(shape)} bytes, got {len(raw) - start}")
+        return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
+
+
+def write_npz(path: pathlib.Path, **arrays: np.ndarray) -> None:
+    """Writes a compressed NumPy archive that is never seen half written; folders are made as needed.
+
+    Args:
+      path: the file to write or replace.
+      **arrays: the arrays by key, any shape and dtype.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Same folder, so that the replacement is a rename; not `tempfile`, whose files no other user may read.
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with partial.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,233 @@
+"""The files in which data sets are published or passed on, read into tables of rows.
+
+A table has the columns of the data set's features in TensorFlow Datasets, unchanged (EMNIST's images transposed and its
+letters from 1): `image`, uint8 [N, H, W, C], `label`, integers [N], and others [N].
+"""
+
+import io
+import json
+import pathlib
+import tarfile
+from typing import NamedTuple
+
+import numpy as np
+
+from fedmd_jax.data.files import DataError, read_idx, read_npz, reading
+
+SPLITS = ("train", "test")
+LEAF_CLASSES = tuple("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
+
+
+class Original(NamedTuple):
+    """A data set as its files have it."""
+
+    tables: dict[str, dict[str, np.ndarray]]  # split -> column -> [N, ...]
+    names: dict[str, list[str]]  # names of the classes of a column, where the files have them
+
+
+def read_idx_files(paths: list[pathlib.Path]) -> Original:
+    """MNIST and EMNIST.
+
+    Args:
+      paths: images and labels of train, then of test.
+
+    Raises:
+      DataError: a file is damaged.
+    """
+    pairs = zip(SPLITS, zip(paths[::2], paths[1::2], strict=True), strict=True)
+    tables = {
+        split: {"image": read_idx(images, 3)[..., None], "label": read_idx(labels, 1)}
+        for split, (images, labels) in pairs
+    }
+    return Original(tables, {})
+
+
+def read_cifar10_archive(paths: list[pathlib.Path]) -> Original:
+    """The archive `cifar-10-binary.tar.gz`.
+
+    Args:
+      paths: the archive.
+
+    Raises:
+      DataError: it is damaged.
+    """
+    batches = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
+    return _read_cifar_archive(paths[0], "cifar-10-batches-bin", batches, {"label": "batches.meta.txt"})
+
+
+def read_cifar100_archive(paths: list[pathlib.Path]) -> Original:
+    """The archive `cifar-100-binary.tar.gz`.
+
+    Args:
+      paths: the archive.
+
+    Raises:
+      DataError: it is damaged.
+    """
+    names = {"coarse_label": "coarse_label_names.txt", "label": "fine_label_names.txt"}
+    return _read_cifar_archive(paths[0], "cifar-100-binary", {"train": ["train.bin"], "test": ["test.bin"]}, names)
+
+
+def _read_cifar_archive(path, folder, batches, names):
+    """Rows of a byte for each kind of label and 3 x 32 x 32 bytes of pixels; names of classes, one a line."""
+    with reading(path), tarfile.open(path) as archive:
+
+        def read(name):
+            return archive.extractfile(f"{folder}/{name}").read()
+
+        tables = {}
+        for split, files in batches.items():
+            raw = np.frombuffer(b"".join(map(read, files)), np.uint8).reshape(-1, len(names) + 3 * 32 * 32)
+            labels = {column: raw[:, i] for i, column in enumerate(names)}
+            images = np.ascontiguousarray(raw[:, len(names) :].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+            tables[split] = {"id": _ids(split, np.arange(len(raw))), "image": images, **labels}
+        return Original(tables, {column: read(file).decode().split() for column, file in names.items()})
+
+
+def read_cifar10_residuals(paths: list[pathlib.Path]) -> Original:
+    """CIFAR-10 with pixels as residuals, see `pixels`: `{train,test}_{residual,labels}` and `label_names`.
+
+    Args:
+      paths: the npz archive.
+
+    Raises:
+      DataError: it is damaged.
+    """
+    tables = {}
+    for split in SPLITS:
+        residual, labels = read_npz(paths[0], [f"{split}_residual", f"{split}_labels"])
+        tables[split] = {"id": _ids(split, np.arange(len(labels))), "image": pixels(residual), "label": labels}
+    names, _ = read_npz(paths[0], ["label_names", "train_labels"])
+    return Original(tables, {"label": names.tolist()})
+
+
+def read_cifar100_residuals(paths: list[pathlib.Path]) -> Original:
+    """Some of CIFAR-100 with pixels as residuals, see `pixels`; labels and ids are those of the whole.
+
+    Args:
+      paths: the npz archive of `{train,test}_{residual,fine_labels,coarse_labels,index}` and
+        `{fine,coarse}_label_names`.
+
+    Raises:
+      DataError: it is damaged.
+    """
+    tables = {}
+    for split in SPLITS:
+        keys = [f"{split}_{key}" for key in ("residual", "fine_labels", "coarse_labels", "index")]
+        residual, fine, coarse, index = read_npz(paths[0], keys)
+        tables[split] = {
+            "id": _ids(split, index),
+            "image": pixels(residual),
+            "label": fine,
+            "coarse_label": coarse,
+        }
+    fine_names, coarse_names = read_npz(paths[0], ["fine_label_names", "coarse_label_names"])
+    return Original(tables, {"label": fine_names.tolist(), "coarse_label": coarse_names.tolist()})
+
+
+def pixels(residual: np.ndarray) -> np.ndarray:
+    """Images from residuals: red and blue less green, then each pixel less its neighbours, all modulo 256.
+
+    Args:
+      residual: [3, N, H, W], uint8.
+
+    Returns:
+      Pixels, [N, H, W, 3], uint8.
+
+    >>> pixels(np.array([1, 0, 2, 0, 3, 0], np.uint8).reshape(3, 1, 1, 2)).tolist()
+    [[[[3, 2, 5], [3, 2, 5]]]]
+    """
+    channels = np.cumsum(np.cumsum(residual, axis=2, dtype=np.uint8), axis=3, dtype=np.uint8)
+    channels[0] += channels[1]
+    channels[2] += channels[1]
+    return np.ascontiguousarray(channels.transpose(1, 2, 3, 0))
+
+
+def _ids(split, index):
+    return np.array([f"{split}_{i:05d}" for i in index.tolist()])
+
+
+def read_leaf_arrays(paths: list[pathlib.Path]) -> Original:
+    """Writers of LEAF's FEMNIST as `images`, `labels`, `writer`, `writer_names` and LEAF's own mark `leaf_test`.
+
+    Args:
+      paths: the npz archive.
+
+    Raises:
+      DataError: it is damaged.
+    """
+    keys = ["images", "labels", "writer", "writer_names", "leaf_test"]
+    images, labels, writer, writer_names, is_test = read_npz(paths[0], keys)
+    writers = writer_names[writer]
+    rows = {"train": ~is_test, "test": is_test}
+    tables = {
+        split: {"image": images[chosen][..., None], "label": labels[chosen], "writer": writers[chosen]}
+        for split, chosen in rows.items()
+    }
+    return Original(tables, {})
+
+
+def read_leaf_json(paths: list[pathlib.Path]) -> Original:
+    """What LEAF's `preprocess.sh` writes: `train/*.json` and `test/*.json`, black ink on white, from 0 to 1.
+
+    Args:
+      paths: the folders `train` and `test`.
+
+    Raises:
+      DataError: a file is damaged, or there is none.
+    """
+    return Original({split: _read_leaf_folder(path) for split, path in zip(SPLITS, paths, strict=True)}, {})
+
+
+def _read_leaf_folder(folder):
+    images, labels, writers = [], [], []
+    for path in sorted(folder.glob("*.json")):
+        with reading(path):
+            content = json.loads(path.read_text())
+            for writer in content["users"]:
+                rows = content["user_data"][writer]
+                ink = 255 - np.rint(255 * np.array(rows["x"], np.float64)).astype(np.uint8)
+                images.append(ink.reshape(len(rows["y"]), 28, 28, 1))
+                labels += rows["y"]
+                writers += [writer] * len(rows["y"])
+    if not labels:
+        raise DataError(f"{folder}: wanted LEAF's *.json of FEMNIST, found none with examples")
+    return {"image": np.concatenate(images), "label": np.array(labels), "writer": np.array(writers)}
+
+
+def png(image: np.ndarray) -> bytes:
+    """An image as a PNG file, which TensorFlow Datasets stores without needing tensorflow.
+
+    Args:
+      image: [H, W, 1] or [H, W, 3], uint8.
+    """
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(out, "PNG")
+    return out.getvalue()
+
+
+def merge_case(labels: np.ndarray) -> np.ndarray:
+    """LEAF's 62 classes as letters without case, then digits: a and A are 0, z and Z are 25, digits 26 to 35.
+
+    With it the classes 0 to 5 are the letters a to f, as in EMNIST Letters; whoever does not want digits does not ask
+    for the classes above 25.
+
+    Args:
+      labels: classes of `leaf/femnist`, integers 0 to 61, any shape: digits, capitals, small letters.
+
+    Returns:
+      Classes from 0 to 35, int32, same shape.
+
+    Raises:
+      ValueError: a label is none of LEAF's.
+
+    >>> merge_case(np.array([0, 9, 10, 36, 35, 61])).tolist()
+    [26, 35, 0, 0, 25, 25]
+    """
+    labels = np.asarray(labels)
+    if labels.dtype.kind not in "iu" or np.any((labels < 0) | (labels > 61)):
+        raise ValueError(f"labels must be integers from 0 to 61, got {np.unique(labels).tolist()}")
+    labels = labels.astype(np.int32)
+    return np.where(labels < 10, labels + 26, (labels - 10) % 26).astype(np.int32)

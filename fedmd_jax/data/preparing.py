@@ -1,0 +1,202 @@
+"""Prepares a data set: records that TensorFlow Datasets reads, and plain arrays of the same rows beside them.
+
+Both, because each serves somebody: records make the folder one that `tfds.data_source(name, data_dir=...)` finds, with
+features and citation, but reading them takes seconds to half a minute; `load_images` wants the arrays. They lie in one
+folder, `mnist/3.0.1/`, so that a single rename makes all of it appear at once. The records are array_record, which
+`tfds.load` does not read: it wants tfrecord, which in turn wants tensorflow.
+"""
+
+import contextlib
+import importlib.util
+import io
+import os
+import pathlib
+import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from fedmd_jax.data.catalogue import DataSet, find_data_set, read_original, wanted
+from fedmd_jax.data.files import DataError, checked, checked_columns, reason, write_npz
+from fedmd_jax.data.originals import SPLITS, Original
+from fedmd_jax.data.sources import data_folder, find_tfds, read_records, records_info, upright_emnist
+
+_PATIENCE = 5  # seconds that a server has to answer
+
+
+class Prepared(NamedTuple):
+    """A data set that is ready."""
+
+    path: pathlib.Path  # the folder of its version
+    sizes: dict[str, int]  # split -> number of examples
+    is_new: bool  # False where it was there before
+
+
+def prepare_data(
+    name: str,
+    *,
+    source: str | os.PathLike | None = None,
+    data_dir: str | os.PathLike | None = None,
+    checksums: bool = True,
+) -> Prepared:
+    """Makes a data set ready for `load_images` and for `tfds.data_source`.
+
+    Nothing that looks finished appears before all of it is; what a killed preparation left is removed by the next one.
+
+    Args:
+      name: name of a data set in the catalogue.
+      source: the folder with its files, see `catalogue`; needs neither a network nor tensorflow. None to download it,
+        which needs both.
+      data_dir: the data folder, as for `load_images`.
+      checksums: whether the files must have the known checksums.
+
+    Returns:
+      Where it is, and how large. What is prepared already is left as it is.
+
+    Raises:
+      DataError: the name is unknown, a file is missing or damaged or another one, there is no network or no tensorflow,
+        somebody else is preparing it, or something else is in its place.
+      OSError: it cannot be written.
+    """
+    data_set = find_data_set(name)
+    folder, _ = data_folder(data_dir)
+    if path := find_tfds(folder, name):
+        return Prepared(path, _check_usable(path, data_set), is_new=False)
+    if source is None:
+        _check_downloadable(data_set)
+    original = read_original(data_set, _folder(source), checksums=checksums) if source is not None else None
+    with _workplace(folder, name) as work:
+        made = _download(name, work, folder / "downloads") if original is None else _write(name, original, work)
+        _sync(made)
+        path = folder / made.relative_to(work)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made.rename(path)
+    return Prepared(path, records_info(path)[1], is_new=True)
+
+
+def _folder(path):
+    return pathlib.Path(os.path.expanduser(path))
+
+
+def _check_usable(path, data_set):
+    """The sizes of what is there already."""
+    file_format, sizes = records_info(path)
+    if file_format != "array_record":
+        raise DataError(
+            f"{path} is prepared as {file_format}, wanted array_record, which can be read without tensorflow; "
+            f"take another data folder"
+        )
+    if data_set.name == "emnist/letters" and sizes.get("train") == 88_800:
+        raise DataError(
+            f"{path} is from the stock builder, which has 88,800 of {data_set.sizes[0]:,} training images and no test "
+            f"images of the letters t-z; delete that folder to prepare it whole"
+        )
+    return sizes
+
+
+# From files.
+
+
+def _write(name: str, original: Original, work: pathlib.Path) -> pathlib.Path:
+    """Records and arrays of these rows, in the folder that is returned."""
+    arrays = {split: _arrays(name, table, f"{name}, {split}") for split, table in original.tables.items()}
+    from fedmd_jax.data.builders import builder_of_files
+
+    builder = builder_of_files(name, original, work)
+    # It would show bars for seconds, and praise a folder that is about to be renamed.
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        builder.download_and_prepare()
+    path = pathlib.Path(builder.data_path)
+    for split, columns in arrays.items():
+        write_npz(path / f"{split}.npz", **columns)
+    return path
+
+
+def _arrays(name: str, table: dict[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
+    """A table in the format of `save_images`."""
+    others = {column: values for column, values in table.items() if column not in ("image", "label")}
+    images = checked(*upright_emnist(name, table["image"], table["label"]), where)
+    return images._asdict() | checked_columns(others, len(images.labels), where)
+
+
+# From the network.
+
+
+def _check_downloadable(data_set: DataSet) -> None:
+    """Refuses at once what would fail after minutes of retries."""
+    remedy = f"prepare it with --from a folder of {wanted(data_set)}"
+    if data_set.url is None:
+        raise DataError(f"there is no download of {data_set.name}: {remedy}")
+    if importlib.util.find_spec("tensorflow") is None:
+        raise DataError(
+            f"downloading {data_set.name} needs tensorflow, which is not installed: install it, or {remedy}"
+        )
+    request = urllib.request.Request(data_set.url, method="HEAD", headers={"User-Agent": "fedmd-jax"})
+    try:
+        urllib.request.urlopen(request, timeout=_PATIENCE).close()
+    except urllib.error.HTTPError as error:
+        error.close()  # somebody answers, and may like a plain download better
+    except OSError as error:
+        raise DataError(f"no network, cannot reach {data_set.url} ({reason(error)}): {remedy}") from error
+
+
+def _download(name: str, work: pathlib.Path, downloads: pathlib.Path) -> pathlib.Path:
+    """Records by the builder's own download, and arrays of what they say."""
+    import tensorflow_datasets as tfds
+
+    from fedmd_jax.data.builders import builder_of_download
+
+    builder = builder_of_download(name, work)
+    try:
+        builder.download_and_prepare(
+            download_dir=downloads, download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+        )
+    except OSError as error:
+        raise DataError(f"cannot download or write {name}: {reason(error)}") from error
+    except Exception as error:  # checksums, archives and tensorflow have errors of their own
+        raise DataError(f"cannot prepare {name} from its download: {reason(error)}") from error
+    path = pathlib.Path(builder.data_path)
+    features = list(builder.info.features)
+    for split in SPLITS:
+        table = dict(zip(features, read_records(path, split, features), strict=True))
+        write_npz(path / f"{split}.npz", **_arrays(name, table, path))
+    return path
+
+
+# The place to work in.
+
+
+@contextlib.contextmanager
+def _workplace(folder: pathlib.Path, name: str) -> Iterator[pathlib.Path]:
+    """An empty folder beside the target, for one process at a time, removed at the end."""
+    import fcntl  # here, since Windows has none, and has to do without this function only
+
+    path = folder / f".{name.replace('/', '_')}.preparing"
+    path.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # is gone with its process, however that ends
+        except BlockingIOError as error:
+            raise DataError(f"another process is preparing {name} in {folder}") from error
+        try:
+            for leftover in path.iterdir():
+                shutil.rmtree(leftover)
+            yield path
+        finally:
+            shutil.rmtree(path)
+    finally:
+        os.close(handle)
+
+
+def _sync(folder: pathlib.Path) -> None:
+    """Once the folder is renamed its files must survive the machine."""
+    for path in folder.rglob("*"):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -3,13 +3,12 @@
     python benchmarks/clients.py [--network cnn] [--clients 1 16 64] [--digest-batch 32] [--json FILE]
 
 A small round, 200 public images of 28x28 and 18 private ones per client, for K clients in every form there is: all at
-once (`vmap`), in chunks (`fedmd(..., clients_per_chunk=)`), one by one; PyTorch as a loop, as a loop on every core, and
-with `torch.func.vmap` over stacked modules, as it is and compiled. Every contender has a process of its own, and they
-take turns.
+once (`vmap`), in chunks (`fedmd(..., clients_per_chunk=)`), one by one, and so on every core (a mesh of the cores);
+PyTorch as a loop, as a loop on every core, and with `torch.func.vmap` over stacked modules, as it is and compiled.
+Every contender has a process of its own, and they take turns.
 """
 
 import argparse
-import inspect
 import os
 import pathlib
 import resource
@@ -32,19 +31,30 @@ NETWORKS = {
 class Ours:
     """A federation of one group."""
 
-    def __init__(self, options: argparse.Namespace, num_clients: int, clients_per_chunk: int | None):
+    def __init__(
+        self, options: argparse.Namespace, num_clients: int, clients_per_chunk: int | None, every_core: bool = False
+    ):
         limit_memory(options)
+        if every_core:  # each a device of its own, which computes its clients with one thread
+            flags = f"--xla_force_host_platform_device_count={os.cpu_count()} --xla_cpu_multi_thread_eigen=false"
+            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
+        mesh = fmd.client_mesh() if every_core else None
         architecture = architecture_from_linen(NETWORKS[options.network][0](), penalty=head_l2(1e-3))
         groups = {"all": fmd.ArchitectureGroup(architecture, range(num_clients))}
         work = data(options, num_clients)
         self.public = fmd.public_dataset(work["public"])
         self.private = fmd.stack_private(groups, dict(enumerate(work["private"])))
         digest, revisit = (fmd.Training(num_epochs=e, batch_size=b) for e, b in (work["digest"], work["revisit"]))
-        chunks = {} if clients_per_chunk is None else {"clients_per_chunk": clients_per_chunk}
         federation = fmd.fedmd(
-            groups, subset_size=options.public, digest_training=digest, revisit_training=revisit, **chunks
+            groups,
+            subset_size=options.public,
+            digest_training=digest,
+            revisit_training=revisit,
+            clients_per_chunk=clients_per_chunk,
+            mesh=mesh,
         )
         self.states = federation.init(jax.random.key(0), self.public, self.private)
+        self.private = fmd.shard_clients(self.private, mesh)
         self._round = federation.round
 
     def round(self) -> None:
@@ -130,11 +140,10 @@ def limit_memory(options: argparse.Namespace) -> None:
 def forms(num_clients: int, chunk: int) -> dict[str, tuple]:
     """What makes the contenders of so many clients."""
     sizes = {"one by one": 1, f"chunks of {chunk}": chunk} if num_clients > chunk else {"one by one": 1}
-    if num_clients == 1 or "clients_per_chunk" not in inspect.signature(fmd.fedmd).parameters:
-        sizes = {}
-    found = {"fedmd_jax, all at once": (Ours, None)} | {
-        f"fedmd_jax, {name}": (Ours, size) for name, size in sizes.items()
-    }
+    sizes = {"all at once": None} | (sizes if num_clients > 1 else {})
+    found = {f"fedmd_jax, {name}": (Ours, size) for name, size in sizes.items()}
+    if jax.default_backend() == "cpu" and num_clients % os.cpu_count() == 0:
+        found["fedmd_jax, one by one on every core"] = (Ours, 1, True)
     last = {"channels_last": True}
     found |= {
         "torch loop": (torch_contender, 0, None, {}),

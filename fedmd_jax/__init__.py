@@ -20,6 +20,7 @@ from fedmd_jax.federation import (
     labelled_dataset,
     public_dataset,
     run_federation,
+    run_local,
 )
 from fedmd_jax.local import Training, digest, fit, init_client, pretrain, revisit, score, transfer_learn
 from fedmd_jax.losses import cross_entropy, kl, mae
@@ -85,6 +86,7 @@ __all__ = [
     "put_clients",
     "revisit",
     "run_federation",
+    "run_local",
     "run_population",
     "score",
     "shard_clients",

@@ -19,11 +19,12 @@ import fedmd_jax
 from fedmd_jax.experiments import EXPERIMENTS, Experiment
 from fedmd_jax.experiments import run_directory as files
 from fedmd_jax.experiments.compilation_cache import keep_compiled_programs
+from fedmd_jax.experiments.figures import plot
 from fedmd_jax.experiments.interrupts import CtrlC, Uninterrupted
 from fedmd_jax.experiments.procedure import Observers, Prepared, communication, prepare, run
 from fedmd_jax.experiments.progress import make_progress
 from fedmd_jax.experiments.recorder import Recorder
-from fedmd_jax.experiments.report import describe, plot
+from fedmd_jax.experiments.report import describe
 from fedmd_jax.experiments.stopwatch import Stopwatch
 
 USAGE = f"""\
@@ -39,7 +40,7 @@ usage: fedmd-jax report DIR
 
 Print the table of a finished run and redraw its accuracy.png.
 """
-_DESCRIPTION = "Train a federation: transfer learning, rounds of FedMD, and the pooled upper bound."
+_DESCRIPTION = "Train a federation: transfer learning, rounds of FedMD, and what they are compared with."
 HELP = ("-h", "--help")
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 

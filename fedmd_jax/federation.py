@@ -18,7 +18,7 @@ from fedmd_jax.evaluate import Evaluation, evaluate
 from fedmd_jax.local import Distance, Training, init_client, pretrain, revisit
 from fedmd_jax.losses import mae
 from fedmd_jax.mapping import ClientsPerChunk, check_chunks, chunk_of, map_clients, shard_clients
-from fedmd_jax.round import fedmd_round
+from fedmd_jax.round import fedmd_round, round_keys
 from fedmd_jax.subset import draw_public_subset
 from fedmd_jax.types import Architecture, ClientState, PrivateDataset, PublicDataset, RoundInfo
 
@@ -30,8 +30,8 @@ Private = Mapping[str, PrivateDataset]
 class Federation:
     """Compiled functions over all groups; every `states` argument but those of `pool` and `evaluate` is donated.
 
-    `new_states`, `pretrain`, `personalize`, `pool` and `round` take `client_ids=`, per group [n], where the clients
-    given are not all of the groups; `round` then wants their `weights=`, too.
+    `new_states`, `pretrain`, `personalize`, `pool`, `revisit` and `round` take `client_ids=`, per group [n], where the
+    clients given are not all of the groups; `round` then wants their `weights=`, too.
 
     Attributes:
       check: (public, private, *others) -> None. Raises `ValueError` where the data does not fit the networks or the
@@ -42,6 +42,8 @@ class Federation:
       personalize: (states, private, key) -> (states, losses per group [K, E]): transfer learning, private half.
       pool: (states, pooled, key) -> (states, losses): every client trains on ONE unstacked dataset, everybody's
         private examples together; from pretrained states this is the upper bound of the paper.
+      revisit: (states, private, key) -> (states, losses per group [K, E]): what is left of the round with this key
+        where nobody digests.
       round: (states, public, private, key) -> (states, RoundInfo): `fedmd_round`.
       evaluate: (states, test) -> Evaluation per group, [K]; `test` is one unstacked dataset for everybody, or per group
         a stacked one.
@@ -55,6 +57,7 @@ class Federation:
     pretrain: Callable[[States, PublicDataset, chex.PRNGKey], tuple[States, dict[str, chex.Array]]]
     personalize: Callable[[States, Private, chex.PRNGKey], tuple[States, dict[str, chex.Array]]]
     pool: Callable[[States, PrivateDataset, chex.PRNGKey], tuple[States, dict[str, chex.Array]]]
+    revisit: Callable[[States, Private, chex.PRNGKey], tuple[States, dict[str, chex.Array]]]
     round: Callable[[States, PublicDataset, Private, chex.PRNGKey], tuple[States, RoundInfo]]
     evaluate: Callable[[States, PrivateDataset | Private], dict[str, Evaluation]]
     groups: Groups
@@ -168,6 +171,9 @@ def fedmd(
 
         return train_groups
 
+    def revisit_groups(states, private, key, client_ids=None):
+        return train(revisit, 0, revisit_training)(states, private, round_keys(key).revisit, client_ids)
+
     def evaluate_groups(states, test):
         shared = isinstance(test, PrivateDataset)
         return {
@@ -182,6 +188,7 @@ def fedmd(
         pretrain=jax.jit(train(pretrain, None, public_training), donate_argnums=0),
         personalize=jax.jit(train(revisit, 0, private_training), donate_argnums=0),
         pool=jax.jit(train(revisit, None, pooled_training)),
+        revisit=jax.jit(revisit_groups, donate_argnums=0),
         round=jax.jit(round_, donate_argnums=0),
         evaluate=jax.jit(evaluate_groups),
         groups=groups,
@@ -192,6 +199,11 @@ def fedmd(
 def _run_once() -> dict[str, Any]:
     """Compiler options of a program that runs once: on a CPU random initialisers take six times as long to compile."""
     return {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else {}
+
+
+def _check_num_rounds(num_rounds: int) -> None:
+    if num_rounds < 0:
+        raise ValueError(f"num_rounds must not be negative, got {num_rounds}")
 
 
 def _check_mesh(groups: Groups, mesh: Mesh | None) -> None:
@@ -256,8 +268,7 @@ def run_federation(
     Raises:
       ValueError: a negative number of rounds, or data that does not fit the networks.
     """
-    if num_rounds < 0:
-        raise ValueError(f"num_rounds must not be negative, got {num_rounds}")
+    _check_num_rounds(num_rounds)
     federation.check(public, private, test)
     private = shard_clients(dict(private), federation.mesh)
     history = []
@@ -270,6 +281,34 @@ def run_federation(
         if callback is not None:
             callback(metrics, states)
     return states, history
+
+
+def run_local(
+    federation: Federation, states: States, private: Private, key: chex.PRNGKey, *, num_rounds: int
+) -> States:
+    """The control of `run_federation`: the same rounds without digests, so that nobody learns from anybody.
+
+    Every client makes the private steps that it would make there, on the same batches with the same dropout. What
+    FedMD gains over this is not just more training.
+
+    Args:
+      federation: from `fedmd`.
+      states: clients after transfer learning; consumed (donated), use the result instead.
+      private: per group, stacked private datasets.
+      key: that of `run_federation`.
+      num_rounds: R.
+
+    Returns:
+      The clients.
+
+    Raises:
+      ValueError: a negative number of rounds.
+    """
+    _check_num_rounds(num_rounds)
+    private = shard_clients(dict(private), federation.mesh)
+    for round_ in range(1, num_rounds + 1):
+        states, _ = federation.revisit(states, private, jax.random.fold_in(key, round_))
+    return states
 
 
 def round_metrics(

@@ -47,10 +47,16 @@ def finished(tmp_path_factory):
 def test_a_run_prints_its_progress_and_a_table(finished):
     code, path, printed, _ = finished
     assert code == 0
-    for part in ("preparing the networks ...", "round 0/2  accuracy", "round 2/2  accuracy", "pooled upper bound ..."):
+    for part in (
+        "preparing the networks ...",
+        "round 0/2  accuracy",
+        "round 2/2  accuracy",
+        "local only ...",
+        "pooled upper bound ...",
+    ):
         assert part in printed
     lines = printed.splitlines()
-    start = lines.index("client  architecture  transfer   FedMD  pooled    gain")
+    start = lines.index("client  architecture  transfer   local   FedMD  pooled    gain  over local")
     assert [line.split()[:2] for line in lines[start + 1 : start + 3]] == [["0", "mlp"], ["1", "mlp"]]
     assert lines[start + 4].split()[0] == "mean"
     assert "sent per client and round: 3.2 kB up, 3.2 kB down" in printed
@@ -106,16 +112,18 @@ def test_the_summary_agrees_with_the_metrics(finished):
     for client in summary["clients"]:
         own = [record["accuracy"] for record in metrics if record["client_id"] == client["client_id"]]
         assert (client["transfer_accuracy"], client["final_accuracy"]) == (own[0], own[-1])
+        assert 0 <= client["local_accuracy"] <= 1
         assert 0 <= client["pooled_accuracy"] <= 1
     mean = summary["mean"]
-    for key in ("transfer_accuracy", "final_accuracy", "pooled_accuracy"):
+    for key in ("transfer_accuracy", "final_accuracy", "local_accuracy", "pooled_accuracy"):
         assert mean[key] == pytest.approx(np.mean([client[key] for client in summary["clients"]]))
     assert mean["gain_points"] == pytest.approx(100 * (mean["final_accuracy"] - mean["transfer_accuracy"]))
+    assert mean["gain_over_local_points"] == pytest.approx(100 * (mean["final_accuracy"] - mean["local_accuracy"]))
     assert mean["gap_to_pooled_points"] == pytest.approx(100 * (mean["pooled_accuracy"] - mean["final_accuracy"]))
     sent = summary["communication"]
     assert sent["upload_bytes_per_client_round"] == sent["download_bytes_per_client_round"] == 50 * 16 * 4
     assert sent["total_bytes"] == 2 * 2 * 2 * 50 * 16 * 4
-    assert set(summary["seconds"]) == {"compile", "transfer", "pooled", "rounds", "evaluate", "total"}
+    assert set(summary["seconds"]) == {"compile", "transfer", "pooled", "local", "rounds", "evaluate", "total"}
 
 
 def test_report_prints_the_same_table_and_redraws_the_plot(finished, capsys):
@@ -133,7 +141,7 @@ def test_no_rounds_and_no_bound(finished, tmp_path, capsys):
     assert "pooled upper bound" not in capsys.readouterr().out
     summary, metrics = files.read_run(tmp_path / "run")
     assert len(metrics) == 2
-    assert summary["mean"]["gain_points"] == 0
+    assert summary["mean"]["gain_points"] == summary["mean"]["gain_over_local_points"] == 0
     assert summary["mean"]["pooled_accuracy"] is None
     assert [client["pooled_accuracy"] for client in summary["clients"]] == [None] * 2
     first = [client["transfer_accuracy"] for client in files.read_run(finished[1])[0]["clients"]]
@@ -151,6 +159,9 @@ def played(monkeypatch):
             for round_ in range(prepared.experiment.num_rounds + 1):
                 observer.round(runs.round_metrics(prepared.experiment, round_))
                 disturb(round_)
+            observer.phase("local only")
+            disturb("local")
+            observer.local(dict.fromkeys(range(len(prepared.experiment.networks)), 0.5))
             observer.phase("pooled upper bound")
             disturb("pooled")
             observer.pooled(dict.fromkeys(range(len(prepared.experiment.networks)), 0.9))
@@ -177,7 +188,7 @@ def test_without_out_the_directory_has_a_name_of_its_own(played, tmp_path, monke
     assert capsys.readouterr().out.splitlines()[-1] == "results in runs/quickstart-seed3-2"
 
 
-@pytest.mark.parametrize(("stage", "num_done"), [(0, 0), (1, 1), ("pooled", 2)])
+@pytest.mark.parametrize(("stage", "num_done"), [(0, 0), (1, 1), ("local", 2), ("pooled", 2)])
 def test_an_interrupted_run_keeps_what_is_done(played, tmp_path, capsys, stage, num_done):
     played(interrupt_at(stage))
     path = tmp_path / "run"

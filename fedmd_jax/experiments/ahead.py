@@ -62,6 +62,7 @@ def compiling(
         "personalize": ("transfer", states, private, key),
         "evaluate": ("evaluate", states, test),
         "round": ("rounds", states, public, private, key),
+        "revisit": ("local", states, private, key),
         "pool": ("pooled", states, pooled, key),
     }
     executor = ThreadPoolExecutor(max_workers=os.cpu_count())

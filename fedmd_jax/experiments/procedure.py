@@ -12,7 +12,7 @@ from fedmd_jax.experiments.datasets import Datasets, load
 from fedmd_jax.experiments.networks import architecture_from_name
 from fedmd_jax.experiments.settings import Experiment
 from fedmd_jax.experiments.stopwatch import Stopwatch
-from fedmd_jax.federation import Federation, RoundMetrics, fedmd, round_metrics, run_federation
+from fedmd_jax.federation import Federation, RoundMetrics, States, fedmd, round_metrics, run_federation, run_local
 from fedmd_jax.subset import draw_public_subset, draw_stratified_subset
 from fedmd_jax.types import PrivateDataset
 
@@ -27,6 +27,9 @@ class Observer:
 
     def round(self, metrics: RoundMetrics) -> None:
         """A round is over; round 0 is the end of transfer learning."""
+
+    def local(self, accuracy: dict[int, float]) -> None:
+        """The control without digests is known, per client id."""
 
     def pooled(self, accuracy: dict[int, float]) -> None:
         """The upper bound is known, per client id."""
@@ -47,6 +50,11 @@ class Observers(Observer):
         """To all."""
         for observer in self._observers:
             observer.round(metrics)
+
+    def local(self, accuracy: dict[int, float]) -> None:
+        """To all."""
+        for observer in self._observers:
+            observer.local(accuracy)
 
     def pooled(self, accuracy: dict[int, float]) -> None:
         """To all."""
@@ -115,9 +123,9 @@ def group_clients(experiment: Experiment, num_classes: int) -> dict[str, Archite
 
 
 def run(prepared: Prepared, observer: Observer, watch: Stopwatch) -> None:
-    """Transfer learning, the rounds, and the pooled upper bound; the observer hears of every result as it is known.
+    """Transfer learning, the rounds, and what they are compared with; the observer hears of every result at once.
 
-    The upper bound comes last, so that the first accuracies are seen soon.
+    The comparisons come last, so that the first accuracies are seen soon.
 
     Args:
       prepared: from `prepare`.
@@ -126,7 +134,9 @@ def run(prepared: Prepared, observer: Observer, watch: Stopwatch) -> None:
     """
     experiment, federation, data, private = prepared
     needed = {"new_states", "pretrain", "personalize", "evaluate"}
-    needed |= ({"round"} if experiment.num_rounds > 0 else set()) | ({"pool"} if experiment.pooled else set())
+    wanted = {"round": True, "revisit": experiment.local, "pool": experiment.pooled}
+    idle = {"round", "revisit"} if experiment.num_rounds == 0 else set()
+    needed |= {name for name, is_wanted in wanted.items() if is_wanted} - idle
     datasets = {"public": data.public, "private": private, "pooled": data.pooled, "test": data.test}
     with compiling(federation, watch, needed=needed, **datasets) as federation:
         _run_phases(federation, prepared, observer)
@@ -140,10 +150,11 @@ def _run_phases(federation: Federation, prepared: Prepared, observer: Observer) 
     states = federation.new_states(key_init, datasets.public.inputs[:1])  # `prepare` has checked the data
     observer.phase("transfer learning: public data")
     states, _ = federation.pretrain(states, datasets.public, key_public)
-    # The upper bound starts from here, and donation consumes the clients.
+    # The upper bound starts from here, the control after the next phase, and donation consumes the clients.
     pretrained = jax.tree.map(jnp.copy, states) if experiment.pooled else None
     observer.phase("transfer learning: private data")
     states, _ = federation.personalize(states, private, key_private)
+    transferred = jax.tree.map(jnp.copy, states) if experiment.local else None
     observer.phase(ROUNDS)
     run_federation(
         federation,
@@ -155,11 +166,19 @@ def _run_phases(federation: Federation, prepared: Prepared, observer: Observer) 
         test=datasets.test,
         callback=lambda metrics, _: observer.round(metrics),
     )
+    if experiment.local:
+        observer.phase("local only")
+        states = run_local(federation, transferred, private, key_rounds, num_rounds=experiment.num_rounds)
+        observer.local(_accuracy(federation, states, datasets.test))
     if experiment.pooled:
         observer.phase("pooled upper bound")
         states, _ = federation.pool(pretrained, datasets.pooled, key_pooled)
-        metrics = round_metrics(federation.groups, 0, federation.evaluate(states, datasets.test), None)
-        observer.pooled({client.client_id: client.accuracy for client in metrics.clients})
+        observer.pooled(_accuracy(federation, states, datasets.test))
+
+
+def _accuracy(federation: Federation, states: States, test: PrivateDataset) -> dict[int, float]:
+    metrics = round_metrics(federation.groups, 0, federation.evaluate(states, test), None)
+    return {client.client_id: client.accuracy for client in metrics.clients}
 
 
 def communication(prepared: Prepared, *, num_rounds: int) -> Communication:

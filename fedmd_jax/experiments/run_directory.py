@@ -142,6 +142,7 @@ _NUMBER = (int, float)
 _ACCURACIES = {
     "transfer_accuracy": _NUMBER,
     "final_accuracy": _NUMBER,
+    "local_accuracy": (*_NUMBER, type(None)),  # missing where an older version has written it
     "pooled_accuracy": (*_NUMBER, type(None)),
 }
 _SUMMARY = {

@@ -125,6 +125,7 @@ class Experiment:
       private_training: Transfer learning, second half: then on its own private dataset.
       pooled_training: The upper bound: each network, after its public half, trained on the private datasets of all
         clients pooled together.
+      local: Compute the control, what the same networks reach with the private steps of the rounds and no digest.
       pooled: Compute the upper bound, what the same networks reach on pooled private data, after the rounds.
       num_rounds: Collaboration rounds of communicate, aggregate, distribute, digest, revisit.
       subset_size: Public examples that are scored in a round, a new subset each time (5000 in the paper).
@@ -150,6 +151,7 @@ class Experiment:
     public_training: Phase = Phase(num_epochs=20, batch_size=128)
     private_training: Phase = Phase(num_epochs=25, batch_size=32)
     pooled_training: Phase = Phase(num_epochs=50, batch_size=32)
+    local: bool = True
     pooled: bool = True
     num_rounds: int = 20
     subset_size: int = 5000

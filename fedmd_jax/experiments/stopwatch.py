@@ -4,7 +4,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 
-PHASES = ("compile", "transfer", "pooled", "rounds", "evaluate")
+PHASES = ("compile", "transfer", "pooled", "local", "rounds", "evaluate")
 
 
 class Stopwatch:

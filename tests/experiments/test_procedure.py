@@ -113,6 +113,9 @@ class Notes(Observer):
     def round(self, metrics):
         self.told.append(metrics.round)
 
+    def local(self, accuracy):
+        self.told.append(accuracy)
+
     def pooled(self, accuracy):
         self.told.append(accuracy)
 
@@ -135,6 +138,7 @@ def counting(prepared):
         pretrain=jax.jit(appended(2), donate_argnums=0),
         personalize=jax.jit(appended(3), donate_argnums=0),
         round=jax.jit(round_, donate_argnums=0),
+        revisit=jax.jit(appended(6), donate_argnums=0),
         pool=jax.jit(appended(5)),
         evaluate=jax.jit(lambda states, _: {name: Evaluation(state, state) for name, state in states.items()}),
     )
@@ -153,16 +157,25 @@ def test_a_run_tells_everybody_everything_in_order(experiment):
         "transfer learning: private data",
         ROUNDS,
         *(0, 1, 2),
+        "local only",
+        dict.fromkeys(range(3), 12366.0),  # as many rounds, from where the clients were before the first
         "pooled upper bound",
         dict.fromkeys(range(3), 125.0),  # from the pretrained clients, not from those that revisited private data
     ]
     assert accuracies == [[123.0] * 3, [1234.0] * 3, [12344.0] * 3]
 
 
-def test_no_bound_where_none_is_asked_for(experiment):
+def test_nothing_is_compared_where_nothing_is_asked_for(experiment):
+    notes = Notes()
+    experiment = dataclasses.replace(experiment, local=False, pooled=False, num_rounds=0)
+    run(counting(prepare(experiment)), notes, Stopwatch())
+    assert notes.told[-2:] == [ROUNDS, 0]
+
+
+def test_without_rounds_the_control_is_transfer_learning(experiment):
     notes = Notes()
     run(counting(prepare(dataclasses.replace(experiment, pooled=False, num_rounds=0))), notes, Stopwatch())
-    assert notes.told[-2:] == [ROUNDS, 0]
+    assert notes.told[-2:] == ["local only", dict.fromkeys(range(3), 123.0)]
 
 
 def test_the_seconds_of_a_run(experiment):

@@ -12,7 +12,7 @@ def test_each_phase_has_its_seconds_and_the_total_has_all():
             time.sleep(0.02)
     time.sleep(0.02)
     seconds = watch.seconds()
-    assert list(seconds) == ["compile", "transfer", "pooled", "rounds", "evaluate", "total"]
+    assert list(seconds) == ["compile", "transfer", "pooled", "local", "rounds", "evaluate", "total"]
     assert seconds["rounds"] >= 0.04
     assert seconds["compile"] == seconds["transfer"] == 0
     assert seconds["total"] >= seconds["rounds"] + 0.02

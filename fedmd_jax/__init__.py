@@ -23,7 +23,7 @@ from fedmd_jax.federation import (
     run_local,
 )
 from fedmd_jax.local import Training, digest, fit, init_client, pretrain, revisit, score, transfer_learn
-from fedmd_jax.losses import cross_entropy, kl, mae
+from fedmd_jax.losses import cross_entropy, kl, mae, mse
 from fedmd_jax.mapping import client_mesh, map_clients, shard_clients, weighted_sum_clients
 from fedmd_jax.models import architecture_from_linen, architecture_from_nnx
 from fedmd_jax.optimizers import adam
@@ -80,6 +80,7 @@ __all__ = [
     "labelled_dataset",
     "mae",
     "map_clients",
+    "mse",
     "population_round",
     "pretrain",
     "public_dataset",

@@ -18,7 +18,7 @@ import fedmd_jax
 from fedmd_jax import cli
 from fedmd_jax.cli import main
 from fedmd_jax.data import save_images
-from fedmd_jax.experiments import EXPERIMENTS
+from fedmd_jax.experiments import EXPERIMENTS, session
 from fedmd_jax.experiments import run_directory as files
 from fedmd_jax.experiments.progress import Lines
 
@@ -153,7 +153,7 @@ def played(monkeypatch):
     """`run` without training: the results of `runs`, and in between whatever a test puts in."""
 
     def play(disturb=lambda stage: None):
-        def run(prepared, observer, watch):
+        def run(prepared, observer):
             observer.phase("transfer learning")
             disturb("transfer")
             for round_ in range(prepared.experiment.num_rounds + 1):
@@ -166,7 +166,7 @@ def played(monkeypatch):
             disturb("pooled")
             observer.pooled(dict.fromkeys(range(len(prepared.experiment.networks)), 0.9))
 
-        monkeypatch.setattr(cli, "run", run)
+        monkeypatch.setattr(session, "compiled_once", lambda *_: contextlib.nullcontext(run))
 
     return play
 
@@ -222,7 +222,7 @@ def test_interrupted_while_the_data_is_read(tmp_path, monkeypatch, capsys):
     def interrupt(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "prepare", interrupt)
+    monkeypatch.setattr(session, "prepare", interrupt)
     assert main(["run", "--out", str(tmp_path / "run"), *TINY]) == 130
     assert capsys.readouterr().err == "\nfedmd-jax: interrupted\n"
     assert list(tmp_path.iterdir()) == []
@@ -294,7 +294,7 @@ def test_the_progress_is_closed_whatever_happens(played, tmp_path, monkeypatch):
         def close(self):
             closed.append(True)
 
-    monkeypatch.setattr(cli, "make_progress", Watched)
+    monkeypatch.setattr(session, "make_progress", Watched)
     played(interrupt_at(0))
     main(["run", "--out", str(tmp_path / "run"), *TINY])
     assert closed == [True]
@@ -377,8 +377,8 @@ def check_complaint(capsys, message):
     ("argv", "message"),
     [
         (["rum"], "unknown command 'rum', perhaps you meant run"),
-        (["train"], "unknown command 'train', known are run, report"),
-        (["--verbose"], "unknown command '--verbose', known are run, report"),
+        (["train"], "unknown command 'train', known are run, sweep, report"),
+        (["--verbose"], "unknown command '--verbose', known are run, sweep, report"),
         (["run", "quick"], "unknown experiment 'quick', .*quickstart"),
         (["report"], "report wants one directory of a finished run: fedmd-jax report DIR"),
         (["report", "a", "b"], "report wants one directory of a finished run: fedmd-jax report DIR"),
@@ -443,7 +443,7 @@ def run_help(monkeypatch, capsys):
     def refuse(*_, **__):
         raise AssertionError("the help reads no data")
 
-    monkeypatch.setattr(cli, "prepare", refuse)
+    monkeypatch.setattr(session, "prepare", refuse)
     monkeypatch.setenv("COLUMNS", "100")
     assert main(["run", "quickstart", "--num-rounds", "3", "--help"]) == 0
     return capsys.readouterr().out

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Collection, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,18 +27,25 @@ class Ahead:
           watch: the wait counts as `compile`, the run as `phase`.
           phase: of the stopwatch.
           fn: from `jax.jit`.
-          *args: arrays, or their shapes, as they will be given.
+          *args: arrays, or their shapes, as they will be given first.
         """
-        shapes = jax.tree.map(jax.typeof, args)
-        self._compiled = executor.submit(lambda: fn.lower(*shapes).compile())
-        self._watch, self._phase = watch, phase
+        self._executor, self._watch, self._phase, self._fn = executor, watch, phase, fn
+        self._compiled: dict[Any, Future] = {}
+        self._compile(args)
 
     def __call__(self, *args: Any) -> Any:
-        """The result, when it is there."""
+        """The result, when it is there; arguments of other shapes than before are compiled for."""
         with self._watch("compile"):
-            compiled = self._compiled.result()
+            compiled = self._compile(args).result()
         with self._watch(self._phase):
             return jax.block_until_ready(compiled(*args))
+
+    def _compile(self, args: Any) -> Future:
+        shapes = jax.tree.map(jax.typeof, args)
+        known = (*jax.tree.leaves(shapes), jax.tree.structure(shapes))
+        if known not in self._compiled:
+            self._compiled[known] = self._executor.submit(lambda: self._fn.lower(*shapes).compile())
+        return self._compiled[known]
 
 
 @contextmanager

@@ -1,5 +1,8 @@
 """The whole procedure of the paper, from images to the last round."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -122,14 +125,15 @@ def group_clients(experiment: Experiment, num_classes: int) -> dict[str, Archite
     }
 
 
-def run(prepared: Prepared, observer: Observer, watch: Stopwatch) -> None:
-    """Transfer learning, the rounds, and what they are compared with; the observer hears of every result at once.
+@contextmanager
+def compiled_once(prepared: Prepared, watch: Stopwatch) -> Iterator[Callable[[Prepared, Observer], None]]:
+    """A function that runs this experiment, and others that differ from it in their seeds only, with the same programs.
 
-    The comparisons come last, so that the first accuracies are seen soon.
+    It goes through transfer learning, the rounds, and what they are compared with; its observer hears of phases, rounds
+    and results as they come. The comparisons are last, so that the first accuracies are seen soon.
 
     Args:
       prepared: from `prepare`.
-      observer: is told of phases, rounds and results.
       watch: measures the phases.
     """
     experiment, federation, data, private = prepared
@@ -139,7 +143,7 @@ def run(prepared: Prepared, observer: Observer, watch: Stopwatch) -> None:
     needed |= {name for name, is_wanted in wanted.items() if is_wanted} - idle
     datasets = {"public": data.public, "private": private, "pooled": data.pooled, "test": data.test}
     with compiling(federation, watch, needed=needed, **datasets) as federation:
-        _run_phases(federation, prepared, observer)
+        yield partial(_run_phases, federation)
 
 
 def _run_phases(federation: Federation, prepared: Prepared, observer: Observer) -> None:

@@ -7,11 +7,11 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 from fedmd_jax.local import Distance, Training
-from fedmd_jax.losses import kl, mae
+from fedmd_jax.losses import kl, mae, mse
 from fedmd_jax.optimizers import adam
 
 Subset = Literal["random", "stratified"]
-DistanceName = Literal["mae", "kl"]
+DistanceName = Literal["mae", "mse", "kl"]
 
 
 # The checks stand first because the defaults below are made of checked settings.
@@ -131,8 +131,8 @@ class Experiment:
       subset_size: Public examples that are scored in a round, a new subset each time (5000 in the paper).
       subset: How the public subset of a round is drawn: random, as in the paper, or stratified, every class in its
         share, as in the released code.
-      distance: What digest minimises between own scores and consensus: mae, as in the released code, or kl, the
-        divergence of their softmaxes.
+      distance: What digest minimises between own scores and consensus: mae, as in the released code, mse, the
+        mean of the squares, or kl, the divergence of their softmaxes.
       temperature: Divides the scores before the softmax of kl.
       digest: Digest: each client trains its network to approach the consensus on the public subset.
       revisit: Revisit: each client trains its network on its own private dataset for a few epochs.
@@ -191,5 +191,5 @@ class Experiment:
             raise ValueError(f"seed must be below 2**32, got {self.seed}")
 
     def distance_function(self) -> Distance:
-        """`mae`, or `kl` at the temperature."""
-        return mae if self.distance == "mae" else partial(kl, temperature=self.temperature)
+        """`mae`, `mse`, or `kl` at the temperature."""
+        return {"mae": mae, "mse": mse, "kl": partial(kl, temperature=self.temperature)}[self.distance]

@@ -10,9 +10,9 @@ from fedmd_jax.experiments.procedure import (
     Observer,
     Observers,
     communication,
+    compiled_once,
     group_clients,
     prepare,
-    run,
 )
 from fedmd_jax.experiments.settings import Data, Experiment, Phase
 from fedmd_jax.experiments.stopwatch import Stopwatch
@@ -118,6 +118,11 @@ class Notes(Observer):
 
     def pooled(self, accuracy):
         self.told.append(accuracy)
+
+
+def run(prepared, observer, watch):
+    with compiled_once(prepared, watch) as run_one:
+        run_one(prepared, observer)
 
 
 def counting(prepared):

@@ -60,7 +60,7 @@ def test_data_out_of_range(settings, message):
         ({"temperature": 2.0}, "temperature is of distance kl, but distance is mae, got 2.0"),
         ({"head_penalty": float("inf")}, "head_penalty must be finite and not negative, got inf"),
         ({"subset": "first"}, "subset must be one of random, stratified, got 'first'"),
-        ({"distance": "l2"}, "distance must be one of mae, kl, got 'l2'"),
+        ({"distance": "l2"}, "distance must be one of mae, mse, kl, got 'l2'"),
     ],
 )
 def test_an_experiment_out_of_range(settings, message):
@@ -71,6 +71,7 @@ def test_an_experiment_out_of_range(settings, message):
 def test_the_distance_of_an_experiment():
     scores, targets = jnp.array([[1.0, 3.0]]), jnp.array([[2.0, 2.0]])
     assert Experiment(networks=NETWORKS).distance_function()(scores, targets) == 1.0
+    assert Experiment(networks=NETWORKS, distance="mse").distance_function()(scores, targets - 1.0) == 2.0
     hot = Experiment(networks=NETWORKS, distance="kl", temperature=2.0).distance_function()(scores, targets)
     cold = Experiment(networks=NETWORKS, distance="kl").distance_function()(scores, targets)
     assert 0 < cold < hot  # times the square of the temperature

@@ -188,6 +188,105 @@ def test_without_out_the_directory_has_a_name_of_its_own(played, tmp_path, monke
     assert capsys.readouterr().out.splitlines()[-1] == "results in runs/quickstart-seed3-2"
 
 
+def test_seeds_have_directories_of_their_own_and_a_summary_of_all(played, tmp_path, capsys):
+    played()
+    path = tmp_path / "run"
+    assert main(["run", "--out", str(path), *TINY, "--num-rounds", "1", "--seed", "4", "--seeds", "2"]) == 0
+    assert {file.name for file in path.iterdir()} == {"seed4", "seed5", files.SUMMARY, files.PLOT}
+    for seed in (4, 5):
+        assert {file.name for file in (path / f"seed{seed}").iterdir()} == FILES
+        assert read(path / f"seed{seed}", files.CONFIG)["settings"]["seed"] == seed
+    assert read(path, files.SUMMARY)["seeds"] == [4, 5]
+    out = capsys.readouterr().out
+    assert "seed 5, mean accuracy: transfer" in out
+    assert out.splitlines()[-1] == f"results in {path}"
+    before = (path / files.PLOT).read_bytes()
+    (path / files.PLOT).unlink()
+    assert main(["report", str(path)]) == 0
+    assert capsys.readouterr().out.strip() in out
+    assert (path / files.PLOT).read_bytes() == before
+
+
+def test_an_interrupted_seed_is_not_in_the_summary_of_all(played, tmp_path, capsys):
+    stages = []
+
+    def disturb(stage):
+        stages.append(stage)
+        if stages.count(1) == 2:
+            raise KeyboardInterrupt
+
+    played(disturb)
+    path = tmp_path / "run"
+    assert main(["run", "--out", str(path), *TINY, "--num-rounds", "1", "--seeds", "3"]) == 130
+    assert {file.name for file in path.iterdir()} == {"seed0", "seed1", files.SUMMARY, files.PLOT}
+    summary = read(path, files.SUMMARY)
+    assert (summary["seeds"], summary["num_seeds"]) == ([0], 3)
+    assert read(path / "seed1", files.SUMMARY)["interrupted"] is True
+
+
+SWEEP = ["--over", "num_rounds=0,1", "--over", "temperature=1,2", *TINY]
+
+
+def test_a_sweep_goes_on_where_settings_do_not_go_together(played, tmp_path, capsys):
+    played()
+    path = tmp_path / "sweep"
+    assert main(["sweep", "--out", str(path), *SWEEP, "--seeds", "2"]) == 1
+    lines = (path / "sweep.csv").read_text().splitlines()
+    assert [line.split(",")[:3] for line in lines[1:]] == [
+        ["0", "1", "2"],
+        ["0", "2", "0"],
+        ["1", "1", "2"],
+        ["1", "2", "0"],
+    ]
+    assert (path / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    assert (path / "002-num-rounds=1_temperature=1" / "seed1" / files.SUMMARY).exists()
+    out, err = capsys.readouterr()
+    assert "temperature is of distance kl" in err
+    assert out.splitlines()[-1] == f"results in {path}"
+
+
+def test_a_sweep_goes_on_after_a_crash(played, tmp_path, capsys):
+    def disturb(stage):
+        if stage == 1:
+            raise RuntimeError("out of memory")
+
+    played(disturb)
+    path = tmp_path / "sweep"
+    assert main(["sweep", "--out", str(path), "--over", "num-rounds=1,0", *TINY]) == 1
+    failed, fine = (path / "sweep.csv").read_text().splitlines()[1:]
+    assert failed.endswith("RuntimeError: out of memory")
+    assert fine.startswith("0,1,0.1")
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_interrupted_sweep_keeps_its_table(played, tmp_path):
+    played(interrupt_at(1))
+    path = tmp_path / "sweep"
+    assert main(["sweep", "--out", str(path), "--over", "num-rounds=0,1,2", *TINY]) == 130
+    assert [line.split(",")[:2] for line in (path / "sweep.csv").read_text().splitlines()[1:]] == [
+        ["0", "1"],
+        ["1", "0"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("", "a sweep needs at least one --over SETTING=VALUE,VALUE,..."),
+        ("--over distanse=mae", "unknown setting 'distanse', known are networks, .*digest.num-epochs.*seed"),
+        ("--over num-rounds=1,x", r"--num-rounds: wanted an integer, got 'x' .*"),
+        ("--over digest.num-epochs=1,0", r"digest: num_epochs must be an integer of at least 1, got 0 .*"),
+        ("--over temperature=2,3", "temperature is of distance kl, but distance is mae, got 2.0"),
+        ("--over seed=1,2 --seeds 0", "seeds must be an integer of at least 1, got 0"),
+    ],
+)
+def test_a_sweep_that_cannot_be(played, tmp_path, capsys, options, message):
+    played()
+    assert main(["sweep", "--out", str(tmp_path / "sweep"), *TINY, *shlex.split(options)]) == 2
+    check_complaint(capsys, message)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(("stage", "num_done"), [(0, 0), (1, 1), ("local", 2), ("pooled", 2)])
 def test_an_interrupted_run_keeps_what_is_done(played, tmp_path, capsys, stage, num_done):
     played(interrupt_at(stage))
@@ -328,6 +427,8 @@ HELP = r"\(see fedmd-jax run quickstart --help\)"
     [
         ("--num-roundz 3", f"unknown option '--num-roundz', perhaps you meant --num-rounds {HELP}"),
         ("--data.pubic=x", f"unknown option '--data.pubic', perhaps you meant --data.public .*{HELP}"),
+        ("--seeds 0", "seeds must be an integer of at least 1, got 0"),
+        ("--seeds 2 --seed 4294967295", r"seed must be below 2\*\*32, got 4294967296"),
         ("--zzz", f"unknown option '--zzz' {HELP}"),
         ("quickstart", f"unexpected argument 'quickstart'; the experiment stands right after run, .* {HELP}"),
         ("--pooled yes", f"unexpected argument 'yes'; .* {HELP}"),

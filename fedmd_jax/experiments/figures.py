@@ -122,7 +122,9 @@ def _draw(axes: Any, curve: Curve, *, markersize: float, alpha: float, **style: 
     axes.plot(range(last + 1), centre, alpha=alpha, **style)
     axes.plot(0, centre[0], "o", color=colour, markersize=markersize)
     if len(curve.accuracy) > 1:
-        axes.fill_between(range(last + 1), centre - spread, centre + spread, color=colour, alpha=0.15, linewidth=0)
+        axes.fill_between(
+            range(last + 1), centre - spread, centre + spread, color=colour, alpha=0.15 * alpha, linewidth=0
+        )
     bars = {"color": colour, "elinewidth": 0.8, "markersize": markersize}
     if curve.local is not None:
         place = last + 0.3 * _margin(last)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from fedmd_jax.evaluate import Evaluation
+from fedmd_jax.experiments.ahead import Ahead
 from fedmd_jax.experiments.procedure import (
     ROUNDS,
     Observer,
@@ -187,3 +188,26 @@ def test_the_seconds_of_a_run(experiment):
     watch = Stopwatch()
     run(counting(prepare(experiment)), Observer(), watch)
     assert all(seconds > 0 for seconds in watch.seconds().values())
+
+
+def test_other_seeds_are_run_with_the_same_programs(experiment, monkeypatch):
+    num_compiled = []
+    compile_one = Ahead._compile
+
+    def counted(self, args):
+        before = len(self._compiled)
+        compiled = compile_one(self, args)
+        num_compiled.append(len(self._compiled) - before)
+        return compiled
+
+    monkeypatch.setattr(Ahead, "_compile", counted)
+    first, second = (prepare(dataclasses.replace(experiment, seed=seed)) for seed in (3, 4))
+    both, alone = [Notes(), Notes()], Notes()
+    with compiled_once(first, Stopwatch()) as run_one:
+        programs = sum(num_compiled)
+        run_one(first, both[0])
+        run_one(second, both[1])
+        assert sum(num_compiled) == programs == 7
+    run(second, alone, Stopwatch())
+    assert both[1].told == alone.told
+    assert (first.datasets.test.inputs != second.datasets.test.inputs).any()  # the split is another

@@ -23,3 +23,13 @@ def test_a_phase_that_fails_counts():
     with pytest.raises(RuntimeError), watch("rounds"):
         raise RuntimeError
     assert watch.seconds()["rounds"] > 0
+
+
+def test_started_again():
+    watch = Stopwatch(("rounds",))
+    with watch("rounds"):
+        time.sleep(0.02)
+    watch.restart()
+    seconds = watch.seconds()
+    assert seconds["rounds"] == 0
+    assert seconds["total"] < 0.02

@@ -201,6 +201,7 @@ def test_other_seeds_are_run_with_the_same_programs(experiment, monkeypatch):
         return compiled
 
     monkeypatch.setattr(Ahead, "_compile", counted)
+    experiment = dataclasses.replace(experiment, networks=("mlp", "mlp"), weights=None)
     first, second = (prepare(dataclasses.replace(experiment, seed=seed)) for seed in (3, 4))
     both, alone = [Notes(), Notes()], Notes()
     with compiled_once(first, Stopwatch()) as run_one:

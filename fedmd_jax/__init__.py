@@ -36,6 +36,7 @@ from fedmd_jax.population import (
     transfer_learn_population,
 )
 from fedmd_jax.round import consensus_weights, fedmd_round
+from fedmd_jax.stopping import EarlyStopping
 from fedmd_jax.subset import draw_public_subset, draw_stratified_subset, take_in_order
 from fedmd_jax.types import Architecture, ClientState, PrivateDataset, PublicDataset, RoundInfo
 
@@ -48,6 +49,7 @@ __all__ = [
     "ClientState",
     "Cohort",
     "Communication",
+    "EarlyStopping",
     "Evaluation",
     "Federation",
     "Population",

@@ -33,6 +33,9 @@ class Federation:
     `new_states`, `pretrain`, `personalize`, `pool`, `revisit` and `round` take `client_ids=`, per group [n], where the
     clients given are not all of the groups; `round` then wants their `weights=`, too.
 
+    Where `pretrain`, `personalize` or `pool` stops early, it takes a last argument, the validation data: one unstacked
+    dataset for everybody.
+
     Attributes:
       check: (public, private, *others) -> None. Raises `ValueError` where the data does not fit the networks or the
         settings; `others` are test or pooled data, which nothing else checks but `run_federation` its test data.
@@ -113,8 +116,8 @@ def fedmd(
       The federation. Defaults are those of the released code for letters (iid), without its early stopping.
 
     Raises:
-      ValueError: no group, a client in two groups, a subset size below 1, a chunk of no client or of no group, a group
-        that the mesh cannot share out.
+      ValueError: no group, a client in two groups, early stopping in a round, a subset size below 1, a chunk of no
+        client or of no group, a group that the mesh cannot share out.
 
     References:
       Li and Wang 2019, Algorithm 1; settings from the configurations of the released code.
@@ -122,6 +125,8 @@ def fedmd(
     check_groups(groups)
     check_count("subset_size", subset_size)
     check_chunks(clients_per_chunk, groups)
+    if digest_training.early_stopping or revisit_training.early_stopping:
+        raise ValueError("early stopping is of transfer learning and of the pooled bound, not of digest and revisit")
     _check_mesh(groups, mesh)
     init_one = partial(init_client, digest=digest_training, revisit=revisit_training)
     round_ = partial(
@@ -160,19 +165,19 @@ def fedmd(
     def train(one_client, data_axis, training):
         """One training phase of every client of every group; `data` is shared, or per group and client."""
 
-        def train_groups(states, data, key, client_ids=None):
+        def train_groups(states, data, key, validation=None, *, client_ids=None):
             client_ids = group_client_ids(groups) if client_ids is None else client_ids
             trained, losses = {}, {}
             for name, ids in client_ids.items():
-                fn = map_group(name, one_client, (0, data_axis, 0), training=training)
+                fn = map_group(name, one_client, (0, data_axis, 0, None), training=training)
                 group_data = data if data_axis is None else data[name]
-                trained[name], losses[name] = fn(states[name], group_data, client_keys(key, ids))
+                trained[name], losses[name] = fn(states[name], group_data, client_keys(key, ids), validation)
             return trained, losses
 
         return train_groups
 
     def revisit_groups(states, private, key, client_ids=None):
-        return train(revisit, 0, revisit_training)(states, private, round_keys(key).revisit, client_ids)
+        return train(revisit, 0, revisit_training)(states, private, round_keys(key).revisit, client_ids=client_ids)
 
     def evaluate_groups(states, test):
         shared = isinstance(test, PrivateDataset)

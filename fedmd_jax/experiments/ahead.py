@@ -58,24 +58,33 @@ def compiling(
       federation: on one device.
       watch: is told the seconds.
       needed: names of the programs that the run will call; the others stay as they are.
-      **data: `public`, `private`, `pooled` and `test`, as they will be given.
+      **data: `public`, `private`, `pooled` and `test`, as they will be given; `pretraining` where transfer learning is on
+        other public examples, and `validation` by the name of a program that stops early.
     """
     key = jax.random.key(0)
     public, private, pooled, test = (data[name] for name in ("public", "private", "pooled", "test"))
     states = jax.eval_shape(federation.new_states, key, public.inputs[:1])
     programs = {
         "new_states": ("transfer", key, public.inputs[:1]),
-        "pretrain": ("transfer", states, public, key),
+        "pretrain": ("transfer", states, data.get("pretraining", public), key),
         "personalize": ("transfer", states, private, key),
         "evaluate": ("evaluate", states, test),
         "round": ("rounds", states, public, private, key),
         "revisit": ("local", states, private, key),
         "pool": ("pooled", states, pooled, key),
     }
+    validation = data.get("validation", {})
     executor = ThreadPoolExecutor(max_workers=os.cpu_count())
     try:
         ahead = {
-            name: Ahead(executor, watch, phase, getattr(federation, name), *args)
+            name: Ahead(
+                executor,
+                watch,
+                phase,
+                getattr(federation, name),
+                *args,
+                *([validation[name]] if name in validation else []),
+            )
             for name, (phase, *args) in programs.items()
             if name in needed
         }

@@ -53,6 +53,10 @@ def summarize(
         "num_clients": len(clients),
         "num_rounds": experiment.num_rounds,
         "num_rounds_done": last,
+        "early_stopping": {
+            phase: getattr(experiment, phase).monitored
+            for phase in ("public_training", "private_training", "pooled_training")
+        },
         "clients": clients,
         "mean": {
             **mean,

@@ -9,8 +9,10 @@ from typing import Any, Literal, get_args
 from fedmd_jax.local import Distance, Training
 from fedmd_jax.losses import kl, mae, mse
 from fedmd_jax.optimizers import adam
+from fedmd_jax.stopping import EarlyStopping
 
 Subset = Literal["random", "stratified"]
+Monitor = Literal["validation", "test"]
 DistanceName = Literal["mae", "mse", "kl"]
 
 
@@ -53,22 +55,45 @@ class Phase:
       num_epochs: Passes over the data.
       batch_size: Examples in a training step; a last, smaller batch is kept.
       learning_rate: Step size of Adam.
+      patience: Early stopping, of transfer learning and the upper bound only: after so many epochs without a better
+        accuracy training ends, and the last weights are kept. Without it all epochs are run.
+      min_delta: How much better than the best so far an accuracy must be for early stopping.
+      monitor: Whose accuracy early stopping looks at: validation, a part of the data that is held out for it, or test,
+        the test set, as in the released code.
 
     Raises:
-      ValueError: a count below 1, or a learning rate that is not positive and finite.
+      ValueError: a count below 1, a learning rate that is not positive and finite, or a min_delta that is negative.
     """
 
     num_epochs: int
     batch_size: int
     learning_rate: float = 1e-3
+    patience: int | None = None
+    min_delta: float = 1e-3
+    monitor: Monitor = "validation"
 
     def __post_init__(self):
         _check_counts(1, num_epochs=self.num_epochs, batch_size=self.batch_size)
         _check_positive(learning_rate=self.learning_rate)
+        if self.patience is not None:
+            _check_counts(1, patience=self.patience)
+        _check_not_negative(min_delta=[self.min_delta])
+        _check_choices(Monitor, monitor=self.monitor)
+
+    @property
+    def monitored(self) -> Monitor | None:
+        """What early stopping looks at, None without it."""
+        return None if self.patience is None else self.monitor
 
     def training(self) -> Training:
         """The same for the functions of the library."""
-        return Training(num_epochs=self.num_epochs, batch_size=self.batch_size, optimizer=adam(self.learning_rate))
+        stopping = self.patience and EarlyStopping(patience=self.patience, min_delta=self.min_delta)
+        return Training(
+            num_epochs=self.num_epochs,
+            batch_size=self.batch_size,
+            optimizer=adam(self.learning_rate),
+            early_stopping=stopping,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,9 +112,11 @@ class Data:
         of the public classes in the one head that all share.
       examples_per_class: Private examples that each client owns of each class; no two clients share one.
       num_test: Private test examples, of no client, on which every client is evaluated; drawn with the seed.
+      validation_share: Part of the public examples, and of the pooled private ones, that is held out of training where
+        early stopping looks at validation data; drawn with the seed. Rounds use all public examples.
 
     Raises:
-      ValueError: a count below 1, no private class, a class twice, or one that is no integer from 0.
+      ValueError: a count below 1, a share that is not between 0 and 1, no private class, a class twice, or one that is no integer from 0.
     """
 
     public: str = "embedded/digits"
@@ -99,9 +126,12 @@ class Data:
     private_classes: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
     examples_per_class: int = 3
     num_test: int = 1200
+    validation_share: float = 0.1
 
     def __post_init__(self):
         _check_counts(1, num_public=self.num_public, examples_per_class=self.examples_per_class, num_test=self.num_test)
+        if not isinstance(self.validation_share, (int, float)) or not 0 < self.validation_share < 1:
+            raise ValueError(f"validation_share must be between 0 and 1, got {self.validation_share!r}")
         classes = self.private_classes
         if not classes or len(set(classes)) < len(classes):
             raise ValueError(f"private_classes must be at least one class and no class twice, got {_listed(classes)}")
@@ -187,6 +217,14 @@ class Experiment:
             )
         if self.distance != "kl" and self.temperature != 1:
             raise ValueError(f"temperature is of distance kl, but distance is {self.distance}, got {self.temperature}")
+        for name in ("digest", "revisit"):
+            if getattr(self, name).patience is not None:
+                raise ValueError(f"{name} has no early stopping, but its patience is {getattr(self, name).patience}")
+        if self.private_training.monitored == "validation":
+            raise ValueError(
+                "private_training has too few examples to hold out any: its early stopping can only monitor test, "
+                "got validation"
+            )
         if self.seed >= 2**32:
             raise ValueError(f"seed must be below 2**32, got {self.seed}")
 

@@ -48,24 +48,17 @@ def training(num_epochs, **changes):
     return fmd.Training(num_epochs=num_epochs, batch_size=4, optimizer=toys.sgd(4).optimizer, shuffle=False, **changes)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
 def fit(seed, num_epochs, stopping=None, validation=None):
-    architecture = toys.linear()
-    inputs, labels = (jnp.asarray(part) for part in toys.examples(seed, 10))
-    params, state = architecture.init(jax.random.key(seed), inputs)
-    how = training(num_epochs, early_stopping=stopping)
+    return fit_examples(num_epochs, stopping, *map(jnp.asarray, toys.examples(seed, 10)), validation)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def fit_examples(num_epochs, stopping, inputs, labels, validation):
+    architecture, how = toys.linear(), training(num_epochs, early_stopping=stopping)
+    params, state = architecture.init(jax.random.key(0), inputs)
     learner = Learner(params, state, how.optimizer.init(params))
-    return fmd.fit(
-        architecture,
-        fmd.cross_entropy,
-        learner,
-        inputs,
-        labels,
-        10,
-        jax.random.key(0),
-        training=how,
-        validation=validation,
-    )
+    arguments = (learner, inputs, labels, 10, jax.random.key(0))
+    return fmd.fit(architecture, fmd.cross_entropy, *arguments, training=how, validation=validation)
 
 
 VALIDATION = fmd.labelled_dataset(*toys.examples(200, 30))
@@ -122,20 +115,12 @@ def test_more_epochs_change_no_bit_of_a_client_that_has_stopped():
     """Two clients in one program; the first has stopped long before the second."""
 
     def both(num_epochs):
-        architecture = toys.linear()
         data = [toys.examples(seed, 10) for seed in (0, 1)]
         inputs, labels = (jnp.stack([jnp.asarray(each[part]) for each in data]) for part in (0, 1))
-        how = training(num_epochs, early_stopping=fmd.EarlyStopping(patience=3))
-
-        def one(inputs, labels, validation):
-            params, state = architecture.init(jax.random.key(0), inputs)
-            learner = Learner(params, state, how.optimizer.init(params))
-            arguments = (learner, inputs, labels, 10, jax.random.key(0))
-            return fmd.fit(architecture, fmd.cross_entropy, *arguments, training=how, validation=validation)
-
         # Nothing is right for the first, who waits in vain; the second learns its own examples.
         validation = fmd.PrivateDataset(inputs, labels.at[0].set(99), jnp.full(2, 10))
-        return jax.jit(jax.vmap(one))(inputs, labels, validation)
+        one = partial(fit_examples, num_epochs, fmd.EarlyStopping(patience=3))
+        return jax.vmap(one)(inputs, labels, validation)
 
     (short, loss), (long, more) = both(4), both(10)
     first, same = (jax.tree.map(lambda leaf: leaf[0], learner) for learner in (short, long))

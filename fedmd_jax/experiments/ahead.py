@@ -58,8 +58,8 @@ def compiling(
       federation: on one device.
       watch: is told the seconds.
       needed: names of the programs that the run will call; the others stay as they are.
-      **data: `public`, `private`, `pooled` and `test`, as they will be given; `pretraining` where transfer learning is on
-        other public examples, and `validation` by the name of a program that stops early.
+      **data: `public`, `private`, `pooled` and `test`, as they will be given; `pretraining` where transfer learning is
+        on other public examples, and `validation` by the name of a program that stops early.
     """
     key = jax.random.key(0)
     public, private, pooled, test = (data[name] for name in ("public", "private", "pooled", "test"))

@@ -116,7 +116,8 @@ class Data:
         early stopping looks at validation data; drawn with the seed. Rounds use all public examples.
 
     Raises:
-      ValueError: a count below 1, a share that is not between 0 and 1, no private class, a class twice, or one that is no integer from 0.
+      ValueError: a count below 1, a share that is not between 0 and 1, no private class, a class twice, or one that is
+        no integer from 0.
     """
 
     public: str = "embedded/digits"

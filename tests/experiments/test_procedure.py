@@ -2,6 +2,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from fedmd_jax.evaluate import Evaluation
@@ -212,3 +213,64 @@ def test_other_seeds_are_run_with_the_same_programs(experiment, monkeypatch):
     run(second, alone, Stopwatch())
     assert both[1].told == alone.told
     assert (first.datasets.test.inputs != second.datasets.test.inputs).any()  # the split is another
+
+
+def stopping(experiment, **monitors):
+    """With early stopping in these phases."""
+    phases = {name: dataclasses.replace(experiment.digest, patience=1, monitor=what) for name, what in monitors.items()}
+    return dataclasses.replace(experiment, **phases)
+
+
+def test_validation_data_are_held_out_of_training_and_of_nothing_else(experiment):
+    plain = prepare(experiment)
+    prepared = prepare(stopping(experiment, public_training="validation", pooled_training="validation"))
+    assert set(prepared.validation) == {"pretrain", "pool"}
+    for name, train, whole, num_held in (
+        ("pretrain", prepared.pretraining, plain.datasets.public, 3),
+        ("pool", prepared.pooling, plain.datasets.pooled, 3),
+    ):
+        held = prepared.validation[name]
+        assert len(held.labels) == held.num_examples == num_held
+        found = np.concatenate([train.inputs, held.inputs]).reshape(len(whole.labels), -1)
+        expected = np.asarray(whole.inputs).reshape(len(whole.labels), -1)
+        order, same = np.lexsort(found.T), np.lexsort(expected.T)
+        np.testing.assert_array_equal(found[order], expected[same])  # every row once
+        np.testing.assert_array_equal(np.concatenate([train.labels, held.labels])[order], whole.labels[same])
+    for name in ("public", "pooled", "test"):  # the rounds and the clients' own data are as they were
+        assert (getattr(prepared.datasets, name).inputs == getattr(plain.datasets, name).inputs).all()
+    assert plain.validation == {}
+    assert plain.pretraining is plain.datasets.public
+
+
+def test_the_test_set_is_looked_at_only_where_it_is_asked_for(experiment, data_folder):
+    prepared = prepare(stopping(experiment, private_training="test", pooled_training="test"))
+    assert set(prepared.validation) == {"personalize", "pool"}
+    assert all(data is prepared.datasets.test for data in prepared.validation.values())
+    assert prepared.pooling is prepared.datasets.pooled
+    assert prepared.datasets.public_test is None
+    with pytest.raises(ValueError, match="no data set 'dots' with split 'test'"):
+        prepare(stopping(experiment, public_training="test"))
+    public_marks = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, public="marks"))
+    monitored = prepare(stopping(public_marks, public_training="test")).validation["pretrain"]
+    assert len(monitored.labels) == 40
+
+
+def test_a_run_with_early_stopping(experiment):
+    experiment = dataclasses.replace(experiment, networks=("mlp", "mlp"), weights=None, num_rounds=0)
+    monitors = {"public_training": "validation", "private_training": "test", "pooled_training": "validation"}
+    notes = Notes()
+    run(prepare(stopping(experiment, **monitors)), notes, Stopwatch())
+    assert set(notes.told[-1]) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("monitors", "message"),
+    [
+        ({"revisit": "test"}, "revisit has no early stopping, but its patience is 1"),
+        ({"digest": "validation"}, "digest has no early stopping, but its patience is 1"),
+        ({"private_training": "validation"}, "private_training has too few examples .* can only monitor test, got val"),
+    ],
+)
+def test_early_stopping_where_it_cannot_be(experiment, monitors, message):
+    with pytest.raises(ValueError, match=message):
+        stopping(experiment, **monitors)

@@ -99,6 +99,7 @@ def test_the_summary(tmp_path):
         "gain_over_local_points": pytest.approx(7.0),
         "gap_to_pooled_points": pytest.approx(78.0),
     }
+    assert summary["early_stopping"] == dict.fromkeys(("public_training", "private_training", "pooled_training"))
     assert summary["communication"] == runs.SENT._asdict()
     assert summary["seconds"] == runs.SECONDS
     assert summary["interrupted"] is False

@@ -20,9 +20,10 @@ from fedmd_jax.federation import (
     labelled_dataset,
     public_dataset,
     run_federation,
+    run_local,
 )
 from fedmd_jax.local import Training, digest, fit, init_client, pretrain, revisit, score, transfer_learn
-from fedmd_jax.losses import cross_entropy, kl, mae
+from fedmd_jax.losses import cross_entropy, kl, mae, mse
 from fedmd_jax.mapping import client_mesh, map_clients, shard_clients, weighted_sum_clients
 from fedmd_jax.models import architecture_from_linen, architecture_from_nnx
 from fedmd_jax.optimizers import adam
@@ -35,6 +36,7 @@ from fedmd_jax.population import (
     transfer_learn_population,
 )
 from fedmd_jax.round import consensus_weights, fedmd_round
+from fedmd_jax.stopping import EarlyStopping
 from fedmd_jax.subset import draw_public_subset, draw_stratified_subset, take_in_order
 from fedmd_jax.types import Architecture, ClientState, PrivateDataset, PublicDataset, RoundInfo
 
@@ -47,6 +49,7 @@ __all__ = [
     "ClientState",
     "Cohort",
     "Communication",
+    "EarlyStopping",
     "Evaluation",
     "Federation",
     "Population",
@@ -79,12 +82,14 @@ __all__ = [
     "labelled_dataset",
     "mae",
     "map_clients",
+    "mse",
     "population_round",
     "pretrain",
     "public_dataset",
     "put_clients",
     "revisit",
     "run_federation",
+    "run_local",
     "run_population",
     "score",
     "shard_clients",

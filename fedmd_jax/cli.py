@@ -1,4 +1,4 @@
-"""The command line: `fedmd-jax run`, `fedmd-jax report`, `fedmd-jax data`."""
+"""The command line: `fedmd-jax run`, `fedmd-jax sweep`, `fedmd-jax report`, `fedmd-jax data`."""
 
 import contextlib
 import dataclasses
@@ -8,7 +8,8 @@ import pathlib
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Annotated
 
@@ -18,18 +19,23 @@ import fedmd_jax
 from fedmd_jax import data_command, hints
 from fedmd_jax.experiments import EXPERIMENTS, Experiment
 from fedmd_jax.experiments import run_directory as files
+from fedmd_jax.experiments import sweep as sweeps
 from fedmd_jax.experiments.compilation_cache import keep_compiled_programs
-from fedmd_jax.experiments.interrupts import CtrlC, Uninterrupted
-from fedmd_jax.experiments.procedure import Observers, Prepared, communication, prepare, run
-from fedmd_jax.experiments.progress import make_progress
-from fedmd_jax.experiments.recorder import Recorder
-from fedmd_jax.experiments.report import describe, plot
-from fedmd_jax.experiments.stopwatch import Stopwatch
+from fedmd_jax.experiments.errors import SettingsError, UsageError, bad_input
+from fedmd_jax.experiments.figures import plot, plot_seeds
+from fedmd_jax.experiments.interrupts import CtrlC
+from fedmd_jax.experiments.report import describe
+from fedmd_jax.experiments.run_directory import Record
+from fedmd_jax.experiments.seeds import brief, describe_seeds, read_seeds, seed_jobs, write_seeds
+from fedmd_jax.experiments.session import run_all
 
 USAGE = f"""\
 usage: fedmd-jax run [EXPERIMENT] [--out DIR] [options]   train a federation and report on it
+       fedmd-jax run [EXPERIMENT] --seeds N               the same for N seeds, with error bands
        fedmd-jax run [EXPERIMENT] --help                  every setting
-       fedmd-jax report DIR                               table and plot of a finished run, again
+       fedmd-jax sweep [EXPERIMENT] --over SETTING=VALUE,VALUE,... [--seeds N] [options]
+                                                          every combination of some settings
+       fedmd-jax report DIR                               table and plot of finished runs, again
        fedmd-jax data list | prepare NAME [--help]        data sets: what there is, preparing one
        fedmd-jax --version
 
@@ -38,15 +44,11 @@ experiments: {", ".join(EXPERIMENTS)} (the default is quickstart: two minutes on
 REPORT_USAGE = """\
 usage: fedmd-jax report DIR
 
-Print the table of a finished run and redraw its accuracy.png.
+Print the table of a finished run, or of several seeds, and redraw its accuracy.png.
 """
-_DESCRIPTION = "Train a federation: transfer learning, rounds of FedMD, and the pooled upper bound."
+_DESCRIPTION = "Train a federation: transfer learning, rounds of FedMD, and what they are compared with."
 HELP = ("-h", "--help")
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
-
-
-class UsageError(ValueError):
-    """The command line asks for what cannot be; the message is one line."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,10 +58,32 @@ class Run:
     Attributes:
       out: Directory of the results, which must not exist. Without it: runs/EXPERIMENT-seedSEED, or the
         first of ...-2, ...-3 that does not exist.
+      seeds: Run so many seeds, from the seed set below on, each in a directory of its own within that of the results,
+        which gets means and standard deviations over them.
       experiment: All settings.
     """
 
     out: str | None = None
+    seeds: int | None = None
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """What `fedmd-jax sweep` can be told.
+
+    Attributes:
+      over: SETTING=VALUE,VALUE,... with any setting below and its values; semicolons instead of commas where values
+        have commas, spaces between the items of a list. Given again: every combination.
+      out: Directory of the results, which must not exist. Without it: runs/EXPERIMENT-sweep, or the
+        first of ...-2, ...-3 that does not exist.
+      seeds: Run every combination with so many seeds, from the seed set below on.
+      experiment: All settings that are the same in every combination.
+    """
+
+    over: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    out: str | None = None
+    seeds: int = 1
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
 
 
@@ -115,58 +139,155 @@ def _dispatch(argv: list[str], ctrl_c: CtrlC) -> int:
         print(f"fedmd-jax {fedmd_jax.__version__}")
     elif command == "run":
         return _run(rest, ctrl_c)
+    elif command == "sweep":
+        return _sweep(rest, ctrl_c)
     elif command == "report":
         return _report(rest)
     elif command == "data":
         _data(rest)
     else:
-        raise UsageError(hints.unknown("command", command, ("run", "report", "data")))
+        raise UsageError(hints.unknown("command", command, ("run", "sweep", "report", "data")))
     return 0
 
 
 def _run(argv: list[str], ctrl_c: CtrlC) -> int:
-    name = argv.pop(0) if argv and not argv[0].startswith("-") else "quickstart"
-    if name not in EXPERIMENTS:
-        raise UsageError(hints.unknown("experiment", name, tuple(EXPERIMENTS)))
+    command = shlex.join(["fedmd-jax", "run", *argv])
+    name = _experiment_name(argv)
     settings = parse(name, argv)
     if settings is None:
         return 0
-    experiment, watch = settings.experiment, Stopwatch()
-    path = _output_path(settings.out, name, experiment.seed)
+    experiment, num_seeds = settings.experiment, settings.seeds
+    several = "" if num_seeds is None else f"-{_at_least_one(num_seeds)}seeds"
+    path = _output_path(settings.out, f"{name}-seed{experiment.seed}{several}")
     files.check_new(path)  # before the data is read; `Recorder` checks again
     keep_compiled_programs()
-    with _bad_input():
-        prepared = prepare(experiment)
-    with ctrl_c.held():
-        recorder = Recorder(path, name, experiment, command=shlex.join(["fedmd-jax", "run", name, *argv]))
-    interrupted = False
+    train = partial(run_all, name=name, command=command, ctrl_c=ctrl_c)
+    if num_seeds is None:
+        return 0 if train({path: experiment}, show=describe) else INTERRUPTED
+    summaries: list[Record] = []
+    completed = _run_seeds(train, path, experiment, num_seeds, summaries)
+    if summaries:
+        print(f"\n{describe_seeds(summaries[-1])}\nresults in {path}")
+    return 0 if completed else INTERRUPTED
+
+
+def _run_seeds(
+    train: Callable[..., bool],
+    path: pathlib.Path,
+    experiment: Experiment,
+    num_seeds: int,
+    summaries: list[Record],
+) -> bool:
+    """Whether there was no Ctrl-C; after every seed another summary of those that are done, whatever comes then."""
+    with bad_input():
+        jobs = seed_jobs(path, experiment, num_seeds)
+    done: list[pathlib.Path] = []
+
+    def note(seed_path: pathlib.Path) -> None:
+        done.append(seed_path)
+        summaries.append(write_seeds(path, done, num_seeds))
+
+    return train(jobs, show=brief, done=note)
+
+
+def _sweep(argv: list[str], ctrl_c: CtrlC) -> int:
+    command = shlex.join(["fedmd-jax", "sweep", *argv])
+    name = _experiment_name(argv)
+    settings = parse(name, argv, kind=Sweep)
+    if settings is None:
+        return 0
+    _at_least_one(settings.seeds)
+    path = _output_path(settings.out, f"{name}-sweep")
+    combinations = _combinations(name, argv, settings)
+    files.check_new(path)
+    keep_compiled_programs()
+    train = partial(run_all, name=name, command=command, ctrl_c=ctrl_c)
+    rows: list[Record] = []
+    for number, (combination, experiment) in enumerate(combinations):
+        place = sweeps.directory(number, combination)
+        print(f"\n{sweeps.label(combination)} ({number + 1} of {len(combinations)})", flush=True)
+        record, completed = _run_combination(train, path / place, combination, experiment, settings.seeds)
+        with ctrl_c.held():
+            _write_sweep(path, name, rows := [*rows, record])
+        if not completed:
+            break
+    print(f"\n{sweeps.describe_sweep(rows)}\nresults in {path}")
+    if len(rows) < len(combinations) or not completed:
+        return INTERRUPTED
+    return FAILED if any(record["error"] for record in rows) else 0
+
+
+def _combinations(
+    name: str, argv: Sequence[str], settings: Sweep
+) -> list[tuple[sweeps.Combination, Experiment | SettingsError]]:
+    """Every combination with its settings, or with why they do not go together.
+
+    Raises:
+      UsageError: a setting or a value that cannot be, or no combination that can.
+    """
+    known = [option.removeprefix("--") for option in _options(Experiment)]
+    flags = [option.removeprefix("--") for option in _options(Experiment, flags_only=True)]
+    combinations = []
+    for combination in sweeps.grid(settings.over, known):
+        try:
+            options = [*argv, *sweeps.options(combination, flags)]
+            combinations.append((combination, parse(name, options, kind=Sweep).experiment))
+        except SettingsError as error:
+            combinations.append((combination, error))
+    if all(isinstance(experiment, SettingsError) for _, experiment in combinations):
+        raise combinations[0][1]
+    return combinations
+
+
+def _run_combination(
+    train: Callable[..., bool],
+    path: pathlib.Path,
+    combination: sweeps.Combination,
+    experiment: Experiment | SettingsError,
+    num_seeds: int,
+) -> tuple[Record, bool]:
+    """Its row of the table, and whether there was no Ctrl-C; what fails is told, and does not stop the others."""
+    summaries: list[Record] = []
+    error, completed = None, True
     try:
-        with make_progress(experiment.num_rounds) as progress:
-            run(prepared, Uninterrupted(Observers(recorder, progress), ctrl_c), watch)
-    except KeyboardInterrupt:
-        interrupted = True
-    ctrl_c.hold()  # a second one does not stop the writing
-    _finish(recorder, prepared, watch, path, interrupted=interrupted)
-    return INTERRUPTED if interrupted else 0
+        if isinstance(experiment, SettingsError):
+            raise experiment
+        completed = _run_seeds(train, path, experiment, num_seeds, summaries)
+    except (files.WriteError, files.RunDirectoryError):
+        raise  # the others cannot be written, either
+    except Exception as failed:
+        if not isinstance(failed, UsageError):
+            traceback.print_exc()
+        error = sweeps.failure(failed)
+        print(f"fedmd-jax: failed: {error}", file=sys.stderr)
+    return sweeps.row(combination, path.name, summaries[-1] if summaries else None, error), completed
 
 
-def _finish(recorder: Recorder, prepared: Prepared, watch: Stopwatch, path: pathlib.Path, *, interrupted: bool) -> None:
-    done, num_rounds = recorder.num_rounds_done, prepared.experiment.num_rounds
-    if done is None:
-        print(
-            f"\ninterrupted before the first result: {path} has {files.CONFIG} and an empty {files.METRICS}",
-            file=sys.stderr,
-        )
-        return
-    if interrupted:
-        print(f"\ninterrupted after round {done} of {num_rounds}: what is done so far is kept", file=sys.stderr)
-    summary = recorder.finish(communication(prepared, num_rounds=done), watch.seconds(), interrupted=interrupted)
-    print(f"\n{describe(summary)}\nresults in {path}")
+def _write_sweep(path: pathlib.Path, name: str, rows: Sequence[Record]) -> None:
+    contents = {sweeps.TABLE: sweeps.to_csv(rows), sweeps.PLOT: sweeps.plot_sweep(rows, f"{name}: sweep")}
+    if not path.exists():  # the first combination has failed before it could write anything
+        files.create(path, contents)
+    for file, content in contents.items():
+        files.replace_file(path / file, content)
 
 
-def _output_path(out: str | None, name: str, seed: int) -> pathlib.Path:
+def _experiment_name(argv: list[str]) -> str:
+    """Takes the experiment from the front of the arguments."""
+    name = argv.pop(0) if argv and not argv[0].startswith("-") else "quickstart"
+    if name not in EXPERIMENTS:
+        raise UsageError(hints.unknown("experiment", name, tuple(EXPERIMENTS)))
+    return name
+
+
+def _at_least_one(num_seeds: int) -> int:
+    if num_seeds < 1:
+        raise UsageError(f"seeds must be an integer of at least 1, got {num_seeds}")
+    return num_seeds
+
+
+def _output_path(out: str | None, stem: str) -> pathlib.Path:
     if out is None:
-        return files.fresh_path(pathlib.Path("runs") / f"{name}-seed{seed}")
+        return files.fresh_path(pathlib.Path("runs") / stem)
     return pathlib.Path(os.path.normpath(os.path.expanduser(out)))
 
 
@@ -177,6 +298,11 @@ def _report(argv: list[str]) -> int:
     if len(argv) != 1 or argv[0].startswith("-"):
         raise UsageError("report wants one directory of a finished run: fedmd-jax report DIR")
     path = pathlib.Path(os.path.expanduser(argv[0]))
+    if (seeds := read_seeds(path)) is not None:
+        summary, runs = seeds
+        print(describe_seeds(summary))
+        files.replace_file(path / files.PLOT, plot_seeds(runs))
+        return 0
     summary, metrics = files.read_run(path)
     print(describe(summary))
     files.replace_file(path / files.PLOT, plot(summary, metrics))
@@ -185,7 +311,7 @@ def _report(argv: list[str]) -> int:
 
 def _data(argv: list[str]) -> None:
     try:
-        with _bad_input():
+        with bad_input():
             data_command.run(argv)
     except BrokenPipeError:
         raise
@@ -193,24 +319,25 @@ def _data(argv: list[str]) -> None:
         raise files.WriteError(f"cannot write the data set: {error}") from error
 
 
-def parse(name: str, argv: Sequence[str]) -> Run | None:
+def parse(name: str, argv: Sequence[str], *, kind: type[Run] | type[Sweep] = Run) -> Run | Sweep | None:
     """Settings from options.
 
     Args:
       name: the experiment whose settings are the defaults.
       argv: the options.
+      kind: of which command.
 
     Returns:
       The settings, or None where the help was asked for, which is printed then.
 
     Raises:
-      UsageError: an option is unknown, or its value is not one.
+      UsageError: an option is unknown, or its value is not one; `SettingsError` where values do not go together.
     """
-    program = f"fedmd-jax run {name}"
+    program = f"fedmd-jax {kind.__name__.lower()} {name}"
     cli = partial(
         tyro.cli,
-        Run,
-        default=Run(experiment=EXPERIMENTS[name]),
+        kind,
+        default=kind(experiment=EXPERIMENTS[name]),
         args=list(argv),
         prog=program,
         description=f"{_DESCRIPTION}\n\nExperiments, which set the defaults: {', '.join(EXPERIMENTS)}.",
@@ -223,22 +350,13 @@ def parse(name: str, argv: Sequence[str]) -> Run | None:
         return None
     message = io.StringIO()
     try:
-        with _bad_input(), contextlib.redirect_stdout(message), contextlib.redirect_stderr(message):
+        with bad_input(), contextlib.redirect_stdout(message), contextlib.redirect_stderr(message):
             settings, unknown = cli(return_unknown_args=True)
     except SystemExit:
         raise UsageError(f"{_message(message.getvalue())} (see {program} --help)") from None
     if unknown:
         raise UsageError(f"{_unknown_argument(unknown)} (see {program} --help)")
     return settings
-
-
-@contextlib.contextmanager
-def _bad_input() -> Iterator[None]:
-    """What the checks of settings and data complain of is the user's; a `ValueError` anywhere else is a bug."""
-    try:
-        yield
-    except ValueError as error:
-        raise UsageError(str(error)) from error
 
 
 # tyro and Python, in the words of this program.
@@ -264,13 +382,17 @@ def _unknown_argument(unknown: Sequence[str]) -> str:
     option = next((word for word in unknown if word.startswith("-")), None)
     if option is None:
         return f"unexpected argument {unknown[0]!r}; the experiment stands right after run, all else is --option value"
-    return hints.unknown("option", option.partition("=")[0], (*_options(Experiment), "--out"), list_known=False)
+    known = (*_options(Experiment), "--out", "--seeds", "--over")
+    return hints.unknown("option", option.partition("=")[0], known, list_known=False)
 
 
-def _options(kind: type, prefix: str = "--") -> tuple[str, ...]:
-    """The options of a dataclass of settings and of those in it."""
+def _options(kind: type, prefix: str = "--", *, flags_only: bool = False) -> tuple[str, ...]:
+    """The options of a dataclass of settings and of those in it; or only those that are on or off."""
     names: list[str] = []
     for field in dataclasses.fields(kind):
         name = prefix + field.name.replace("_", "-")
-        names += _options(field.type, f"{name}.") if dataclasses.is_dataclass(field.type) else [name]
+        if dataclasses.is_dataclass(field.type):
+            names += _options(field.type, f"{name}.", flags_only=flags_only)
+        elif field.type is bool or not flags_only:
+            names.append(name)
     return tuple(names)

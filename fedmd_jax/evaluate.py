@@ -5,7 +5,7 @@ from typing import NamedTuple
 import chex
 import jax.numpy as jnp
 
-from fedmd_jax.local import score
+from fedmd_jax.local import score, share_correct
 from fedmd_jax.losses import cross_entropy
 from fedmd_jax.types import Architecture, ClientState, PrivateDataset
 
@@ -35,6 +35,5 @@ def evaluate(
     logits = score(architecture, state, test.inputs, batch_size=batch_size)  # [N, C]
     real = jnp.arange(test.labels.shape[0]) < test.num_examples
     num_real = jnp.maximum(test.num_examples, 1)
-    correct = jnp.argmax(logits, axis=-1) == test.labels
-    accuracy = jnp.sum(correct & real) / num_real
+    accuracy = share_correct(logits, test)
     return Evaluation(accuracy, jnp.sum(jnp.where(real, cross_entropy(logits, test.labels), 0.0)) / num_real)

@@ -18,7 +18,7 @@ from fedmd_jax.evaluate import Evaluation, evaluate
 from fedmd_jax.local import Distance, Training, init_client, pretrain, revisit
 from fedmd_jax.losses import mae
 from fedmd_jax.mapping import ClientsPerChunk, check_chunks, chunk_of, map_clients, shard_clients
-from fedmd_jax.round import fedmd_round
+from fedmd_jax.round import fedmd_round, round_keys
 from fedmd_jax.subset import draw_public_subset
 from fedmd_jax.types import Architecture, ClientState, PrivateDataset, PublicDataset, RoundInfo
 
@@ -30,8 +30,11 @@ Private = Mapping[str, PrivateDataset]
 class Federation:
     """Compiled functions over all groups; every `states` argument but those of `pool` and `evaluate` is donated.
 
-    `new_states`, `pretrain`, `personalize`, `pool` and `round` take `client_ids=`, per group [n], where the clients
-    given are not all of the groups; `round` then wants their `weights=`, too.
+    `new_states`, `pretrain`, `personalize`, `pool`, `revisit` and `round` take `client_ids=`, per group [n], where the
+    clients given are not all of the groups; `round` then wants their `weights=`, too.
+
+    Where `pretrain`, `personalize` or `pool` stops early, it takes a last argument, the validation data: one unstacked
+    dataset for everybody.
 
     Attributes:
       check: (public, private, *others) -> None. Raises `ValueError` where the data does not fit the networks or the
@@ -42,6 +45,8 @@ class Federation:
       personalize: (states, private, key) -> (states, losses per group [K, E]): transfer learning, private half.
       pool: (states, pooled, key) -> (states, losses): every client trains on ONE unstacked dataset, everybody's
         private examples together; from pretrained states this is the upper bound of the paper.
+      revisit: (states, private, key) -> (states, losses per group [K, E]): what is left of the round with this key
+        where nobody digests.
       round: (states, public, private, key) -> (states, RoundInfo): `fedmd_round`.
       evaluate: (states, test) -> Evaluation per group, [K]; `test` is one unstacked dataset for everybody, or per group
         a stacked one.
@@ -55,6 +60,7 @@ class Federation:
     pretrain: Callable[[States, PublicDataset, chex.PRNGKey], tuple[States, dict[str, chex.Array]]]
     personalize: Callable[[States, Private, chex.PRNGKey], tuple[States, dict[str, chex.Array]]]
     pool: Callable[[States, PrivateDataset, chex.PRNGKey], tuple[States, dict[str, chex.Array]]]
+    revisit: Callable[[States, Private, chex.PRNGKey], tuple[States, dict[str, chex.Array]]]
     round: Callable[[States, PublicDataset, Private, chex.PRNGKey], tuple[States, RoundInfo]]
     evaluate: Callable[[States, PrivateDataset | Private], dict[str, Evaluation]]
     groups: Groups
@@ -111,8 +117,8 @@ def fedmd(
       The federation. Defaults are those of the released code for letters (iid), without its early stopping.
 
     Raises:
-      ValueError: no group, a client in two groups, a subset size below 1, a chunk of no client or of no group, a group
-        that the mesh cannot share out.
+      ValueError: no group, a client in two groups, early stopping in a round, a subset size below 1, a chunk of no
+        client or of no group, a group that the mesh cannot share out.
 
     References:
       Li and Wang 2019, Algorithm 1; settings from the configurations of the released code.
@@ -120,6 +126,8 @@ def fedmd(
     check_groups(groups)
     check_count("subset_size", subset_size)
     check_chunks(clients_per_chunk, groups)
+    if digest_training.early_stopping or revisit_training.early_stopping:
+        raise ValueError("early stopping is of transfer learning and of the pooled bound, not of digest and revisit")
     _check_mesh(groups, mesh)
     init_one = partial(init_client, digest=digest_training, revisit=revisit_training)
     round_ = partial(
@@ -159,16 +167,19 @@ def fedmd(
     def train(one_client, data_axis, training):
         """One training phase of every client of every group; `data` is shared, or per group and client."""
 
-        def train_groups(states, data, key, client_ids=None):
+        def train_groups(states, data, key, validation=None, *, client_ids=None):
             client_ids = group_client_ids(groups) if client_ids is None else client_ids
             trained, losses = {}, {}
             for name, ids in client_ids.items():
-                fn = map_group(name, states[name], one_client, (0, data_axis, 0), training=training)
+                fn = map_group(name, states[name], one_client, (0, data_axis, 0, None), training=training)
                 group_data = data if data_axis is None else data[name]
-                trained[name], losses[name] = fn(states[name], group_data, client_keys(key, ids))
+                trained[name], losses[name] = fn(states[name], group_data, client_keys(key, ids), validation)
             return trained, losses
 
         return train_groups
+
+    def revisit_groups(states, private, key, client_ids=None):
+        return train(revisit, 0, revisit_training)(states, private, round_keys(key).revisit, client_ids=client_ids)
 
     def evaluate_groups(states, test):
         shared = isinstance(test, PrivateDataset)
@@ -185,6 +196,7 @@ def fedmd(
         pretrain=jax.jit(train(pretrain, None, public_training), donate_argnums=0),
         personalize=jax.jit(train(revisit, 0, private_training), donate_argnums=0),
         pool=jax.jit(train(revisit, None, pooled_training)),
+        revisit=jax.jit(revisit_groups, donate_argnums=0),
         round=jax.jit(round_, donate_argnums=0),
         evaluate=jax.jit(evaluate_groups),
         groups=groups,
@@ -195,6 +207,11 @@ def fedmd(
 def _run_once() -> dict[str, Any]:
     """Compiler options of a program that runs once: on a CPU random initialisers take six times as long to compile."""
     return {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else {}
+
+
+def _check_num_rounds(num_rounds: int) -> None:
+    if num_rounds < 0:
+        raise ValueError(f"num_rounds must not be negative, got {num_rounds}")
 
 
 def _check_mesh(groups: Groups, mesh: Mesh | None) -> None:
@@ -259,8 +276,7 @@ def run_federation(
     Raises:
       ValueError: a negative number of rounds, or data that does not fit the networks.
     """
-    if num_rounds < 0:
-        raise ValueError(f"num_rounds must not be negative, got {num_rounds}")
+    _check_num_rounds(num_rounds)
     federation.check(public, private, test)
     private = shard_clients(dict(private), federation.mesh)
     history = []
@@ -273,6 +289,34 @@ def run_federation(
         if callback is not None:
             callback(metrics, states)
     return states, history
+
+
+def run_local(
+    federation: Federation, states: States, private: Private, key: chex.PRNGKey, *, num_rounds: int
+) -> States:
+    """The control of `run_federation`: the same rounds without digests, so that nobody learns from anybody.
+
+    Every client makes the private steps that it would make there, on the same batches with the same dropout. What
+    FedMD gains over this is not just more training.
+
+    Args:
+      federation: from `fedmd`.
+      states: clients after transfer learning; consumed (donated), use the result instead.
+      private: per group, stacked private datasets.
+      key: that of `run_federation`.
+      num_rounds: R.
+
+    Returns:
+      The clients.
+
+    Raises:
+      ValueError: a negative number of rounds.
+    """
+    _check_num_rounds(num_rounds)
+    private = shard_clients(dict(private), federation.mesh)
+    for round_ in range(1, num_rounds + 1):
+        states, _ = federation.revisit(states, private, jax.random.fold_in(key, round_))
+    return states
 
 
 def round_metrics(

@@ -17,6 +17,7 @@ import optax
 from fedmd_jax.checks import check_count
 from fedmd_jax.losses import cross_entropy, mae
 from fedmd_jax.optimizers import adam
+from fedmd_jax.stopping import EarlyStopping, full_patience, wait
 from fedmd_jax.types import Architecture, ClientState, PrivateDataset, PublicDataset
 
 Distance = Callable[[chex.Array, chex.Array], chex.Array]
@@ -32,6 +33,7 @@ class Training:
       batch_size: examples in a step; a last, smaller batch is kept, as in the reference.
       optimizer: any optax optimizer; its state is the client's own and lives on between rounds.
       shuffle: a new permutation each epoch; off, batches are taken in order.
+      early_stopping: when to stop before the last epoch, for which the phase needs validation data; None is never.
 
     Raises:
       ValueError: a count is not an integer of at least 1.
@@ -41,6 +43,7 @@ class Training:
     batch_size: int = 32
     optimizer: optax.GradientTransformation = dataclasses.field(default_factory=adam, repr=False)
     shuffle: bool = True
+    early_stopping: EarlyStopping | None = None
 
     def __post_init__(self):
         for name in ("num_epochs", "batch_size"):
@@ -78,7 +81,7 @@ def score(
 
     Args:
       architecture: the client's network.
-      state: the client.
+      state: the client, or what has its `params` and `model_state`.
       inputs: [M, ...].
       batch_size: how many examples are scored at once; bounds memory and changes nothing else. By default as many as
         run fastest: the activations of a few stay in a CPU's cache.
@@ -142,7 +145,13 @@ def digest(
 
 
 def revisit(
-    architecture: Architecture, state: ClientState, private: PrivateDataset, key: chex.PRNGKey, *, training: Training
+    architecture: Architecture,
+    state: ClientState,
+    private: PrivateDataset,
+    key: chex.PRNGKey,
+    validation: PrivateDataset | None = None,
+    *,
+    training: Training,
 ) -> tuple[ClientState, chex.Array]:
     """Trains one client on its own labelled examples.
 
@@ -151,6 +160,7 @@ def revisit(
       state: the client.
       private: inputs [N, ...], labels [N] and the number of rows that are real; `labelled_dataset` makes one of arrays.
       key: shuffling and dropout.
+      validation: of early stopping, if there is any.
       training: epochs, batches and the revisit optimizer.
 
     Returns:
@@ -169,6 +179,7 @@ def revisit(
         private.num_examples,
         key,
         training=training,
+        validation=validation,
     )
     return state._replace(
         params=learner.params, model_state=learner.model_state, revisit_opt_state=learner.opt_state
@@ -176,7 +187,13 @@ def revisit(
 
 
 def pretrain(
-    architecture: Architecture, state: ClientState, public: PublicDataset, key: chex.PRNGKey, *, training: Training
+    architecture: Architecture,
+    state: ClientState,
+    public: PublicDataset,
+    key: chex.PRNGKey,
+    validation: PrivateDataset | None = None,
+    *,
+    training: Training,
 ) -> tuple[ClientState, chex.Array]:
     """Trains one client on the labelled public dataset, with an optimizer of its own that is then forgotten.
 
@@ -185,6 +202,7 @@ def pretrain(
       state: the client.
       public: inputs [P, ...] and labels [P].
       key: shuffling and dropout.
+      validation: of early stopping, if there is any; not among the public examples.
       training: epochs, batches and optimizer.
 
     Returns:
@@ -208,6 +226,7 @@ def pretrain(
         public.inputs.shape[0],
         key,
         training=training,
+        validation=validation,
     )
     return state._replace(params=learner.params, model_state=learner.model_state), loss
 
@@ -258,6 +277,7 @@ def fit(
     key: chex.PRNGKey,
     *,
     training: Training,
+    validation: PrivateDataset | None = None,
 ) -> tuple[Learner, chex.Array]:
     """Minimises the mean of `example_loss` plus the architecture's penalty by mini-batch steps.
 
@@ -271,9 +291,14 @@ def fit(
         lets clients with different numbers of examples share one program.
       key: shuffling and dropout.
       training: epochs, batches and optimizer.
+      validation: of early stopping, if there is any.
 
     Returns:
-      The learner, and the mean loss of each epoch, [E]: batches weigh by their real examples.
+      The learner, and the mean loss of each epoch, [E]: batches weigh by their real examples. Of epochs that early
+      stopping has saved the loss is NaN.
+
+    Raises:
+      ValueError: early stopping without validation data.
     """
     inputs, targets = jnp.asarray(inputs), jnp.asarray(targets)  # NumPy arrays cannot be indexed by traced rows
     chex.assert_equal_shape_prefix([inputs, targets], 1)
@@ -294,12 +319,47 @@ def fit(
             moved = jax.tree.map(lambda new, old: jnp.where(num_real > 0, new, old), moved, learner)
         return moved, (loss, num_real)
 
-    # One scan over all epochs, so that the step is compiled once.
     num_epochs, num_steps, _ = indices.shape
+    if training.early_stopping is not None:
+        if validation is None:
+            raise ValueError("early stopping needs validation data, got none")
+
+        def epoch(learner, number):
+            learner, (loss, num_real) = jax.lax.scan(step, learner, (indices[number], mask, keys[number]))
+            return learner, jnp.sum(loss * num_real) / jnp.maximum(num_examples, 1)
+
+        return _fit_until_stopped(architecture, epoch, learner, num_epochs, training.early_stopping, validation)
+
+    # One scan over all epochs, so that the step is compiled once.
     batches = (indices.reshape(num_epochs * num_steps, -1), jnp.tile(mask, (num_epochs, 1)), keys.reshape(-1))
     learner, (loss, num_real) = jax.lax.scan(step, learner, batches)
     total = jnp.sum((loss * num_real).reshape(num_epochs, num_steps), axis=1)
     return learner, total / jnp.maximum(num_examples, 1)
+
+
+def _fit_until_stopped(architecture, epoch, learner, num_epochs, early_stopping, validation):
+    """Under `vmap` a `while_loop` goes on until all clients have stopped, and leaves those that have as they are."""
+
+    def goes_on(carry):
+        number, _, _, patience = carry
+        return (number < num_epochs) & ~patience.stopped
+
+    def step(carry):
+        number, learner, losses, patience = carry
+        learner, loss = epoch(learner, number)
+        accuracy = share_correct(score(architecture, learner, validation.inputs), validation)
+        return number + 1, learner, losses.at[number].set(loss), wait(early_stopping, patience, accuracy)
+
+    losses = jnp.full(num_epochs, jnp.nan, jnp.float32)
+    _, learner, losses, _ = jax.lax.while_loop(goes_on, step, (jnp.int32(0), learner, losses, full_patience()))
+    return learner, losses
+
+
+def share_correct(logits: chex.Array, test: PrivateDataset) -> chex.Array:
+    """Accuracy of scores [N, C] over the real examples, [], 0..1; 0 where there is none."""
+    real = jnp.arange(test.labels.shape[0]) < test.num_examples
+    correct = jnp.argmax(logits, axis=-1) == test.labels
+    return jnp.sum(correct & real) / jnp.maximum(test.num_examples, 1)
 
 
 def draw_batches(

@@ -29,6 +29,26 @@ def mae(logits: chex.Array, targets: chex.Array) -> chex.Array:
     return jnp.mean(jnp.abs(logits - targets), axis=-1)
 
 
+def mse(logits: chex.Array, targets: chex.Array) -> chex.Array:
+    """Mean squared error between the scores of each example.
+
+    Args:
+      logits: student scores, [..., C].
+      targets: consensus scores, [..., C].
+
+    Returns:
+      Error per example, [...], averaged over classes; zero where the two agree.
+
+    References:
+      Ba and Caruana, Do Deep Nets Really Need to be Deep?, 2014, section 2.2: regression of the teacher's logits.
+
+    >>> mse(jnp.array([[1.0, 2.0], [0.0, 0.0]]), jnp.array([[1.0, 4.0], [0.0, 0.0]])).tolist()
+    [2.0, 0.0]
+    """
+    chex.assert_equal_shape([logits, targets])
+    return jnp.mean(jnp.square(logits - targets), axis=-1)
+
+
 def kl(logits: chex.Array, targets: chex.Array, *, temperature: float = 1.0) -> chex.Array:
     """KL(targets || logits) of each example, in nats.
 

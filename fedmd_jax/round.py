@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import NamedTuple
 
 import chex
 import jax
@@ -15,6 +16,19 @@ from fedmd_jax.losses import mae
 from fedmd_jax.mapping import ClientsPerChunk, add_devices, chunk_of, map_clients, weighted_sum_clients
 from fedmd_jax.subset import draw_public_subset
 from fedmd_jax.types import ClientState, PrivateDataset, PublicDataset, RoundInfo
+
+
+class RoundKeys(NamedTuple):
+    """What the random numbers of one round come from."""
+
+    subset: chex.PRNGKey
+    digest: chex.PRNGKey
+    revisit: chex.PRNGKey
+
+
+def round_keys(key: chex.PRNGKey) -> RoundKeys:
+    """The keys that `fedmd_round` makes of its own, for whoever repeats a part of a round."""
+    return RoundKeys(*jax.random.split(key, 3))
 
 
 def fedmd_round(
@@ -63,8 +77,8 @@ def fedmd_round(
     References:
       Li and Wang 2019, Algorithm 1.
     """
-    key_subset, key_digest, key_revisit = jax.random.split(key, 3)
-    subset = draw_subset(key_subset, public, subset_size)
+    keys = round_keys(key)
+    subset = draw_subset(keys.subset, public, subset_size)
     client_ids = group_client_ids(groups) if client_ids is None else client_ids
     weights = consensus_weights(groups) if weights is None else weights
     check_weights(weights, {name: len(ids) for name, ids in client_ids.items()})
@@ -84,14 +98,14 @@ def fedmd_round(
     for name, group in groups.items():  # 3. distribute
         digest_one = partial(digest, group.architecture, training=digest_training, distance=distance)
         digest_clients = map_clients(digest_one, (0, None, None, 0), mesh, clients_per_chunk=chunk[name])
-        arguments = (states[name], subset.inputs, consensus, client_keys(key_digest, client_ids[name]))
+        arguments = (states[name], subset.inputs, consensus, client_keys(keys.digest, client_ids[name]))
         skip = partial(_skip, num_epochs=digest_training.num_epochs)
         clients, digest_loss[name] = jax.lax.cond(anybody, digest_clients, skip, *arguments)  # 4. digest
 
         revisit_one = partial(revisit, group.architecture, training=revisit_training)
         revisit_clients = map_clients(revisit_one, (0, 0, 0), mesh, clients_per_chunk=chunk[name])
-        keys = client_keys(key_revisit, client_ids[name])
-        new_states[name], revisit_loss[name] = revisit_clients(clients, private[name], keys)  # 5. revisit
+        arguments = (clients, private[name], client_keys(keys.revisit, client_ids[name]))
+        new_states[name], revisit_loss[name] = revisit_clients(*arguments)  # 5. revisit
 
     return new_states, RoundInfo(digest_loss, revisit_loss, dict(client_ids), anybody)
 

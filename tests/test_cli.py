@@ -18,7 +18,7 @@ import fedmd_jax
 from fedmd_jax import cli
 from fedmd_jax.cli import main
 from fedmd_jax.data import save_images
-from fedmd_jax.experiments import EXPERIMENTS
+from fedmd_jax.experiments import EXPERIMENTS, session
 from fedmd_jax.experiments import run_directory as files
 from fedmd_jax.experiments.progress import Lines
 
@@ -47,10 +47,16 @@ def finished(tmp_path_factory):
 def test_a_run_prints_its_progress_and_a_table(finished):
     code, path, printed, _ = finished
     assert code == 0
-    for part in ("preparing the networks ...", "round 0/2  accuracy", "round 2/2  accuracy", "pooled upper bound ..."):
+    for part in (
+        "preparing the networks ...",
+        "round 0/2  accuracy",
+        "round 2/2  accuracy",
+        "local only ...",
+        "pooled upper bound ...",
+    ):
         assert part in printed
     lines = printed.splitlines()
-    start = lines.index("client  architecture  transfer   FedMD  pooled    gain")
+    start = lines.index("client  architecture  transfer   local   FedMD  pooled    gain  over local")
     assert [line.split()[:2] for line in lines[start + 1 : start + 3]] == [["0", "mlp"], ["1", "mlp"]]
     assert lines[start + 4].split()[0] == "mean"
     assert "sent per client and round: 3.2 kB up, 3.2 kB down" in printed
@@ -106,16 +112,18 @@ def test_the_summary_agrees_with_the_metrics(finished):
     for client in summary["clients"]:
         own = [record["accuracy"] for record in metrics if record["client_id"] == client["client_id"]]
         assert (client["transfer_accuracy"], client["final_accuracy"]) == (own[0], own[-1])
+        assert 0 <= client["local_accuracy"] <= 1
         assert 0 <= client["pooled_accuracy"] <= 1
     mean = summary["mean"]
-    for key in ("transfer_accuracy", "final_accuracy", "pooled_accuracy"):
+    for key in ("transfer_accuracy", "final_accuracy", "local_accuracy", "pooled_accuracy"):
         assert mean[key] == pytest.approx(np.mean([client[key] for client in summary["clients"]]))
     assert mean["gain_points"] == pytest.approx(100 * (mean["final_accuracy"] - mean["transfer_accuracy"]))
+    assert mean["gain_over_local_points"] == pytest.approx(100 * (mean["final_accuracy"] - mean["local_accuracy"]))
     assert mean["gap_to_pooled_points"] == pytest.approx(100 * (mean["pooled_accuracy"] - mean["final_accuracy"]))
     sent = summary["communication"]
     assert sent["upload_bytes_per_client_round"] == sent["download_bytes_per_client_round"] == 50 * 16 * 4
     assert sent["total_bytes"] == 2 * 2 * 2 * 50 * 16 * 4
-    assert set(summary["seconds"]) == {"compile", "transfer", "pooled", "rounds", "evaluate", "total"}
+    assert set(summary["seconds"]) == {"compile", "transfer", "pooled", "local", "rounds", "evaluate", "total"}
 
 
 def test_report_prints_the_same_table_and_redraws_the_plot(finished, capsys):
@@ -133,7 +141,7 @@ def test_no_rounds_and_no_bound(finished, tmp_path, capsys):
     assert "pooled upper bound" not in capsys.readouterr().out
     summary, metrics = files.read_run(tmp_path / "run")
     assert len(metrics) == 2
-    assert summary["mean"]["gain_points"] == 0
+    assert summary["mean"]["gain_points"] == summary["mean"]["gain_over_local_points"] == 0
     assert summary["mean"]["pooled_accuracy"] is None
     assert [client["pooled_accuracy"] for client in summary["clients"]] == [None] * 2
     first = [client["transfer_accuracy"] for client in files.read_run(finished[1])[0]["clients"]]
@@ -145,17 +153,20 @@ def played(monkeypatch):
     """`run` without training: the results of `runs`, and in between whatever a test puts in."""
 
     def play(disturb=lambda stage: None):
-        def run(prepared, observer, watch):
+        def run(prepared, observer):
             observer.phase("transfer learning")
             disturb("transfer")
             for round_ in range(prepared.experiment.num_rounds + 1):
                 observer.round(runs.round_metrics(prepared.experiment, round_))
                 disturb(round_)
+            observer.phase("local only")
+            disturb("local")
+            observer.local(dict.fromkeys(range(len(prepared.experiment.networks)), 0.5))
             observer.phase("pooled upper bound")
             disturb("pooled")
             observer.pooled(dict.fromkeys(range(len(prepared.experiment.networks)), 0.9))
 
-        monkeypatch.setattr(cli, "run", run)
+        monkeypatch.setattr(session, "compiled_once", lambda *_: contextlib.nullcontext(run))
 
     return play
 
@@ -177,7 +188,106 @@ def test_without_out_the_directory_has_a_name_of_its_own(played, tmp_path, monke
     assert capsys.readouterr().out.splitlines()[-1] == "results in runs/quickstart-seed3-2"
 
 
-@pytest.mark.parametrize(("stage", "num_done"), [(0, 0), (1, 1), ("pooled", 2)])
+def test_seeds_have_directories_of_their_own_and_a_summary_of_all(played, tmp_path, capsys):
+    played()
+    path = tmp_path / "run"
+    assert main(["run", "--out", str(path), *TINY, "--num-rounds", "1", "--seed", "4", "--seeds", "2"]) == 0
+    assert {file.name for file in path.iterdir()} == {"seed4", "seed5", files.SUMMARY, files.PLOT}
+    for seed in (4, 5):
+        assert {file.name for file in (path / f"seed{seed}").iterdir()} == FILES
+        assert read(path / f"seed{seed}", files.CONFIG)["settings"]["seed"] == seed
+    assert read(path, files.SUMMARY)["seeds"] == [4, 5]
+    out = capsys.readouterr().out
+    assert "seed 5, mean accuracy: transfer" in out
+    assert out.splitlines()[-1] == f"results in {path}"
+    before = (path / files.PLOT).read_bytes()
+    (path / files.PLOT).unlink()
+    assert main(["report", str(path)]) == 0
+    assert capsys.readouterr().out.strip() in out
+    assert (path / files.PLOT).read_bytes() == before
+
+
+def test_an_interrupted_seed_is_not_in_the_summary_of_all(played, tmp_path, capsys):
+    stages = []
+
+    def disturb(stage):
+        stages.append(stage)
+        if stages.count(1) == 2:
+            raise KeyboardInterrupt
+
+    played(disturb)
+    path = tmp_path / "run"
+    assert main(["run", "--out", str(path), *TINY, "--num-rounds", "1", "--seeds", "3"]) == 130
+    assert {file.name for file in path.iterdir()} == {"seed0", "seed1", files.SUMMARY, files.PLOT}
+    summary = read(path, files.SUMMARY)
+    assert (summary["seeds"], summary["num_seeds"]) == ([0], 3)
+    assert read(path / "seed1", files.SUMMARY)["interrupted"] is True
+
+
+SWEEP = ["--over", "num_rounds=0,1", "--over", "temperature=1,2", *TINY]
+
+
+def test_a_sweep_goes_on_where_settings_do_not_go_together(played, tmp_path, capsys):
+    played()
+    path = tmp_path / "sweep"
+    assert main(["sweep", "--out", str(path), *SWEEP, "--seeds", "2"]) == 1
+    lines = (path / "sweep.csv").read_text().splitlines()
+    assert [line.split(",")[:3] for line in lines[1:]] == [
+        ["0", "1", "2"],
+        ["0", "2", "0"],
+        ["1", "1", "2"],
+        ["1", "2", "0"],
+    ]
+    assert (path / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    assert (path / "002-num-rounds=1_temperature=1" / "seed1" / files.SUMMARY).exists()
+    out, err = capsys.readouterr()
+    assert "temperature is of distance kl" in err
+    assert out.splitlines()[-1] == f"results in {path}"
+
+
+def test_a_sweep_goes_on_after_a_crash(played, tmp_path, capsys):
+    def disturb(stage):
+        if stage == 1:
+            raise RuntimeError("out of memory")
+
+    played(disturb)
+    path = tmp_path / "sweep"
+    assert main(["sweep", "--out", str(path), "--over", "num-rounds=1,0", *TINY]) == 1
+    failed, fine = (path / "sweep.csv").read_text().splitlines()[1:]
+    assert failed.endswith("RuntimeError: out of memory")
+    assert fine.startswith("0,1,0.1")
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_interrupted_sweep_keeps_its_table(played, tmp_path):
+    played(interrupt_at(1))
+    path = tmp_path / "sweep"
+    assert main(["sweep", "--out", str(path), "--over", "num-rounds=0,1,2", *TINY]) == 130
+    assert [line.split(",")[:2] for line in (path / "sweep.csv").read_text().splitlines()[1:]] == [
+        ["0", "1"],
+        ["1", "0"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("", "a sweep needs at least one --over SETTING=VALUE,VALUE,..."),
+        ("--over distanse=mae", "unknown setting 'distanse', known are networks, .*digest.num-epochs.*seed"),
+        ("--over num-rounds=1,x", r"--num-rounds: wanted an integer, got 'x' .*"),
+        ("--over digest.num-epochs=1,0", r"digest: num_epochs must be an integer of at least 1, got 0 .*"),
+        ("--over temperature=2,3", "temperature is of distance kl, but distance is mae, got 2.0"),
+        ("--over seed=1,2 --seeds 0", "seeds must be an integer of at least 1, got 0"),
+    ],
+)
+def test_a_sweep_that_cannot_be(played, tmp_path, capsys, options, message):
+    played()
+    assert main(["sweep", "--out", str(tmp_path / "sweep"), *TINY, *shlex.split(options)]) == 2
+    check_complaint(capsys, message)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("stage", "num_done"), [(0, 0), (1, 1), ("local", 2), ("pooled", 2)])
 def test_an_interrupted_run_keeps_what_is_done(played, tmp_path, capsys, stage, num_done):
     played(interrupt_at(stage))
     path = tmp_path / "run"
@@ -211,7 +321,7 @@ def test_interrupted_while_the_data_is_read(tmp_path, monkeypatch, capsys):
     def interrupt(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "prepare", interrupt)
+    monkeypatch.setattr(session, "prepare", interrupt)
     assert main(["run", "--out", str(tmp_path / "run"), *TINY]) == 130
     assert capsys.readouterr().err == "\nfedmd-jax: interrupted\n"
     assert list(tmp_path.iterdir()) == []
@@ -283,7 +393,7 @@ def test_the_progress_is_closed_whatever_happens(played, tmp_path, monkeypatch):
         def close(self):
             closed.append(True)
 
-    monkeypatch.setattr(cli, "make_progress", Watched)
+    monkeypatch.setattr(session, "make_progress", Watched)
     played(interrupt_at(0))
     main(["run", "--out", str(tmp_path / "run"), *TINY])
     assert closed == [True]
@@ -317,6 +427,8 @@ HELP = r"\(see fedmd-jax run quickstart --help\)"
     [
         ("--num-roundz 3", f"unknown option '--num-roundz', perhaps you meant --num-rounds {HELP}"),
         ("--data.pubic=x", f"unknown option '--data.pubic', perhaps you meant --data.public .*{HELP}"),
+        ("--seeds 0", "seeds must be an integer of at least 1, got 0"),
+        ("--seeds 2 --seed 4294967295", r"seed must be below 2\*\*32, got 4294967296"),
         ("--zzz", f"unknown option '--zzz' {HELP}"),
         ("quickstart", f"unexpected argument 'quickstart'; the experiment stands right after run, .* {HELP}"),
         ("--pooled yes", f"unexpected argument 'yes'; .* {HELP}"),
@@ -366,8 +478,8 @@ def check_complaint(capsys, message):
     ("argv", "message"),
     [
         (["rum"], "unknown command 'rum', perhaps you meant run"),
-        (["train"], "unknown command 'train', known are run, report, data"),
-        (["--verbose"], "unknown command '--verbose', known are run, report, data"),
+        (["train"], "unknown command 'train', known are run, sweep, report, data"),
+        (["--verbose"], "unknown command '--verbose', known are run, sweep, report, data"),
         (["run", "quick"], "unknown experiment 'quick', .*quickstart"),
         (["report"], "report wants one directory of a finished run: fedmd-jax report DIR"),
         (["report", "a", "b"], "report wants one directory of a finished run: fedmd-jax report DIR"),
@@ -432,7 +544,7 @@ def run_help(monkeypatch, capsys):
     def refuse(*_, **__):
         raise AssertionError("the help reads no data")
 
-    monkeypatch.setattr(cli, "prepare", refuse)
+    monkeypatch.setattr(session, "prepare", refuse)
     monkeypatch.setenv("COLUMNS", "100")
     assert main(["run", "quickstart", "--num-rounds", "3", "--help"]) == 0
     return capsys.readouterr().out

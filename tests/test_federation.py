@@ -270,3 +270,31 @@ def test_a_network_for_other_inputs_is_refused(key):
 def test_settings_that_make_no_sense_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_local_only_makes_the_private_steps_of_the_rounds(key):
+    """Where nobody is heard nobody digests, and the rounds are the control to the bit."""
+    federation, states, public, private = setup(toys.groups(linear=(0, 0, 0), mlp=(0, 0)))
+    alone = fmd.run_local(federation, jax.tree.map(jnp.copy, states), private, key, num_rounds=3)
+    states, _ = fmd.run_federation(federation, states, public, private, key, num_rounds=3, test=TEST)
+    chex.assert_trees_all_close(alone, states, rtol=1e-6, atol=1e-7)
+
+
+def test_local_only_hears_nothing_and_every_client_revisits_its_own(key):
+    federation, states, _, private = setup()
+    start = jax.tree.map(jnp.copy, states)
+    alone = fmd.run_local(federation, states, private, key, num_rounds=2)
+    for name, group in GROUPS.items():
+        for k, client_id in enumerate(group.client_ids):
+            one, mine = (jax.tree.map(lambda leaf, k=k: leaf[k], tree[name]) for tree in (start, private))
+            for round_ in (1, 2):
+                own_key = jax.random.fold_in(fmd.round.round_keys(jax.random.fold_in(key, round_)).revisit, client_id)
+                one, _ = fmd.revisit(group.architecture, one, mine, own_key, training=toys.sgd(3, 2))
+            chex.assert_trees_all_close(jax.tree.map(lambda leaf, k=k: leaf[k], alone[name]), one, rtol=2e-5, atol=2e-6)
+
+
+def test_no_rounds_of_local_only_change_nothing(key):
+    federation, states, _, private = setup()
+    assert fmd.run_local(federation, states, private, key, num_rounds=0) is states
+    with pytest.raises(ValueError, match="num_rounds must not be negative, got -1"):
+        fmd.run_local(federation, states, private, key, num_rounds=-1)

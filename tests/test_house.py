@@ -11,7 +11,7 @@ PACKAGE = pathlib.Path(fedmd_jax.__file__).parent
 # From the ground up; a module imports only from lower floors, or from its own package.
 FLOORS = [
     {"types", "checks", "hints"},
-    {"losses", "optimizers", "subset", "data"},
+    {"losses", "optimizers", "stopping", "subset", "data"},
     {"models"},
     {"local", "clients", "mapping"},
     {"consensus", "cohorts", "evaluate", "communication"},

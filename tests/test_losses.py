@@ -7,23 +7,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmd_jax import cross_entropy, kl, mae
+from fedmd_jax import cross_entropy, kl, mae, mse
 
 RNG = np.random.default_rng(0)
 LOGITS, TARGETS = jnp.asarray(RNG.normal(size=(2, 6, 5)), jnp.float32)
 
 
-@pytest.mark.parametrize("distance", [mae, kl, partial(kl, temperature=3.0)])
+@pytest.mark.parametrize("distance", [mae, mse, kl, partial(kl, temperature=3.0)])
 def test_zero_where_the_two_agree_and_positive_elsewhere(distance):
     np.testing.assert_allclose(distance(TARGETS, TARGETS), 0.0, atol=1e-6)
     assert (distance(LOGITS, TARGETS) > 0.01).all()
 
 
-@pytest.mark.parametrize("loss", [mae, kl, lambda x, y: cross_entropy(x, jnp.argmax(y, -1))])
+@pytest.mark.parametrize("loss", [mae, mse, kl, lambda x, y: cross_entropy(x, jnp.argmax(y, -1))])
 def test_any_leading_axes_and_vmap_agree(loss):
     whole = loss(LOGITS.reshape(2, 3, 5), TARGETS.reshape(2, 3, 5))
     assert whole.shape == (2, 3)
     np.testing.assert_allclose(whole.reshape(6), jax.vmap(loss)(LOGITS, TARGETS), rtol=1e-6)
+
+
+def test_mse_against_its_definition():
+    expected = ((np.asarray(LOGITS, np.float64) - np.asarray(TARGETS)) ** 2).mean(-1)
+    np.testing.assert_allclose(mse(LOGITS, TARGETS), expected, rtol=1e-5)
+    np.testing.assert_allclose(mse(TARGETS + 3.0, TARGETS), 9.0, rtol=1e-5)
 
 
 @given(st.floats(0.1, 20.0))

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Collection, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,18 +27,25 @@ class Ahead:
           watch: the wait counts as `compile`, the run as `phase`.
           phase: of the stopwatch.
           fn: from `jax.jit`.
-          *args: arrays, or their shapes, as they will be given.
+          *args: arrays, or their shapes, as they will be given first.
         """
-        shapes = jax.tree.map(jax.typeof, args)
-        self._compiled = executor.submit(lambda: fn.lower(*shapes).compile())
-        self._watch, self._phase = watch, phase
+        self._executor, self._watch, self._phase, self._fn = executor, watch, phase, fn
+        self._compiled: dict[Any, Future] = {}
+        self._compile(args)
 
     def __call__(self, *args: Any) -> Any:
-        """The result, when it is there."""
+        """The result, when it is there; arguments of other shapes than before are compiled for."""
         with self._watch("compile"):
-            compiled = self._compiled.result()
+            compiled = self._compile(args).result()
         with self._watch(self._phase):
             return jax.block_until_ready(compiled(*args))
+
+    def _compile(self, args: Any) -> Future:
+        shapes = jax.tree.map(jax.typeof, args)
+        known = (*jax.tree.leaves(shapes), jax.tree.structure(shapes))
+        if known not in self._compiled:
+            self._compiled[known] = self._executor.submit(lambda: self._fn.lower(*shapes).compile())
+        return self._compiled[known]
 
 
 @contextmanager
@@ -51,23 +58,33 @@ def compiling(
       federation: on one device.
       watch: is told the seconds.
       needed: names of the programs that the run will call; the others stay as they are.
-      **data: `public`, `private`, `pooled` and `test`, as they will be given.
+      **data: `public`, `private`, `pooled` and `test`, as they will be given; `pretraining` where transfer learning is
+        on other public examples, and `validation` by the name of a program that stops early.
     """
     key = jax.random.key(0)
     public, private, pooled, test = (data[name] for name in ("public", "private", "pooled", "test"))
     states = jax.eval_shape(federation.new_states, key, public.inputs[:1])
     programs = {
         "new_states": ("transfer", key, public.inputs[:1]),
-        "pretrain": ("transfer", states, public, key),
+        "pretrain": ("transfer", states, data.get("pretraining", public), key),
         "personalize": ("transfer", states, private, key),
         "evaluate": ("evaluate", states, test),
         "round": ("rounds", states, public, private, key),
+        "revisit": ("local", states, private, key),
         "pool": ("pooled", states, pooled, key),
     }
+    validation = data.get("validation", {})
     executor = ThreadPoolExecutor(max_workers=os.cpu_count())
     try:
         ahead = {
-            name: Ahead(executor, watch, phase, getattr(federation, name), *args)
+            name: Ahead(
+                executor,
+                watch,
+                phase,
+                getattr(federation, name),
+                *args,
+                *([validation[name]] if name in validation else []),
+            )
             for name, (phase, *args) in programs.items()
             if name in needed
         }

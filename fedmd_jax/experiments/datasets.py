@@ -1,6 +1,6 @@
 """An experiment's data: images read, selected, split among the clients, centred, and all labels in one head."""
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -8,6 +8,8 @@ from fedmd_jax.data import Images, center, load_images, scale, split_by_class
 from fedmd_jax.experiments.settings import Data
 from fedmd_jax.federation import labelled_dataset, public_dataset
 from fedmd_jax.types import PrivateDataset, PublicDataset
+
+Labelled = TypeVar("Labelled", PublicDataset, PrivateDataset)
 
 
 class Datasets(NamedTuple):
@@ -18,9 +20,10 @@ class Datasets(NamedTuple):
     pooled: PrivateDataset  # the private examples of all clients, unstacked
     test: PrivateDataset  # unstacked, for everybody
     num_classes: int  # C, public and private classes together
+    public_test: PrivateDataset | None  # unstacked; None where nobody asks for it
 
 
-def load(data: Data, *, num_clients: int, seed: int) -> Datasets:
+def load(data: Data, *, num_clients: int, seed: int, public_test: bool = False) -> Datasets:
     """Reads, selects, splits and centres the images.
 
     Labels are renumbered: public classes first, then the private ones in the order of `data.private_classes`, all in
@@ -30,6 +33,7 @@ def load(data: Data, *, num_clients: int, seed: int) -> Datasets:
       data: which images.
       num_clients: how many share the private ones.
       seed: of the selection and of the split.
+      public_test: whether the test split of the public data is read, too.
 
     Returns:
       The datasets; client ids are 0 to `num_clients` - 1.
@@ -65,7 +69,37 @@ def load(data: Data, *, num_clients: int, seed: int) -> Datasets:
         pooled=labelled_dataset(owned_inputs, owned_labels),
         test=labelled_dataset(test_inputs, _renumber(test.labels[test_rows], data.private_classes, num_public_classes)),
         num_classes=num_public_classes + len(data.private_classes),
+        public_test=_public_test(data, public.images[public_rows]) if public_test else None,
     )
+
+
+def hold_out(dataset: Labelled, share: float, rng: np.random.Generator) -> tuple[Labelled, PrivateDataset]:
+    """A random part of the examples for validation, and the rest for training.
+
+    Args:
+      dataset: unstacked, without padding.
+      share: of the examples, 0..1, that are held out: at least one, and not all.
+      rng: draws them.
+
+    Raises:
+      ValueError: there are fewer than two examples.
+    """
+    num_rows = len(dataset.labels)
+    if num_rows < 2:
+        raise ValueError(f"to hold out validation data takes at least 2 examples, got {num_rows}")
+    num_held = min(max(round(share * num_rows), 1), num_rows - 1)
+    held, rest = np.split(rng.permutation(num_rows), [num_held])
+    make = public_dataset if isinstance(dataset, PublicDataset) else labelled_dataset
+    return make(dataset.inputs[rest], dataset.labels[rest]), labelled_dataset(
+        dataset.inputs[held], dataset.labels[held]
+    )
+
+
+def _public_test(data: Data, train: np.ndarray) -> PrivateDataset:
+    """Centred with the mean of the public examples."""
+    test = load_images(data.public, "test", data_dir=data.data_dir)
+    _, inputs = center(scale(train), scale(test.images))
+    return labelled_dataset(inputs, test.labels)
 
 
 def _read(data: Data) -> tuple[Images, Images, Images]:

@@ -81,6 +81,12 @@ class Uninterrupted(Observer):
             self._observer.round(metrics)
         self._ctrl_c.check()
 
+    def local(self, accuracy: dict[int, float]) -> None:
+        """Whole."""
+        with self._ctrl_c.held():
+            self._observer.local(accuracy)
+        self._ctrl_c.check()
+
     def pooled(self, accuracy: dict[int, float]) -> None:
         """Whole."""
         with self._ctrl_c.held():

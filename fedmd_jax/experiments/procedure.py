@@ -1,20 +1,24 @@
 """The whole procedure of the paper, from images to the last round."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedmd_jax.clients import ArchitectureGroup, stack_private
 from fedmd_jax.communication import Communication, communication_bytes
 from fedmd_jax.experiments.ahead import compiling
-from fedmd_jax.experiments.datasets import Datasets, load
+from fedmd_jax.experiments.datasets import Datasets, hold_out, load
 from fedmd_jax.experiments.networks import architecture_from_name
 from fedmd_jax.experiments.settings import Experiment
 from fedmd_jax.experiments.stopwatch import Stopwatch
-from fedmd_jax.federation import Federation, RoundMetrics, fedmd, round_metrics, run_federation
+from fedmd_jax.federation import Federation, RoundMetrics, States, fedmd, round_metrics, run_federation, run_local
 from fedmd_jax.subset import draw_public_subset, draw_stratified_subset
-from fedmd_jax.types import PrivateDataset
+from fedmd_jax.types import PrivateDataset, PublicDataset
 
 ROUNDS = "rounds"  # the phase with a beginning, a middle and an end; the others are one program each
 
@@ -27,6 +31,9 @@ class Observer:
 
     def round(self, metrics: RoundMetrics) -> None:
         """A round is over; round 0 is the end of transfer learning."""
+
+    def local(self, accuracy: dict[int, float]) -> None:
+        """The control without digests is known, per client id."""
 
     def pooled(self, accuracy: dict[int, float]) -> None:
         """The upper bound is known, per client id."""
@@ -48,6 +55,11 @@ class Observers(Observer):
         for observer in self._observers:
             observer.round(metrics)
 
+    def local(self, accuracy: dict[int, float]) -> None:
+        """To all."""
+        for observer in self._observers:
+            observer.local(accuracy)
+
     def pooled(self, accuracy: dict[int, float]) -> None:
         """To all."""
         for observer in self._observers:
@@ -61,6 +73,9 @@ class Prepared(NamedTuple):
     federation: Federation
     datasets: Datasets
     private: dict[str, PrivateDataset]  # per group, stacked
+    pretraining: PublicDataset  # the public examples of transfer learning
+    pooling: PrivateDataset  # the private examples of the upper bound
+    validation: dict[str, PrivateDataset]  # per program of the federation that stops early
 
 
 def prepare(experiment: Experiment) -> Prepared:
@@ -72,7 +87,10 @@ def prepare(experiment: Experiment) -> Prepared:
     Raises:
       ValueError: data that is missing or damaged, or settings that do not fit it.
     """
-    datasets = load(experiment.data, num_clients=len(experiment.networks), seed=experiment.seed)
+    public_test = experiment.public_training.monitored == "test"
+    datasets = load(
+        experiment.data, num_clients=len(experiment.networks), seed=experiment.seed, public_test=public_test
+    )
     groups = group_clients(experiment, datasets.num_classes)
     federation = fedmd(
         groups,
@@ -87,8 +105,40 @@ def prepare(experiment: Experiment) -> Prepared:
         clients_per_chunk=experiment.clients_per_chunk or "auto",
     )
     private = stack_private(groups, datasets.private)
-    federation.check(datasets.public, private, datasets.pooled, datasets.test)
-    return Prepared(experiment, federation, datasets, private)
+    pretraining, pooling, validation = split_validation(experiment, datasets)
+    federation.check(datasets.public, private, datasets.pooled, datasets.test, *validation.values())
+    return Prepared(experiment, federation, datasets, private, pretraining, pooling, validation)
+
+
+def split_validation(
+    experiment: Experiment, datasets: Datasets
+) -> tuple[PublicDataset, PrivateDataset, dict[str, PrivateDataset]]:
+    """What transfer learning and the upper bound train on, and what their early stopping looks at.
+
+    Only where a phase monitors validation data is anything held out of its training.
+
+    Args:
+      experiment: its phases.
+      datasets: of the experiment.
+
+    Returns:
+      Public examples, pooled private examples, and by the name of the federation's function one validation set for
+      everybody.
+    """
+    rng = np.random.default_rng([experiment.seed, 1])  # the data are drawn with another, and stay as they are
+    phases = {
+        "pretrain": (experiment.public_training.monitored, datasets.public, datasets.public_test),
+        "personalize": (experiment.private_training.monitored, None, datasets.test),
+        "pool": (experiment.pooled_training.monitored, datasets.pooled, datasets.test),
+    }
+    train, validation = {}, {}
+    for name, (monitored, examples, test) in phases.items():
+        train[name] = examples
+        if monitored == "validation":
+            train[name], validation[name] = hold_out(examples, experiment.data.validation_share, rng)
+        elif monitored == "test":
+            validation[name] = test
+    return train["pretrain"], train["pool"], validation
 
 
 def group_clients(experiment: Experiment, num_classes: int) -> dict[str, ArchitectureGroup]:
@@ -114,36 +164,41 @@ def group_clients(experiment: Experiment, num_classes: int) -> dict[str, Archite
     }
 
 
-def run(prepared: Prepared, observer: Observer, watch: Stopwatch) -> None:
-    """Transfer learning, the rounds, and the pooled upper bound; the observer hears of every result as it is known.
+@contextmanager
+def compiled_once(prepared: Prepared, watch: Stopwatch) -> Iterator[Callable[[Prepared, Observer], None]]:
+    """A function that runs this experiment, and others that differ from it in their seeds only, with the same programs.
 
-    The upper bound comes last, so that the first accuracies are seen soon.
+    It goes through transfer learning, the rounds, and what they are compared with; its observer hears of phases, rounds
+    and results as they come. The comparisons are last, so that the first accuracies are seen soon.
 
     Args:
       prepared: from `prepare`.
-      observer: is told of phases, rounds and results.
       watch: measures the phases.
     """
-    experiment, federation, data, private = prepared
+    experiment, federation, data, private = prepared[:4]
     needed = {"new_states", "pretrain", "personalize", "evaluate"}
-    needed |= ({"round"} if experiment.num_rounds > 0 else set()) | ({"pool"} if experiment.pooled else set())
-    datasets = {"public": data.public, "private": private, "pooled": data.pooled, "test": data.test}
-    with compiling(federation, watch, needed=needed, **datasets) as federation:
-        _run_phases(federation, prepared, observer)
+    wanted = {"round": True, "revisit": experiment.local, "pool": experiment.pooled}
+    idle = {"round", "revisit"} if experiment.num_rounds == 0 else set()
+    needed |= {name for name, is_wanted in wanted.items() if is_wanted} - idle
+    datasets = {"public": data.public, "private": private, "pooled": prepared.pooling, "test": data.test}
+    extra = {"pretraining": prepared.pretraining, "validation": prepared.validation}
+    with compiling(federation, watch, needed=needed, **datasets, **extra) as federation:
+        yield partial(_run_phases, federation)
 
 
 def _run_phases(federation: Federation, prepared: Prepared, observer: Observer) -> None:
-    experiment, _, datasets, private = prepared
+    experiment, _, datasets, private, pretraining, pooling, validation = prepared
     key_init, key_public, key_private, key_rounds, key_pooled = jax.random.split(jax.random.key(experiment.seed), 5)
 
     observer.phase("preparing the networks")
     states = federation.new_states(key_init, datasets.public.inputs[:1])  # `prepare` has checked the data
     observer.phase("transfer learning: public data")
-    states, _ = federation.pretrain(states, datasets.public, key_public)
-    # The upper bound starts from here, and donation consumes the clients.
+    states, _ = federation.pretrain(states, pretraining, key_public, *_named(validation, "pretrain"))
+    # The upper bound starts from here, the control after the next phase, and donation consumes the clients.
     pretrained = jax.tree.map(jnp.copy, states) if experiment.pooled else None
     observer.phase("transfer learning: private data")
-    states, _ = federation.personalize(states, private, key_private)
+    states, _ = federation.personalize(states, private, key_private, *_named(validation, "personalize"))
+    transferred = jax.tree.map(jnp.copy, states) if experiment.local else None
     observer.phase(ROUNDS)
     run_federation(
         federation,
@@ -155,11 +210,24 @@ def _run_phases(federation: Federation, prepared: Prepared, observer: Observer) 
         test=datasets.test,
         callback=lambda metrics, _: observer.round(metrics),
     )
+    if experiment.local:
+        observer.phase("local only")
+        states = run_local(federation, transferred, private, key_rounds, num_rounds=experiment.num_rounds)
+        observer.local(_accuracy(federation, states, datasets.test))
     if experiment.pooled:
         observer.phase("pooled upper bound")
-        states, _ = federation.pool(pretrained, datasets.pooled, key_pooled)
-        metrics = round_metrics(federation.groups, 0, federation.evaluate(states, datasets.test), None)
-        observer.pooled({client.client_id: client.accuracy for client in metrics.clients})
+        states, _ = federation.pool(pretrained, pooling, key_pooled, *_named(validation, "pool"))
+        observer.pooled(_accuracy(federation, states, datasets.test))
+
+
+def _named(validation: dict[str, PrivateDataset], name: str) -> list[PrivateDataset]:
+    """The last argument of a program that stops early."""
+    return [validation[name]] if name in validation else []
+
+
+def _accuracy(federation: Federation, states: States, test: PrivateDataset) -> dict[int, float]:
+    metrics = round_metrics(federation.groups, 0, federation.evaluate(states, test), None)
+    return {client.client_id: client.accuracy for client in metrics.clients}
 
 
 def communication(prepared: Prepared, *, num_rounds: int) -> Communication:

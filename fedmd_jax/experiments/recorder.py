@@ -6,8 +6,9 @@ import pathlib
 
 from fedmd_jax.communication import Communication
 from fedmd_jax.experiments import run_directory as files
+from fedmd_jax.experiments.figures import plot
 from fedmd_jax.experiments.procedure import Observer
-from fedmd_jax.experiments.report import plot, summarize
+from fedmd_jax.experiments.report import summarize
 from fedmd_jax.experiments.run_directory import Record
 from fedmd_jax.experiments.settings import Experiment
 from fedmd_jax.federation import RoundMetrics
@@ -35,6 +36,7 @@ class Recorder(Observer):
         """
         self._path, self._name, self._experiment = path, name, experiment
         self._metrics: list[Record] = []
+        self._local: dict[int, float] | None = None
         self._pooled: dict[int, float] | None = None
         self._origin = files.origin()
         config = {
@@ -57,6 +59,10 @@ class Recorder(Observer):
         files.append_lines(self._path / files.METRICS, records)
         self._metrics += records
 
+    def local(self, accuracy: dict[int, float]) -> None:
+        """Keeps the control for the summary."""
+        self._local = accuracy
+
     def pooled(self, accuracy: dict[int, float]) -> None:
         """Keeps the upper bound for the summary."""
         self._pooled = accuracy
@@ -73,7 +79,15 @@ class Recorder(Observer):
           The summary.
         """
         summary = {
-            **summarize(self._name, self._experiment, self._metrics, self._pooled, communication, seconds),
+            **summarize(
+                self._name,
+                self._experiment,
+                self._metrics,
+                local=self._local,
+                pooled=self._pooled,
+                communication=communication,
+                seconds=seconds,
+            ),
             "interrupted": interrupted,
             **self._origin,
         }

@@ -137,11 +137,23 @@ def read_run(path: pathlib.Path) -> tuple[Record, list[Record]]:
     return summary, metrics
 
 
+def read_seed_list(path: pathlib.Path) -> list[int] | None:
+    """The seeds in the summary of a directory of several; None where it is not one."""
+    if not (path / SUMMARY).is_file():
+        return None
+    [summary] = _parse(path / SUMMARY, whole=True)
+    if "seeds" not in summary:
+        return None
+    _check(path / SUMMARY, summary, {"seeds": [int]})
+    return summary["seeds"]
+
+
 # What a report needs to find, by key; a list holds its only item's kind any number of times.
 _NUMBER = (int, float)
 _ACCURACIES = {
     "transfer_accuracy": _NUMBER,
     "final_accuracy": _NUMBER,
+    "local_accuracy": (*_NUMBER, type(None)),  # missing where an older version has written it
     "pooled_accuracy": (*_NUMBER, type(None)),
 }
 _SUMMARY = {

@@ -7,11 +7,13 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 from fedmd_jax.local import Distance, Training
-from fedmd_jax.losses import kl, mae
+from fedmd_jax.losses import kl, mae, mse
 from fedmd_jax.optimizers import adam
+from fedmd_jax.stopping import EarlyStopping
 
 Subset = Literal["random", "stratified"]
-DistanceName = Literal["mae", "kl"]
+Monitor = Literal["validation", "test"]
+DistanceName = Literal["mae", "mse", "kl"]
 
 
 # The checks stand first because the defaults below are made of checked settings.
@@ -53,22 +55,45 @@ class Phase:
       num_epochs: Passes over the data.
       batch_size: Examples in a training step; a last, smaller batch is kept.
       learning_rate: Step size of Adam.
+      patience: Early stopping, of transfer learning and the upper bound only: after so many epochs without a better
+        accuracy training ends, and the last weights are kept. Without it all epochs are run.
+      min_delta: How much better than the best so far an accuracy must be for early stopping.
+      monitor: Whose accuracy early stopping looks at: validation, a part of the data that is held out for it, or test,
+        the test set, as in the released code.
 
     Raises:
-      ValueError: a count below 1, or a learning rate that is not positive and finite.
+      ValueError: a count below 1, a learning rate that is not positive and finite, or a min_delta that is negative.
     """
 
     num_epochs: int
     batch_size: int
     learning_rate: float = 1e-3
+    patience: int | None = None
+    min_delta: float = 1e-3
+    monitor: Monitor = "validation"
 
     def __post_init__(self):
         _check_counts(1, num_epochs=self.num_epochs, batch_size=self.batch_size)
         _check_positive(learning_rate=self.learning_rate)
+        if self.patience is not None:
+            _check_counts(1, patience=self.patience)
+        _check_not_negative(min_delta=[self.min_delta])
+        _check_choices(Monitor, monitor=self.monitor)
+
+    @property
+    def monitored(self) -> Monitor | None:
+        """What early stopping looks at, None without it."""
+        return None if self.patience is None else self.monitor
 
     def training(self) -> Training:
         """The same for the functions of the library."""
-        return Training(num_epochs=self.num_epochs, batch_size=self.batch_size, optimizer=adam(self.learning_rate))
+        stopping = self.patience and EarlyStopping(patience=self.patience, min_delta=self.min_delta)
+        return Training(
+            num_epochs=self.num_epochs,
+            batch_size=self.batch_size,
+            optimizer=adam(self.learning_rate),
+            early_stopping=stopping,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,9 +112,12 @@ class Data:
         of the public classes in the one head that all share.
       examples_per_class: Private examples that each client owns of each class; no two clients share one.
       num_test: Private test examples, of no client, on which every client is evaluated; drawn with the seed.
+      validation_share: Part of the public examples, and of the pooled private ones, that is held out of training where
+        early stopping looks at validation data; drawn with the seed. Rounds use all public examples.
 
     Raises:
-      ValueError: a count below 1, no private class, a class twice, or one that is no integer from 0.
+      ValueError: a count below 1, a share that is not between 0 and 1, no private class, a class twice, or one that is
+        no integer from 0.
     """
 
     public: str = "embedded/digits"
@@ -99,9 +127,12 @@ class Data:
     private_classes: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
     examples_per_class: int = 3
     num_test: int = 1200
+    validation_share: float = 0.1
 
     def __post_init__(self):
         _check_counts(1, num_public=self.num_public, examples_per_class=self.examples_per_class, num_test=self.num_test)
+        if not isinstance(self.validation_share, (int, float)) or not 0 < self.validation_share < 1:
+            raise ValueError(f"validation_share must be between 0 and 1, got {self.validation_share!r}")
         classes = self.private_classes
         if not classes or len(set(classes)) < len(classes):
             raise ValueError(f"private_classes must be at least one class and no class twice, got {_listed(classes)}")
@@ -125,13 +156,14 @@ class Experiment:
       private_training: Transfer learning, second half: then on its own private dataset.
       pooled_training: The upper bound: each network, after its public half, trained on the private datasets of all
         clients pooled together.
+      local: Compute the control, what the same networks reach with the private steps of the rounds and no digest.
       pooled: Compute the upper bound, what the same networks reach on pooled private data, after the rounds.
       num_rounds: Collaboration rounds of communicate, aggregate, distribute, digest, revisit.
       subset_size: Public examples that are scored in a round, a new subset each time (5000 in the paper).
       subset: How the public subset of a round is drawn: random, as in the paper, or stratified, every class in its
         share, as in the released code.
-      distance: What digest minimises between own scores and consensus: mae, as in the released code, or kl, the
-        divergence of their softmaxes.
+      distance: What digest minimises between own scores and consensus: mae, as in the released code, mse, the
+        mean of the squares, or kl, the divergence of their softmaxes.
       temperature: Divides the scores before the softmax of kl.
       digest: Digest: each client trains its network to approach the consensus on the public subset.
       revisit: Revisit: each client trains its network on its own private dataset for a few epochs.
@@ -150,6 +182,7 @@ class Experiment:
     public_training: Phase = Phase(num_epochs=20, batch_size=128)
     private_training: Phase = Phase(num_epochs=25, batch_size=32)
     pooled_training: Phase = Phase(num_epochs=50, batch_size=32)
+    local: bool = True
     pooled: bool = True
     num_rounds: int = 20
     subset_size: int = 5000
@@ -185,9 +218,17 @@ class Experiment:
             )
         if self.distance != "kl" and self.temperature != 1:
             raise ValueError(f"temperature is of distance kl, but distance is {self.distance}, got {self.temperature}")
+        for name in ("digest", "revisit"):
+            if getattr(self, name).patience is not None:
+                raise ValueError(f"{name} has no early stopping, but its patience is {getattr(self, name).patience}")
+        if self.private_training.monitored == "validation":
+            raise ValueError(
+                "private_training has too few examples to hold out any: its early stopping can only monitor test, "
+                "got validation"
+            )
         if self.seed >= 2**32:
             raise ValueError(f"seed must be below 2**32, got {self.seed}")
 
     def distance_function(self) -> Distance:
-        """`mae`, or `kl` at the temperature."""
-        return mae if self.distance == "mae" else partial(kl, temperature=self.temperature)
+        """`mae`, `mse`, or `kl` at the temperature."""
+        return {"mae": mae, "mse": mse, "kl": partial(kl, temperature=self.temperature)}[self.distance]

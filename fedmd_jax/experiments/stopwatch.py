@@ -4,7 +4,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 
-PHASES = ("compile", "transfer", "pooled", "rounds", "evaluate")
+PHASES = ("compile", "transfer", "pooled", "local", "rounds", "evaluate")
 
 
 class Stopwatch:
@@ -18,8 +18,13 @@ class Stopwatch:
     """
 
     def __init__(self, phases: tuple[str, ...] = PHASES):
+        self._phases = phases
+        self.restart()
+
+    def restart(self) -> None:
+        """As if it were made now, for the next run."""
         self._start = time.perf_counter()
-        self._seconds = dict.fromkeys(phases, 0.0)
+        self._seconds = dict.fromkeys(self._phases, 0.0)
 
     @contextlib.contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
@@ -31,5 +36,5 @@ class Stopwatch:
             self._seconds[phase] += time.perf_counter() - start
 
     def seconds(self) -> dict[str, float]:
-        """Seconds so far, by phase, with the total of everything since the watch was made."""
+        """Seconds so far, by phase, with the total of everything since the watch was started."""
         return {**self._seconds, "total": time.perf_counter() - self._start}

@@ -24,12 +24,14 @@ def round_metrics(experiment, round_, *, digest_loss=0.5, digested=True):
     return RoundMetrics(round_, tuple(clients), digested)
 
 
-def write(path, experiment, *, num_done=None, pooled=0.9):
+def write(path, experiment, *, num_done=None, local=0.05, pooled=0.9):
     """A run directory and its summary; the run is interrupted where fewer rounds are done than it should have."""
     recorder = Recorder(path, "made-up", experiment, command="fedmd-jax run made-up")
     num_done = experiment.num_rounds if num_done is None else num_done
     for round_ in range(num_done + 1):
         recorder.round(round_metrics(experiment, round_))
+    if local is not None:
+        recorder.local(dict.fromkeys(range(len(experiment.networks)), local))
     if pooled is not None:
         recorder.pooled(dict.fromkeys(range(len(experiment.networks)), pooled))
     return recorder.finish(SENT, SECONDS, interrupted=num_done < experiment.num_rounds)

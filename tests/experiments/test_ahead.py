@@ -69,3 +69,12 @@ def test_only_what_is_needed_is_compiled(data, monkeypatch):
         ours, theirs = (each.evaluate(states, data["test"]) for each in (compiled, federation))
         for name in toys.groups():
             assert (ours[name].accuracy == theirs[name].accuracy).all()
+
+
+def test_other_shapes_are_compiled_for_once():
+    executor = Immediately()
+    ahead = Ahead(executor, Stopwatch(), "rounds", jax.jit(lambda x: 2 * x), jnp.arange(3.0))
+    for _ in range(2):
+        assert ahead(jnp.arange(4.0)).tolist() == [0, 2, 4, 6]
+        assert ahead(jnp.arange(3.0)).tolist() == [0, 2, 4]
+    assert executor.num_jobs == 2

@@ -34,6 +34,10 @@ class Pressing(Observer):
         press()
         self.heard.append(metrics.round)
 
+    def local(self, accuracy):
+        press()
+        self.heard.append(accuracy)
+
     def pooled(self, accuracy):
         press()
         self.heard.append(accuracy)

@@ -2,17 +2,19 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from fedmd_jax.evaluate import Evaluation
+from fedmd_jax.experiments.ahead import Ahead
 from fedmd_jax.experiments.procedure import (
     ROUNDS,
     Observer,
     Observers,
     communication,
+    compiled_once,
     group_clients,
     prepare,
-    run,
 )
 from fedmd_jax.experiments.settings import Data, Experiment, Phase
 from fedmd_jax.experiments.stopwatch import Stopwatch
@@ -113,8 +115,16 @@ class Notes(Observer):
     def round(self, metrics):
         self.told.append(metrics.round)
 
+    def local(self, accuracy):
+        self.told.append(accuracy)
+
     def pooled(self, accuracy):
         self.told.append(accuracy)
+
+
+def run(prepared, observer, watch):
+    with compiled_once(prepared, watch) as run_one:
+        run_one(prepared, observer)
 
 
 def counting(prepared):
@@ -135,6 +145,7 @@ def counting(prepared):
         pretrain=jax.jit(appended(2), donate_argnums=0),
         personalize=jax.jit(appended(3), donate_argnums=0),
         round=jax.jit(round_, donate_argnums=0),
+        revisit=jax.jit(appended(6), donate_argnums=0),
         pool=jax.jit(appended(5)),
         evaluate=jax.jit(lambda states, _: {name: Evaluation(state, state) for name, state in states.items()}),
     )
@@ -153,19 +164,113 @@ def test_a_run_tells_everybody_everything_in_order(experiment):
         "transfer learning: private data",
         ROUNDS,
         *(0, 1, 2),
+        "local only",
+        dict.fromkeys(range(3), 12366.0),  # as many rounds, from where the clients were before the first
         "pooled upper bound",
         dict.fromkeys(range(3), 125.0),  # from the pretrained clients, not from those that revisited private data
     ]
     assert accuracies == [[123.0] * 3, [1234.0] * 3, [12344.0] * 3]
 
 
-def test_no_bound_where_none_is_asked_for(experiment):
+def test_nothing_is_compared_where_nothing_is_asked_for(experiment):
+    notes = Notes()
+    experiment = dataclasses.replace(experiment, local=False, pooled=False, num_rounds=0)
+    run(counting(prepare(experiment)), notes, Stopwatch())
+    assert notes.told[-2:] == [ROUNDS, 0]
+
+
+def test_without_rounds_the_control_is_transfer_learning(experiment):
     notes = Notes()
     run(counting(prepare(dataclasses.replace(experiment, pooled=False, num_rounds=0))), notes, Stopwatch())
-    assert notes.told[-2:] == [ROUNDS, 0]
+    assert notes.told[-2:] == ["local only", dict.fromkeys(range(3), 123.0)]
 
 
 def test_the_seconds_of_a_run(experiment):
     watch = Stopwatch()
     run(counting(prepare(experiment)), Observer(), watch)
     assert all(seconds > 0 for seconds in watch.seconds().values())
+
+
+def test_other_seeds_are_run_with_the_same_programs(experiment, monkeypatch):
+    num_compiled = []
+    compile_one = Ahead._compile
+
+    def counted(self, args):
+        before = len(self._compiled)
+        compiled = compile_one(self, args)
+        num_compiled.append(len(self._compiled) - before)
+        return compiled
+
+    monkeypatch.setattr(Ahead, "_compile", counted)
+    experiment = dataclasses.replace(experiment, networks=("mlp", "mlp"), weights=None)
+    first, second = (prepare(dataclasses.replace(experiment, seed=seed)) for seed in (3, 4))
+    both, alone = [Notes(), Notes()], Notes()
+    with compiled_once(first, Stopwatch()) as run_one:
+        programs = sum(num_compiled)
+        run_one(first, both[0])
+        run_one(second, both[1])
+        assert sum(num_compiled) == programs == 7
+    run(second, alone, Stopwatch())
+    assert both[1].told == alone.told
+    assert (first.datasets.test.inputs != second.datasets.test.inputs).any()  # the split is another
+
+
+def stopping(experiment, **monitors):
+    """With early stopping in these phases."""
+    phases = {name: dataclasses.replace(experiment.digest, patience=1, monitor=what) for name, what in monitors.items()}
+    return dataclasses.replace(experiment, **phases)
+
+
+def test_validation_data_are_held_out_of_training_and_of_nothing_else(experiment):
+    plain = prepare(experiment)
+    prepared = prepare(stopping(experiment, public_training="validation", pooled_training="validation"))
+    assert set(prepared.validation) == {"pretrain", "pool"}
+    for name, train, whole, num_held in (
+        ("pretrain", prepared.pretraining, plain.datasets.public, 3),
+        ("pool", prepared.pooling, plain.datasets.pooled, 3),
+    ):
+        held = prepared.validation[name]
+        assert len(held.labels) == held.num_examples == num_held
+        found = np.concatenate([train.inputs, held.inputs]).reshape(len(whole.labels), -1)
+        expected = np.asarray(whole.inputs).reshape(len(whole.labels), -1)
+        order, same = np.lexsort(found.T), np.lexsort(expected.T)
+        np.testing.assert_array_equal(found[order], expected[same])  # every row once
+        np.testing.assert_array_equal(np.concatenate([train.labels, held.labels])[order], whole.labels[same])
+    for name in ("public", "pooled", "test"):  # the rounds and the clients' own data are as they were
+        assert (getattr(prepared.datasets, name).inputs == getattr(plain.datasets, name).inputs).all()
+    assert plain.validation == {}
+    assert plain.pretraining is plain.datasets.public
+
+
+def test_the_test_set_is_looked_at_only_where_it_is_asked_for(experiment, data_folder):
+    prepared = prepare(stopping(experiment, private_training="test", pooled_training="test"))
+    assert set(prepared.validation) == {"personalize", "pool"}
+    assert all(data is prepared.datasets.test for data in prepared.validation.values())
+    assert prepared.pooling is prepared.datasets.pooled
+    assert prepared.datasets.public_test is None
+    with pytest.raises(ValueError, match="no data set 'dots' with split 'test'"):
+        prepare(stopping(experiment, public_training="test"))
+    public_marks = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, public="marks"))
+    monitored = prepare(stopping(public_marks, public_training="test")).validation["pretrain"]
+    assert len(monitored.labels) == 40
+
+
+def test_a_run_with_early_stopping(experiment):
+    experiment = dataclasses.replace(experiment, networks=("mlp", "mlp"), weights=None, num_rounds=0)
+    monitors = {"public_training": "validation", "private_training": "test", "pooled_training": "validation"}
+    notes = Notes()
+    run(prepare(stopping(experiment, **monitors)), notes, Stopwatch())
+    assert set(notes.told[-1]) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("monitors", "message"),
+    [
+        ({"revisit": "test"}, "revisit has no early stopping, but its patience is 1"),
+        ({"digest": "validation"}, "digest has no early stopping, but its patience is 1"),
+        ({"private_training": "validation"}, "private_training has too few examples .* can only monitor test, got val"),
+    ],
+)
+def test_early_stopping_where_it_cannot_be(experiment, monitors, message):
+    with pytest.raises(ValueError, match=message):
+        stopping(experiment, **monitors)

@@ -87,15 +87,19 @@ def test_the_summary(tmp_path):
         "architecture": "mlp:n1=2",
         "transfer_accuracy": pytest.approx(0.11),
         "final_accuracy": pytest.approx(0.12),
+        "local_accuracy": 0.05,
         "pooled_accuracy": 0.9,
     }
     assert summary["mean"] == {
         "transfer_accuracy": pytest.approx(0.11),
         "final_accuracy": pytest.approx(0.12),
+        "local_accuracy": pytest.approx(0.05),
         "pooled_accuracy": pytest.approx(0.9),
         "gain_points": pytest.approx(1.0),
+        "gain_over_local_points": pytest.approx(7.0),
         "gap_to_pooled_points": pytest.approx(78.0),
     }
+    assert summary["early_stopping"] == dict.fromkeys(("public_training", "private_training", "pooled_training"))
     assert summary["communication"] == runs.SENT._asdict()
     assert summary["seconds"] == runs.SECONDS
     assert summary["interrupted"] is False
@@ -103,9 +107,10 @@ def test_the_summary(tmp_path):
 
 
 def test_the_summary_of_an_interrupted_run(tmp_path):
-    summary = runs.write(tmp_path / "run", runs.experiment(num_rounds=5), num_done=1, pooled=None)
+    summary = runs.write(tmp_path / "run", runs.experiment(num_rounds=5), num_done=1, local=None, pooled=None)
     assert (summary["num_rounds"], summary["num_rounds_done"], summary["interrupted"]) == (5, 1, True)
     assert summary["clients"][0]["final_accuracy"] == pytest.approx(0.102)
     assert summary["clients"][0]["pooled_accuracy"] is None
-    assert summary["mean"]["pooled_accuracy"] is None
-    assert summary["mean"]["gap_to_pooled_points"] is None
+    assert summary["clients"][0]["local_accuracy"] is None
+    for key in ("local_accuracy", "pooled_accuracy", "gain_over_local_points", "gap_to_pooled_points"):
+        assert summary["mean"][key] is None

@@ -18,6 +18,9 @@ NETWORKS = ("mlp:n1=8", "mlp:n1=6")
         ({"batch_size": -1}, "batch_size must be an integer of at least 1, got -1"),
         ({"learning_rate": 0.0}, "learning_rate must be positive and finite, got 0.0"),
         ({"learning_rate": float("inf")}, "learning_rate must be positive and finite, got inf"),
+        ({"patience": 0}, "patience must be an integer of at least 1, got 0"),
+        ({"min_delta": -1.0}, "min_delta must be finite and not negative, got -1.0"),
+        ({"monitor": "luck"}, "monitor must be one of validation, test, got 'luck'"),
         ({"learning_rate": "fast"}, "learning_rate must be positive and finite, got 'fast'"),
     ],
 )
@@ -31,6 +34,7 @@ def test_a_phase_out_of_range(settings, message):
     [
         ({"num_public": 0}, "num_public must be an integer of at least 1, got 0"),
         ({"examples_per_class": 0}, "examples_per_class must be an integer of at least 1, got 0"),
+        ({"validation_share": 1.0}, "validation_share must be between 0 and 1, got 1.0"),
         ({"num_test": 0}, "num_test must be an integer of at least 1, got 0"),
         ({"private_classes": ()}, "private_classes must be at least one class and no class twice, got none"),
         ({"private_classes": (1, 1)}, "private_classes must be at least one class and no class twice, got 1, 1"),
@@ -60,7 +64,7 @@ def test_data_out_of_range(settings, message):
         ({"temperature": 2.0}, "temperature is of distance kl, but distance is mae, got 2.0"),
         ({"head_penalty": float("inf")}, "head_penalty must be finite and not negative, got inf"),
         ({"subset": "first"}, "subset must be one of random, stratified, got 'first'"),
-        ({"distance": "l2"}, "distance must be one of mae, kl, got 'l2'"),
+        ({"distance": "l2"}, "distance must be one of mae, mse, kl, got 'l2'"),
     ],
 )
 def test_an_experiment_out_of_range(settings, message):
@@ -71,6 +75,7 @@ def test_an_experiment_out_of_range(settings, message):
 def test_the_distance_of_an_experiment():
     scores, targets = jnp.array([[1.0, 3.0]]), jnp.array([[2.0, 2.0]])
     assert Experiment(networks=NETWORKS).distance_function()(scores, targets) == 1.0
+    assert Experiment(networks=NETWORKS, distance="mse").distance_function()(scores, targets - 1.0) == 2.0
     hot = Experiment(networks=NETWORKS, distance="kl", temperature=2.0).distance_function()(scores, targets)
     cold = Experiment(networks=NETWORKS, distance="kl").distance_function()(scores, targets)
     assert 0 < cold < hot  # times the square of the temperature

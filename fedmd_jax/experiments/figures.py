@@ -1,0 +1,189 @@
+"""Plots of runs, from what their directories hold."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedmd_jax.experiments.run_directory import Record
+
+Run = tuple[Record, Sequence[Record]]  # the content of summary.json, and the records of metrics.jsonl
+
+
+class Curve(NamedTuple):
+    """One client, or the mean of all, in every run."""
+
+    accuracy: np.ndarray  # [S, R + 1]: round 0 to the last
+    local: np.ndarray | None  # [S]: without digests
+    pooled: np.ndarray | None  # [S]: the upper bound
+
+
+def plot(summary: Record, metrics: Sequence[Record]) -> bytes:
+    """Accuracy per round as a PNG: a line per client from its transfer-learning start, with what it is compared with.
+
+    Args:
+      summary: the content of summary.json.
+      metrics: the records of metrics.jsonl.
+
+    Returns:
+      The bytes of the file.
+    """
+    return _plot([(summary, metrics)], f"seed {summary['seed']}")
+
+
+def plot_seeds(runs: Sequence[Run]) -> bytes:
+    """The same of runs that differ in their seeds only: means over seeds, in bands of one standard deviation.
+
+    Args:
+      runs: at least one, all of the same number of rounds.
+    """
+    seeds = ", ".join(str(summary["seed"]) for summary, _ in runs)
+    return _plot(runs, f"seeds {seeds} (band: one standard deviation)" if len(runs) > 1 else f"seed {seeds}")
+
+
+def _plot(runs: Sequence[Run], seeds: str) -> bytes:
+    summary = runs[0][0]
+    clients = summary["clients"]
+    colours = _colours([client["architecture"] for client in clients])
+    curves = [_curve(runs, position) for position in range(len(clients))]
+    mean = _mean(curves)
+
+    # The legend stands beside the axes: a row per architecture, as wide as the longest name.
+    width, height = 7.4 + 0.075 * max(map(len, [_MEAN, *colours])), 1.6 + 0.16 * len(colours)
+    figure = new_figure(width, max(4.8, height))
+    axes = figure.subplots()
+    for client, curve in zip(clients, curves, strict=True):
+        _draw(axes, curve, color=colours[client["architecture"]], linewidth=1.2, markersize=4, alpha=0.65)
+    if len(clients) > 1:
+        _draw(axes, mean, color="black", linewidth=2.4, markersize=6, alpha=1.0)
+    _decorate(axes, summary["num_rounds_done"])
+    axes.set_title(_title(summary, mean, seeds), fontsize=9, loc="left")
+    _add_legend(figure, mean, colours, several=len(clients) > 1)
+    return to_png(figure)
+
+
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure, in inches."""
+    from matplotlib.figure import Figure  # takes half a second to import, which the help does not need
+
+    return Figure(figsize=(width, height), dpi=150, layout="constrained")
+
+
+def to_png(figure: Any) -> bytes:
+    """The content of a file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+_MEAN = "mean of all clients"
+
+
+def _curve(runs: Sequence[Run], position: int) -> Curve:
+    """The client at this place of the summaries."""
+    clients = [summary["clients"][position] for summary, _ in runs]
+    accuracy = [
+        _by_round(metrics, client["client_id"], summary["num_rounds_done"])
+        for client, (summary, metrics) in zip(clients, runs, strict=True)
+    ]
+    # A run of an older version has no control.
+    local, pooled = ([client.get(key) for client in clients] for key in ("local_accuracy", "pooled_accuracy"))
+    return Curve(np.array(accuracy), *(None if None in values else np.array(values) for values in (local, pooled)))
+
+
+def _by_round(metrics: Sequence[Record], client_id: int, last: int) -> list[float]:
+    """A client's accuracy in rounds 0 to `last`."""
+    accuracy = {record["round"]: record["accuracy"] for record in metrics if record["client_id"] == client_id}
+    return [accuracy[round_] for round_ in range(last + 1)]
+
+
+def _mean(curves: Sequence[Curve]) -> Curve:
+    """Over clients; what not every client has nobody has."""
+    columns = zip(*curves, strict=True)
+    return Curve(*(None if any(part is None for part in parts) else np.mean(parts, axis=0) for parts in columns))
+
+
+def _colours(architectures: Sequence[str]) -> dict[str, Any]:
+    """A colour for each different architecture, easy to tell apart for up to twenty."""
+    from matplotlib import colormaps
+
+    names = list(dict.fromkeys(architectures))
+    if len(names) <= 20:
+        palette = colormaps["tab10" if len(names) <= 10 else "tab20"]
+        return {name: palette(i) for i, name in enumerate(names)}
+    return {name: colormaps["turbo"](i / (len(names) - 1)) for i, name in enumerate(names)}
+
+
+def _draw(axes: Any, curve: Curve, *, markersize: float, alpha: float, **style: Any) -> None:
+    """A line over the rounds with a dot at its start; in the margin behind the last round what it is compared with."""
+    centre, spread = curve.accuracy.mean(axis=0), _spread(curve.accuracy)
+    last, colour = len(centre) - 1, style["color"]
+    axes.plot(range(last + 1), centre, alpha=alpha, **style)
+    axes.plot(0, centre[0], "o", color=colour, markersize=markersize)
+    if len(curve.accuracy) > 1:
+        axes.fill_between(
+            range(last + 1), centre - spread, centre + spread, color=colour, alpha=0.15 * alpha, linewidth=0
+        )
+    bars = {"color": colour, "elinewidth": 0.8, "markersize": markersize}
+    if curve.local is not None:
+        place = last + 0.3 * _margin(last)
+        axes.errorbar(place, curve.local.mean(), _bar(curve.local), marker="^", **bars)
+    if curve.pooled is not None:
+        ends = [last + part * _margin(last) for part in (0.55, 0.95)]
+        axes.plot(ends, [curve.pooled.mean()] * 2, color=colour, linewidth=max(2.0, style["linewidth"]))
+        axes.errorbar(np.mean(ends), curve.pooled.mean(), _bar(curve.pooled), **bars)
+
+
+def _spread(values: np.ndarray) -> np.ndarray:
+    """The standard deviation over runs, of the sample; zero where there is one run."""
+    return values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1:])
+
+
+def _bar(values: np.ndarray) -> np.ndarray | None:
+    return _spread(values) if len(values) > 1 else None
+
+
+def _margin(last: int) -> float:
+    return max(0.5, 0.08 * last)
+
+
+def _decorate(axes: Any, last: int) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    ticks = MaxNLocator(integer=True).tick_values(0, max(last, 1))
+    axes.set_xticks([tick for tick in ticks if 0 <= tick <= last])
+    axes.set_xlim(-_margin(last), last + _margin(last))
+    low, high = axes.dataLim.intervaly
+    axes.set_ylim(max(low - 0.04, -0.01), min(high + 0.04, 1.01))
+    axes.set_xlabel("round (0: after transfer learning, before any collaboration)")
+    axes.set_ylabel("accuracy on private test data")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _title(summary: Record, mean: Curve, seeds: str) -> str:
+    last = summary["num_rounds_done"]
+    rounds = f"{last} round" if last == 1 else f"{last} rounds"
+    compared = (("local only", mean.local), ("pooled", mean.pooled))
+    return (
+        f"{summary['experiment']}, {seeds}; mean accuracy:\n"
+        f"{mean.accuracy[:, 0].mean():.3f} after transfer learning, "
+        f"{mean.accuracy[:, -1].mean():.3f} after {rounds} of FedMD"
+        + "".join(f", {values.mean():.3f} {name}" for name, values in compared if values is not None)
+    )
+
+
+def _add_legend(figure: Any, mean: Curve, colours: Mapping[str, Any], *, several: bool) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
+    if several:
+        handles.append(Line2D([], [], color="black", linewidth=2.4, label=_MEAN))
+    style = {"color": "gray", "linestyle": "none"}
+    handles.append(Line2D([], [], marker="o", markersize=4, label="after transfer learning", **style))
+    if mean.local is not None:
+        handles.append(Line2D([], [], marker="^", markersize=5, label="local only (no digest)", **style))
+    if mean.pooled is not None:
+        handles.append(Line2D([], [], marker="_", markersize=10, mew=2, label="pooled upper bound", **style))
+    figure.legend(handles=handles, loc="outside right upper", fontsize=8, frameon=False)

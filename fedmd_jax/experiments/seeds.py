@@ -1,0 +1,148 @@
+"""Several seeds of one experiment: a directory of run directories, with means and standard deviations."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fedmd_jax.experiments import run_directory as files
+from fedmd_jax.experiments.figures import Run, plot_seeds
+from fedmd_jax.experiments.report import ACCURACIES
+from fedmd_jax.experiments.run_directory import Record
+from fedmd_jax.experiments.settings import Experiment
+
+
+def seed_jobs(path: pathlib.Path, experiment: Experiment, num_seeds: int) -> dict[pathlib.Path, Experiment]:
+    """The runs of the experiment's seed and those that follow it, each in the directory of its seed.
+
+    Raises:
+      ValueError: a seed beyond the largest.
+    """
+    seeds = range(experiment.seed, experiment.seed + num_seeds)
+    return {path / f"seed{seed}": dataclasses.replace(experiment, seed=seed) for seed in seeds}
+
+
+def write_seeds(path: pathlib.Path, paths: Sequence[pathlib.Path], num_seeds: int) -> Record:
+    """Writes summary and plot of the runs that are done.
+
+    Args:
+      path: the directory of all.
+      paths: directories of at least one run, inside it.
+      num_seeds: how many there are to be.
+
+    Returns:
+      The summary.
+
+    Raises:
+      RunDirectoryError: a run is unfinished or damaged.
+      WriteError: a file cannot be written.
+    """
+    runs = [files.read_run(each) for each in paths]
+    summary = {**summarize_seeds([summary for summary, _ in runs], num_seeds), **files.origin()}
+    files.replace_file(path / files.SUMMARY, files.to_json(summary))
+    files.replace_file(path / files.PLOT, plot_seeds(runs))
+    return summary
+
+
+def read_seeds(path: pathlib.Path) -> tuple[Record, list[Run]] | None:
+    """Summary and runs of a directory of several seeds; None where it is not one.
+
+    Raises:
+      RunDirectoryError: it is one, but damaged.
+    """
+    seeds = files.read_seed_list(path)
+    if seeds is None:
+        return None
+    runs = [files.read_run(path / f"seed{seed}") for seed in seeds]
+    return summarize_seeds([summary for summary, _ in runs], len(runs)), runs
+
+
+def summarize_seeds(summaries: Sequence[Record], num_seeds: int) -> Record:
+    """The content of summary.json, without versions and device: `{mean, std}` wherever a run has a number.
+
+    The standard deviation is that of the sample, over seeds; null for one seed. That of `mean` is of the seeds' means
+    over clients.
+
+    Args:
+      summaries: of at least one run, all with the same clients.
+      num_seeds: how many there are to be.
+    """
+    first = summaries[0]
+    clients = [
+        {key: client[key] for key in ("client_id", "architecture")}
+        | _spreads([summary["clients"][position] for summary in summaries], ACCURACIES)
+        for position, client in enumerate(first["clients"])
+    ]
+    return {
+        "experiment": first["experiment"],
+        "seeds": [summary["seed"] for summary in summaries],
+        "num_seeds": num_seeds,
+        "num_clients": len(clients),
+        "num_rounds": first["num_rounds"],
+        "clients": clients,
+        "mean": _spreads([summary["mean"] for summary in summaries], list(first["mean"])),
+        "communication": first["communication"],
+        "seconds": {"total": round(sum(summary["seconds"]["total"] for summary in summaries), 3)},
+    }
+
+
+def describe_seeds(summary: Record) -> str:
+    """The table, as text of several lines."""
+    width = max(len("architecture"), *(len(client["architecture"]) for client in summary["clients"]))
+    header = f"{'client':>6}  {'architecture':<{width}}" + "".join(
+        f"  {title:>12}" for title in ("transfer", "local", "FedMD", "pooled")
+    )
+    rows = [_row(client["client_id"], client["architecture"], client, width) for client in summary["clients"]]
+    mean, seeds = summary["mean"], summary["seeds"]
+    gains = ("gain_points", "over transfer learning"), ("gain_over_local_points", "over local only")
+    told = [f"{points(mean[key])} points {what}" for key, what in gains if mean.get(key) is not None]
+    return "\n".join(
+        [
+            *(header, *rows, "-" * len(header), _row("mean", "", mean, width), ""),
+            f"FedMD gains {', '.join(told)}",
+            f"mean and standard deviation over {len(seeds)} seeds: {', '.join(map(str, seeds))}",
+        ]
+    )
+
+
+def brief(summary: Record) -> str:
+    """One run in one line."""
+    transfer, final, local, pooled = (summary["mean"][key] for key in ACCURACIES)
+    known = {"transfer": transfer, "local": local, "FedMD": final, "pooled": pooled}
+    numbers = ", ".join(f"{name} {value:.3f}" for name, value in known.items() if value is not None)
+    return f"seed {summary['seed']}, mean accuracy: {numbers}"
+
+
+def accuracy(spread: Mapping[str, Any] | None) -> str:
+    """0.600 ±0.012, or as much of it as there is."""
+    return _told(spread, ".3f")
+
+
+def points(spread: Mapping[str, Any] | None) -> str:
+    """+8.5 ±1.2, or as much of it as there is."""
+    return _told(spread, "+.1f")
+
+
+def _told(spread: Mapping[str, Any] | None, form: str) -> str:
+    if spread is None:
+        return "-"
+    mean = format(spread["mean"], form)
+    return mean if spread["std"] is None else f"{mean} ±{format(spread['std'], form.removeprefix('+'))}"
+
+
+def _row(client: Any, architecture: str, accuracies: Record, width: int) -> str:
+    transfer, final, local, pooled = (accuracy(accuracies[key]) for key in ACCURACIES)
+    cells = "".join(f"  {cell:>12}" for cell in (transfer, local, final, pooled))
+    return f"{client:>6}  {architecture:<{width}}{cells}"
+
+
+def _spreads(records: Sequence[Record], keys: Sequence[str]) -> dict[str, dict[str, float | None] | None]:
+    return {key: _spread([record.get(key) for record in records]) for key in keys}
+
+
+def _spread(values: Sequence[float | None]) -> dict[str, float | None] | None:
+    if None in values:
+        return None
+    return {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)) if len(values) > 1 else None}

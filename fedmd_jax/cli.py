@@ -17,7 +17,7 @@ import tyro
 
 import fedmd_jax
 from fedmd_jax import data_command, hints
-from fedmd_jax.experiments import EXPERIMENTS, Experiment
+from fedmd_jax.experiments import EXPERIMENTS, Experiment, smoke
 from fedmd_jax.experiments import run_directory as files
 from fedmd_jax.experiments import sweep as sweeps
 from fedmd_jax.experiments.compilation_cache import keep_compiled_programs
@@ -49,6 +49,8 @@ Print the table of a finished run, or of several seeds, and redraw its accuracy.
 _DESCRIPTION = "Train a federation: transfer learning, rounds of FedMD, and what they are compared with."
 HELP = ("-h", "--help")
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+_ALSO = "--variant released takes the settings of the authors' code, --smoke makes an experiment tiny, as a test."
+SMOKE = "--smoke"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -276,7 +278,21 @@ def _experiment_name(argv: list[str]) -> str:
     name = argv.pop(0) if argv and not argv[0].startswith("-") else "quickstart"
     if name not in EXPERIMENTS:
         raise UsageError(hints.unknown("experiment", name, tuple(EXPERIMENTS)))
-    return name
+    return name + _take_variant(name, argv)
+
+
+def _take_variant(name: str, argv: list[str]) -> str:
+    """Takes `--variant` from the arguments: what follows the experiment's name where it is not the paper's."""
+    place = next((i for i, word in enumerate(argv) if word.partition("=")[0] == "--variant"), None)
+    if place is None:
+        return ""
+    _, given, variant = argv.pop(place).partition("=")
+    if not given:
+        variant = argv.pop(place) if place < len(argv) else ""
+    known = ["paper", *(other.removeprefix(f"{name}-") for other in EXPERIMENTS if other.startswith(f"{name}-"))]
+    if variant not in known:
+        raise UsageError(hints.unknown(f"variant of {name}", variant, known))
+    return "" if variant == "paper" else f"-{variant}"
 
 
 def _at_least_one(num_seeds: int) -> int:
@@ -334,13 +350,15 @@ def parse(name: str, argv: Sequence[str], *, kind: type[Run] | type[Sweep] = Run
       UsageError: an option is unknown, or its value is not one; `SettingsError` where values do not go together.
     """
     program = f"fedmd-jax {kind.__name__.lower()} {name}"
+    experiment = smoke(EXPERIMENTS[name]) if SMOKE in argv else EXPERIMENTS[name]
+    argv = [word for word in argv if word != SMOKE]
     cli = partial(
         tyro.cli,
         kind,
-        default=kind(experiment=EXPERIMENTS[name]),
-        args=list(argv),
+        default=kind(experiment=experiment),
+        args=argv,
         prog=program,
-        description=f"{_DESCRIPTION}\n\nExperiments, which set the defaults: {', '.join(EXPERIMENTS)}.",
+        description=f"{_DESCRIPTION}\n\nExperiments, which set the defaults: {', '.join(EXPERIMENTS)}. {_ALSO}",
         config=(tyro.conf.DisallowNone,),
     )
 
@@ -382,7 +400,7 @@ def _unknown_argument(unknown: Sequence[str]) -> str:
     option = next((word for word in unknown if word.startswith("-")), None)
     if option is None:
         return f"unexpected argument {unknown[0]!r}; the experiment stands right after run, all else is --option value"
-    known = (*_options(Experiment), "--out", "--seeds", "--over")
+    known = (*_options(Experiment), "--out", "--seeds", "--over", "--variant", SMOKE)
     return hints.unknown("option", option.partition("=")[0], known, list_known=False)
 
 

@@ -12,7 +12,7 @@ from fedmd_jax.data.partition import (
     split_dirichlet,
     split_k_classes,
 )
-from fedmd_jax.data.prepare import center, mean_image, scale
+from fedmd_jax.data.prepare import center, center_ink, mean_image, scale
 from fedmd_jax.data.preparing import prepare_data
 from fedmd_jax.data.sources import load_column, load_images, save_images
 
@@ -20,6 +20,7 @@ __all__ = [
     "DataError",
     "Images",
     "center",
+    "center_ink",
     "load_column",
     "load_images",
     "lognormal",

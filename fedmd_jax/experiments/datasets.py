@@ -4,7 +4,18 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from fedmd_jax.data import Images, center, load_images, scale, split_by_class
+from fedmd_jax.data import (
+    Images,
+    center,
+    center_ink,
+    load_column,
+    load_images,
+    merge_case,
+    scale,
+    split_by_class,
+    split_by_superclass,
+    split_by_writer,
+)
 from fedmd_jax.experiments.settings import Data
 from fedmd_jax.federation import labelled_dataset, public_dataset
 from fedmd_jax.types import PrivateDataset, PublicDataset
@@ -42,17 +53,12 @@ def load(data: Data, *, num_clients: int, seed: int, public_test: bool = False) 
       ValueError: data that is missing or damaged, or not enough of it.
     """
     rng = np.random.default_rng(seed)
-    public, private, test = _read(data)
+    public = load_images(data.public, "train", data_dir=data.data_dir)
     public_rows = _choose(
         "num_public", f"public dataset {data.public}", np.arange(len(public.labels)), data.num_public, rng
     )
-    shares = split_by_class(
-        private.labels,
-        num_clients=num_clients,
-        examples_per_class=data.examples_per_class,
-        classes=data.private_classes,
-        rng=rng,
-    )
+    private, test, shares = _SPLITS[data.split](data, num_clients, rng)
+    _check_shapes(data, public, private, test)
     candidates = np.flatnonzero(np.isin(test.labels, data.private_classes))
     test_rows = _choose("num_test", f"test split of {data.private}", candidates, data.num_test, rng)
 
@@ -102,21 +108,88 @@ def _public_test(data: Data, train: np.ndarray) -> PrivateDataset:
     return labelled_dataset(inputs, test.labels)
 
 
-def _read(data: Data) -> tuple[Images, Images, Images]:
-    """Public, private and test images, of one shape, and every private class among the private ones."""
-    public = load_images(data.public, "train", data_dir=data.data_dir)
-    private, test = (load_images(data.private, split, data_dir=data.data_dir) for split in ("train", "test"))
-    shapes = [images.images.shape[1:] for images in (public, private, test)]
+Split = tuple[Images, Images, list[np.ndarray]]  # private images, test images, who owns which of the private ones
+
+
+def _split_classes(data: Data, num_clients: int, rng: np.random.Generator) -> Split:
+    private, test = (_read(data, split) for split in ("train", "test"))
+    shares = split_by_class(
+        _check_classes(data, private.labels),
+        num_clients=num_clients,
+        examples_per_class=data.examples_per_class,
+        classes=data.private_classes,
+        rng=rng,
+    )
+    return private, test, shares
+
+
+def _split_superclasses(data: Data, num_clients: int, rng: np.random.Generator) -> Split:
+    """What is to be told apart are superclasses; fine classes only say who owns what."""
+    fine = _read(data, "train").labels
+    private, test = (
+        Images(_read(data, split).images, load_column(data.private, split, "coarse_label", data_dir=data.data_dir))
+        for split in ("train", "test")
+    )
+    shares = split_by_superclass(
+        fine,
+        _check_classes(data, private.labels),
+        num_clients=num_clients,
+        examples_per_class=data.examples_per_class,
+        superclasses=data.private_classes,
+        rng=rng,
+    )
+    return private, test, shares
+
+
+def _split_writers(data: Data, num_clients: int, rng: np.random.Generator) -> Split:
+    """Both splits of the source together: its own test split takes a tenth of each writer, who have few images."""
+    parts = [_read(data, split) for split in ("train", "test")]
+    images, labels = (np.concatenate(each) for each in zip(*parts, strict=True))
+    writers = np.concatenate(
+        [load_column(data.private, split, "writer", data_dir=data.data_dir) for split in ("train", "test")]
+    )
+    shares = split_by_writer(
+        writers,
+        _check_classes(data, labels),
+        num_clients=num_clients,
+        min_examples=data.min_examples,
+        classes=data.private_classes,
+        rng=rng,
+    )
+    others = ~np.isin(writers, writers[np.concatenate(shares)])
+    return Images(images, labels), Images(images[others], labels[others]), shares
+
+
+_SPLITS = {"classes": _split_classes, "superclasses": _split_superclasses, "writers": _split_writers}
+
+
+def _read(data: Data, split: str) -> Images:
+    """Of the private data; LEAF's as letters without case, cut out and centred like MNIST's digits."""
+    images, labels = load_images(data.private, split, data_dir=data.data_dir)
+    if data.private != "leaf/femnist":
+        return Images(images, labels)
+    labels = merge_case(labels)
+    wanted = np.isin(labels, data.private_classes)
+    images[wanted] = center_ink(images[wanted])
+    return Images(images, labels)
+
+
+def _check_classes(data: Data, labels: np.ndarray) -> np.ndarray:
+    """The labels, among which every private class is."""
+    found = np.unique(labels).tolist()
+    missing = sorted(set(data.private_classes) - set(found))
+    if missing:
+        raise ValueError(f"{data.private} has no examples of the private_classes {missing}, it has {found}")
+    return labels
+
+
+def _check_shapes(data: Data, *sets: Images) -> None:
+    shapes = [images.images.shape[1:] for images in sets]
     if len(set(shapes)) > 1:
         raise ValueError(
             f"public and private images must have one shape, got {shapes[0]} for {data.public}, "
             f"{shapes[1]} and {shapes[2]} for train and test of {data.private}"
         )
-    found = np.unique(private.labels).tolist()
-    missing = sorted(set(data.private_classes) - set(found))
-    if missing:
-        raise ValueError(f"{data.private} has no examples of the private_classes {missing}, it has {found}")
-    return public, private, test
 
 
 def _choose(setting: str, what: str, rows: np.ndarray, num_wanted: int, rng: np.random.Generator) -> np.ndarray:

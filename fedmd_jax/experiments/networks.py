@@ -5,7 +5,18 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from fedmd_jax.models import CNN, MLP, BatchNorm, GroupNorm, architecture_from_linen, head_l2, resnet8, resnet20
+from fedmd_jax.models import (
+    CNN,
+    MLP,
+    BatchNorm,
+    GroupNorm,
+    PaperNetwork,
+    architecture_from_linen,
+    head_l2,
+    resnet8,
+    resnet20,
+    scale_width,
+)
 from fedmd_jax.types import Architecture
 
 _NUM_CONVOLUTIONS = {"2conv": 2, "3conv": 3, "4conv": 4}
@@ -15,7 +26,7 @@ KINDS = (*_NUM_CONVOLUTIONS, "mlp", *_RESNETS)
 
 
 def architecture_from_name(
-    name: str, num_classes: int, *, head_penalty: float = 0.0, dropout: float | None = None
+    name: str, num_classes: int, *, head_penalty: float = 0.0, dropout: float | None = None, width: float = 1.0
 ) -> Architecture:
     """The architecture that a name describes.
 
@@ -26,6 +37,7 @@ def architecture_from_name(
       num_classes: C.
       head_penalty: factor of the L2 penalty on the head.
       dropout: instead of the name's own.
+      width: multiplies filters and hidden units.
 
     Returns:
       The architecture.
@@ -42,10 +54,21 @@ def architecture_from_name(
         settings = _parse_settings(text)
         if dropout is not None:
             settings["dropout"] = dropout
-        module = _residual(kind, settings, num_classes) if kind in _RESNETS else _plain(kind, settings, num_classes)
+        make = _residual if kind in _RESNETS else _plain
+        module = make(kind, settings, num_classes, width)
     except ValueError as error:
         raise ValueError(f"network {name!r}: {error}") from None
     return architecture_from_linen(module, penalty=head_l2(head_penalty))
+
+
+def paper_name(network: PaperNetwork) -> str:
+    """The name of a row of the paper's tables.
+
+    >>> paper_name(PaperNetwork((128, 256), 0.2))
+    '2conv:n1=128,n2=256,dropout=0.2'
+    """
+    filters = [f"n{number}={count}" for number, count in enumerate(network.filters, start=1)]
+    return f"{len(network.filters)}conv:{','.join(filters)},dropout={network.dropout}"
 
 
 def _parse_settings(text: str) -> dict[str, Any]:
@@ -75,18 +98,18 @@ def _parse_value(key: str, value: str) -> Any:
     return parsed
 
 
-def _plain(kind: str, settings: dict[str, Any], num_classes: int) -> Any:
+def _plain(kind: str, settings: dict[str, Any], num_classes: int, width: float) -> Any:
     num_sizes = _NUM_CONVOLUTIONS.get(kind, len(settings.keys() - {"dropout"}))
     sizes = [f"n{i}" for i in range(1, num_sizes + 1)]
     _check_keys(settings, needed=sizes, optional=["dropout"])
     network = MLP if kind == "mlp" else CNN
     options = {key: value for key, value in settings.items() if key not in sizes}
-    return network(tuple(settings[size] for size in sizes), num_classes, **options)
+    return network(scale_width([settings[size] for size in sizes], width), num_classes, **options)
 
 
-def _residual(kind: str, settings: dict[str, Any], num_classes: int) -> Any:
+def _residual(kind: str, settings: dict[str, Any], num_classes: int, width: float) -> Any:
     _check_keys(settings, needed=[], optional=["width", "norm"])
-    return _RESNETS[kind](num_classes, **settings)
+    return _RESNETS[kind](num_classes, **{**settings, "width": width * settings.get("width", 1.0)})
 
 
 def _check_keys(settings: dict[str, Any], *, needed: Sequence[str], optional: Sequence[str]) -> None:

@@ -156,7 +156,7 @@ def group_clients(experiment: Experiment, num_classes: int) -> dict[str, Archite
         members.setdefault(name, []).append(client_id)
     return {
         name: ArchitectureGroup(
-            architecture_from_name(name, num_classes, head_penalty=experiment.head_penalty),
+            architecture_from_name(name, num_classes, head_penalty=experiment.head_penalty, width=experiment.width),
             client_ids,
             None if experiment.weights is None else [experiment.weights[i] for i in client_ids],
         )

@@ -13,6 +13,7 @@ from fedmd_jax.stopping import EarlyStopping
 
 Subset = Literal["random", "stratified"]
 Monitor = Literal["validation", "test"]
+Split = Literal["classes", "superclasses", "writers"]
 DistanceName = Literal["mae", "mse", "kl"]
 
 
@@ -110,7 +111,12 @@ class Data:
       num_public: Examples of the public dataset that are used, drawn with the seed.
       private_classes: Classes of the private dataset that take part (a to f in the paper). Their outputs follow those
         of the public classes in the one head that all share.
-      examples_per_class: Private examples that each client owns of each class; no two clients share one.
+      split: Who owns what. classes: every client the same number of images of every class. superclasses (of cifar100):
+        private_classes are superclasses, and a client owns one fine class of each, as in the paper's non-iid CIFAR.
+        writers (of leaf/femnist): a client is a writer and owns all images of theirs; the test set is of the others.
+      examples_per_class: Private examples that each client owns of each class; no two clients share one. Not with
+        writers.
+      min_examples: Private examples, of all classes together, that a writer must have to be a client.
       num_test: Private test examples, of no client, on which every client is evaluated; drawn with the seed.
       validation_share: Part of the public examples, and of the pooled private ones, that is held out of training where
         early stopping looks at validation data; drawn with the seed. Rounds use all public examples.
@@ -125,12 +131,16 @@ class Data:
     data_dir: str | None = None
     num_public: int = 5000
     private_classes: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
+    split: Split = "classes"
     examples_per_class: int = 3
+    min_examples: int = 12
     num_test: int = 1200
     validation_share: float = 0.1
 
     def __post_init__(self):
         _check_counts(1, num_public=self.num_public, examples_per_class=self.examples_per_class, num_test=self.num_test)
+        _check_counts(1, min_examples=self.min_examples)
+        _check_choices(Split, split=self.split)
         if not isinstance(self.validation_share, (int, float)) or not 0 < self.validation_share < 1:
             raise ValueError(f"validation_share must be between 0 and 1, got {self.validation_share!r}")
         classes = self.private_classes
@@ -149,6 +159,7 @@ class Experiment:
         filters; also 3conv, 4conv), mlp:n1=64 (hidden units), resnet8:width=0.5,norm=group, resnet20; all but the
         residual ones take dropout=0.2. The length of the list is the number of clients; those with equal networks run
         as one group.
+      width: Multiplies the filters and hidden units of all networks; 0.25 makes the paper's a CPU's size.
       weights: What each client's scores weigh in the consensus, one number per client (c_k in the paper's supplement).
         Without it all weigh the same.
       data: Public and private images.
@@ -177,6 +188,7 @@ class Experiment:
     """
 
     networks: tuple[str, ...]
+    width: float = 1.0
     weights: tuple[float, ...] | None = None
     data: Data = Data()
     public_training: Phase = Phase(num_epochs=20, batch_size=128)
@@ -200,7 +212,7 @@ class Experiment:
         _check_counts(1, subset_size=self.subset_size)
         if self.clients_per_chunk is not None:
             _check_counts(1, clients_per_chunk=self.clients_per_chunk)
-        _check_positive(temperature=self.temperature)
+        _check_positive(temperature=self.temperature, width=self.width)
         _check_not_negative(head_penalty=[self.head_penalty], weights=self.weights or [])
         _check_choices(Subset, subset=self.subset)
         _check_choices(DistanceName, distance=self.distance)

@@ -3,8 +3,8 @@
     python benchmarks/conv_forms.py [--clients 4] [--json FILE]
 
 The answer is what `fedmd_jax.models.choose_form` decides by. Each line is one step of a scan over four, for all
-clients: the forward pass, and forward with both gradients. Native convolutions are slow enough in a scan on CPUs that
-only the small shapes try them.
+clients: the forward pass, and the gradients of the kernel and of the images apart. Native convolutions are slow enough
+in a scan on CPUs that only the small shapes try them.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from timing import append_json, matmul_ceiling, measure
 
-from fedmd_jax.models import choose_form, native, patches, shifted
+from fedmd_jax.models import blocked, choose_form, native, patches, shifted
 
 NUM_STEPS = 4
 
@@ -43,8 +43,10 @@ class Shape(NamedTuple):
 
 
 SHAPES = (
-    Shape(64, 30, 1, 8, 3, 1),
+    Shape(32, 30, 1, 8, 3, 1),
+    Shape(64, 30, 1, 32, 3, 1),
     Shape(64, 34, 3, 16, 3, 1),
+    Shape(64, 30, 8, 16, 3, 1),
     Shape(64, 28, 8, 16, 3, 2),
     Shape(64, 28, 8, 16, 2, 2),
     Shape(64, 18, 32, 32, 3, 1),
@@ -52,20 +54,29 @@ SHAPES = (
 )
 
 
-def steps(form: Callable, shape: Shape, *, gradients: bool) -> Callable:
-    """A scan of dependent steps, so that none can be left out, vmapped over clients."""
+def steps(form: Callable, shape: Shape, *, of: str) -> Callable:
+    """A scan of dependent steps, so that none can be left out, vmapped over clients.
+
+    Args:
+      form: the convolution.
+      shape: of it.
+      of: "forward", "kernel" or "images": the pass, or one of the gradients (with as much of the pass as that needs).
+    """
 
     def convolve(x, kernel):
         return form(x, kernel, (shape.stride,) * 2, ((0, 0), (0, 0)))
 
     def step(carry, _):
-        x, kernel = carry
-        if not gradients:
-            return (x + 1e-9 * jnp.mean(convolve(x, kernel)), kernel), None
-        by_x, by_kernel = jax.grad(lambda x, kernel: jnp.sum(convolve(x, kernel) ** 2), argnums=(0, 1))(x, kernel)
-        return (x - 1e-9 * by_x, kernel - 1e-9 * by_kernel), None
+        x, kernel, upstream = carry
+        if of == "forward":
+            return (x + 1e-9 * jnp.mean(convolve(x, kernel)), kernel, upstream), None
+        _, pull_back = jax.vjp(convolve, x, kernel)
+        by_x, by_kernel = pull_back(upstream)
+        if of == "kernel":
+            return (x + 1e-9 * jnp.mean(by_kernel), kernel, upstream), None
+        return (x + 1e-9 * by_x, kernel, upstream), None
 
-    return jax.vmap(lambda x, kernel: jax.lax.scan(step, (x, kernel), None, length=NUM_STEPS)[0])
+    return jax.vmap(lambda *carry: jax.lax.scan(step, carry, None, length=NUM_STEPS)[0])
 
 
 def main() -> None:
@@ -75,7 +86,7 @@ def main() -> None:
     options = parser.parse_args()
     ceiling = matmul_ceiling()
     print(f"{options.clients} clients; matmul ceiling {ceiling:.0f} GFLOP/s")
-    columns = f"{'batch x image -> filters':<34} {'form':<8} {'forward':>10} {'+ gradients':>12}"
+    columns = f"{'batch x image -> filters':<34} {'form':<8} {'forward':>10} {'kernel':>10} {'images':>10}"
     print(f"{columns} {'GFLOP/s':>8} {'compile':>8}")
     for shape in SHAPES:
         key_x, key_kernel = jax.random.split(jax.random.key(0))
@@ -84,20 +95,26 @@ def main() -> None:
             key_kernel, (options.clients, shape.kernel, shape.kernel, shape.inputs, shape.outputs)
         )
         chosen = choose_form(x.shape[1:], kernel.shape[1:])
-        for form in (shifted, patches, native):
+        upstream = jax.random.normal(
+            key_x, (options.clients, shape.batch, shape.output_size, shape.output_size, shape.outputs)
+        )
+        for form in (shifted, patches, blocked, native):
             if form is native and shape.forward_flops > 2e8:
                 continue
-            forward, training = (measure(steps(form, shape, gradients=g), x, kernel, repeats=3) for g in (False, True))
-            milliseconds = [timing.run / NUM_STEPS * 1e3 for timing in (forward, training)]
-            rate = 3 * options.clients * shape.forward_flops / milliseconds[1] / 1e6
             name = f"{shape.batch} x {shape.size}x{shape.size}x{shape.inputs} -> {shape.outputs}, "
             name += f"{shape.kernel}x{shape.kernel} / {shape.stride}"
-            print(
-                f"{name:<34} {form.__name__:<8} {milliseconds[0]:>7.1f} ms {milliseconds[1]:>9.1f} ms {rate:>8.1f} "
-                f"{forward.compile + training.compile:>6.1f} s{'  <- chosen' if form is chosen else ''}"
-            )
+            timings = {
+                of: measure(steps(form, shape, of=of), x, kernel, upstream, repeats=3)
+                for of in ("forward", "kernel", "images")
+            }
+            milliseconds = {of: timing.run / NUM_STEPS * 1e3 for of, timing in timings.items()}
+            compile_time = sum(timing.compile for timing in timings.values())
+            rate = options.clients * shape.forward_flops / milliseconds["forward"] / 1e6
+            row = "".join(f"{ms:>8.1f} ms" for ms in milliseconds.values())
+            chosen_here = "  <- chosen" if form is chosen else ""
+            print(f"{name:<34} {form.__name__:<8}{row} {rate:>8.1f} {compile_time:>6.1f} s{chosen_here}", flush=True)
             record = {"benchmark": "conv_forms", "clients": options.clients, **shape._asdict(), "form": form.__name__}
-            figures = {"forward_ms": milliseconds[0], "training_ms": milliseconds[1], "ceiling_gflops": ceiling}
+            figures = {f"{of}_ms": ms for of, ms in milliseconds.items()} | {"ceiling_gflops": ceiling}
             append_json(options.json, {**record, **figures})
 
 

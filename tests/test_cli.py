@@ -575,3 +575,50 @@ def test_python_m(tmp_path):
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr == f"fedmd-jax: error: no run to report on: {tmp_path / 'nothing'} is not a directory\n"
+
+
+@pytest.fixture(scope="module")
+def paper_data(tmp_path_factory):
+    """Noise in the shapes of the paper's data sets."""
+    folder, rng = tmp_path_factory.mktemp("paper"), np.random.default_rng(0)
+
+    def save(name, num_images, num_classes, shape, **columns):
+        labels = np.arange(num_images) % num_classes
+        for split in ("train", "test"):
+            pixels = rng.integers(0, 256, (num_images, *shape), dtype=np.uint8)
+            save_images(folder, name, split, pixels, labels, **{k: make(labels) for k, make in columns.items()})
+
+    save("mnist", 240, 10, (28, 28, 1))
+    save("emnist/letters", 260, 26, (28, 28, 1))
+    save("leaf/femnist", 620, 62, (28, 28, 1), writer=lambda labels: np.arange(len(labels)) // 155)
+    save("cifar10", 240, 10, (32, 32, 3))
+    save("cifar100", 4000, 100, (32, 32, 3), coarse_label=lambda labels: labels // 5)
+    return folder
+
+
+# The other released ones have the programs of the one and the data of the paper's.
+@pytest.mark.parametrize(
+    ("experiment", "variant"),
+    [(name, "paper") for name in ("letters-iid", "letters-writers", "cifar-iid", "cifar-superclass")]
+    + [("letters-iid", "released")],
+)
+def test_every_experiment_runs_from_a_data_folder(experiment, variant, paper_data, tmp_path):
+    options = ["--variant", variant, "--smoke", "--data.data-dir", str(paper_data), "--out", str(tmp_path / "run")]
+    assert main(["run", experiment, *options]) == 0
+    summary = read(tmp_path / "run", files.SUMMARY)
+    assert summary["experiment"] == (experiment if variant == "paper" else f"{experiment}-{variant}")
+    assert None not in summary["mean"].values()
+    assert set(read(tmp_path / "run", files.CONFIG)["clients_at_once"].values()) == {1}
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["run", "letters-iid", "--variant", "x"], "unknown variant of letters-iid 'x', known are paper, released"),
+        (["run", "letters-iid", "--variant"], "unknown variant of letters-iid '', known are paper, released"),
+        (["run", "--variant=releasd", "letters-iid"], "unknown variant of quickstart 'releasd', known are paper"),
+    ],
+)
+def test_a_variant_that_is_none(argv, message, capsys):
+    assert main(argv) == 2
+    check_complaint(capsys, message)

@@ -17,6 +17,7 @@ from fedmd_jax.experiments.networks import architecture_from_name
 from fedmd_jax.experiments.settings import Experiment
 from fedmd_jax.experiments.stopwatch import Stopwatch
 from fedmd_jax.federation import Federation, RoundMetrics, States, fedmd, round_metrics, run_federation, run_local
+from fedmd_jax.mapping import chunk_of
 from fedmd_jax.subset import draw_public_subset, draw_stratified_subset
 from fedmd_jax.types import PrivateDataset, PublicDataset
 
@@ -230,13 +231,24 @@ def _accuracy(federation: Federation, states: States, test: PrivateDataset) -> d
     return {client.client_id: client.accuracy for client in metrics.clients}
 
 
+def clients_at_once(prepared: Prepared) -> dict[str, int]:
+    """How many clients of each group run at once: what was set, or what was chosen."""
+    setting, groups = prepared.experiment.clients_per_chunk or "auto", prepared.federation.groups
+    states = _shapes(prepared)
+    chunks = {name: chunk_of(setting, name, states[name].params) for name in groups}
+    return {name: min(chunks[name] or group.num_clients, group.num_clients) for name, group in groups.items()}
+
+
 def communication(prepared: Prepared, *, num_rounds: int) -> Communication:
     """What so many rounds send, from the shapes of the networks; nothing is computed."""
-    datasets = prepared.datasets
-    states = jax.eval_shape(prepared.federation.new_states, jax.random.key(0), datasets.public.inputs[:1])
     return communication_bytes(
-        states,
+        _shapes(prepared),
         subset_size=prepared.experiment.subset_size,
-        num_classes=datasets.num_classes,
+        num_classes=prepared.datasets.num_classes,
         num_rounds=num_rounds,
     )
+
+
+def _shapes(prepared: Prepared) -> States:
+    inputs = prepared.datasets.public.inputs[:1]
+    return jax.eval_shape(prepared.federation.new_states, jax.random.key(0), inputs)

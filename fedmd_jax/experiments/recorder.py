@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import pathlib
+from collections.abc import Mapping
 
 from fedmd_jax.communication import Communication
 from fedmd_jax.experiments import run_directory as files
@@ -25,7 +26,15 @@ class Recorder(Observer):
       WriteError: from any method, a file cannot be written.
     """
 
-    def __init__(self, path: pathlib.Path, name: str, experiment: Experiment, *, command: str):
+    def __init__(
+        self,
+        path: pathlib.Path,
+        name: str,
+        experiment: Experiment,
+        *,
+        command: str,
+        clients_at_once: Mapping[str, int] | None = None,
+    ):
         """Makes the directory, with config.json and an empty metrics.jsonl.
 
         Args:
@@ -33,6 +42,7 @@ class Recorder(Observer):
           name: of the experiment.
           experiment: its settings.
           command: with which it was started.
+          clients_at_once: how many clients of each group run at once, where it is known.
         """
         self._path, self._name, self._experiment = path, name, experiment
         self._metrics: list[Record] = []
@@ -44,6 +54,7 @@ class Recorder(Observer):
             "settings": dataclasses.asdict(experiment),
             "seed": experiment.seed,
             "command": command,
+            "clients_at_once": clients_at_once,
             **self._origin,
         }
         files.create(path, {files.CONFIG: files.to_json(config), files.METRICS: b""})

@@ -8,7 +8,14 @@ from typing import Any
 from fedmd_jax.experiments import run_directory as files
 from fedmd_jax.experiments.errors import bad_input
 from fedmd_jax.experiments.interrupts import CtrlC, Uninterrupted
-from fedmd_jax.experiments.procedure import Observers, Prepared, communication, compiled_once, prepare
+from fedmd_jax.experiments.procedure import (
+    Observers,
+    Prepared,
+    clients_at_once,
+    communication,
+    compiled_once,
+    prepare,
+)
 from fedmd_jax.experiments.progress import make_progress
 from fedmd_jax.experiments.recorder import Recorder
 from fedmd_jax.experiments.run_directory import Record
@@ -54,7 +61,8 @@ def run_all(
                 with bad_input():
                     prepared = prepare(experiment)
             with ctrl_c.held():
-                recorder = Recorder(path, name, experiment, command=command)
+                at_once = clients_at_once(prepared)
+                recorder = Recorder(path, name, experiment, command=command, clients_at_once=at_once)
             completed = _run(run, prepared, recorder, watch, ctrl_c)
             with ctrl_c.held():
                 _finish(recorder, prepared, watch, path, show, interrupted=not completed)

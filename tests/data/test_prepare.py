@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedmd_jax.data import center, mean_image, scale
+from fedmd_jax.data import center, center_ink, mean_image, scale
 
 PIXELS = hnp.arrays(np.uint8, st.tuples(st.integers(1, 9), st.just(3), st.just(2), st.just(1)))
 
@@ -69,3 +69,34 @@ def test_an_empty_private_set_is_fine_an_empty_public_one_is_not():
 def test_sets_that_do_not_fit_are_refused(others, message):
     with pytest.raises(ValueError, match=message):
         center(np.ones((2, 3, 3, 1), np.float32), others)
+
+
+INK = hnp.arrays(np.uint8, (28, 28), elements=st.sampled_from([0, 0, 0, 255]))
+
+
+@given(INK)
+def test_centred_ink_has_the_size_of_a_digit_and_its_mass_in_the_middle(image):
+    centred = center_ink(image[None, :, :, None])[0, :, :, 0]
+    assert centred.shape == image.shape
+    if not image.any():
+        assert not centred.any()
+        return
+    rows, columns = (np.flatnonzero(centred.any(axis=axis)) for axis in (1, 0))
+    assert max(np.ptp(rows), np.ptp(columns)) <= 20
+    for axis in (0, 1):
+        weight = centred.astype(float).sum(axis=1 - axis)
+        if weight.sum() > 0:
+            assert abs(np.average(np.arange(28), weights=weight) - 13.5) <= 6.5  # as near as the border lets it
+
+
+def test_centred_ink_does_not_depend_on_where_it_was_written():
+    image = np.zeros((28, 28), np.uint8)
+    image[3:9, 4:8] = np.random.default_rng(0).integers(1, 256, (6, 4))
+    moved = np.roll(image, (11, 5), (0, 1))
+    both = center_ink(np.stack([image, moved])[..., None])
+    np.testing.assert_array_equal(both[0], both[1])
+
+
+def test_ink_has_one_channel():
+    with pytest.raises(ValueError, match=r"images must be uint8 \[N, H, W, 1\], got uint8 \[1, 2, 2, 3\]"):
+        center_ink(np.zeros((1, 2, 2, 3), np.uint8))

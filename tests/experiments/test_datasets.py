@@ -2,8 +2,9 @@ import dataclasses
 
 import numpy as np
 import pytest
+from experiments.conftest import images
 
-from fedmd_jax.data import load_images
+from fedmd_jax.data import load_images, save_images
 from fedmd_jax.experiments.datasets import load
 from fedmd_jax.experiments.settings import Data
 
@@ -99,3 +100,79 @@ def test_the_seed_decides(data):
 def test_data_that_does_not_suffice(data, settings, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
         load(dataclasses.replace(data, **settings), num_clients=3, seed=0)
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory):
+    """Six fine classes of ten images, two in each of three superclasses; ink where an image has its number."""
+    folder = tmp_path_factory.mktemp("families")
+    save_images(folder, "dots", "train", *images(0, 10, 4))
+    for seed, split in enumerate(("train", "test"), start=1):
+        pixels, fine = images(seed, 10, 6)
+        save_images(folder, "kinds", split, pixels, fine, coarse_label=fine // 2)
+    return folder
+
+
+def test_superclasses_are_told_apart_and_every_client_knows_one_kind_of_each(families):
+    data = Data(
+        public="dots",
+        private="kinds",
+        data_dir=str(families),
+        num_public=30,
+        split="superclasses",
+        private_classes=(2, 0),
+        examples_per_class=4,
+        num_test=40,
+    )
+    datasets = load(data, num_clients=4, seed=0)
+    assert datasets.num_classes == 4 + 2
+    assert [labels.tolist() for _, labels in datasets.private.values()] == [[4] * 4 + [5] * 4] * 4
+    assert sorted(datasets.test.labels.tolist()) == [4] * 20 + [5] * 20
+    stored, fine = load_images("kinds", "train", data_dir=families)
+    rows = [sorted(fine[rows_of(inputs, stored)].tolist()) for inputs, _ in datasets.private.values()]
+    assert all(kinds[0] == kinds[3] and kinds[4] == kinds[7] for kinds in rows)
+    assert rows[0] == rows[2] != rows[1] == rows[3]
+    with pytest.raises(ValueError, match=r"kinds has no examples of the private_classes \[3\], it has \[0, 1, 2\]"):
+        load(dataclasses.replace(data, private_classes=(3,)), num_clients=1, seed=0)
+
+
+def rows_of(inputs, stored):
+    """Which of the stored images these are: they differ by one and the same image."""
+    flat, inputs = stored.reshape(len(stored), -1) / 255, np.asarray(inputs).reshape(len(inputs), -1)
+    contrast = flat[:, None] - flat[None]
+    first = next(
+        i for i in range(len(flat)) if all(np.abs(contrast[:, i] - (x - inputs[0])).max(1).min() < 1e-5 for x in inputs)
+    )
+    return [int(np.abs(contrast[:, first] - (x - inputs[0])).max(1).argmin()) for x in inputs]
+
+
+@pytest.fixture(scope="module")
+def leaf(tmp_path_factory):
+    """Five writers of capitals and small letters a and b, and of digits; four wrote 8 letters each, the last one 2."""
+    folder = tmp_path_factory.mktemp("leaf")
+    save_images(folder, "dots", "train", *images(0, 10, 4, size=28))
+    labels = np.array([10, 36, 11, 37, 3])  # A, a, B, b, 3
+    for split, turns in (("train", 1), ("test", 1)):
+        all_labels = np.concatenate([np.tile(labels, turns) for _ in range(4)] + [np.array([10])])
+        writers = np.array([f"w{k}" for k in range(4) for _ in range(5 * turns)] + ["w4"])
+        pixels, _ = images(len(split), 21, 1, size=28)
+        save_images(folder, "leaf/femnist", split, pixels, all_labels, writer=writers)
+    return folder
+
+
+def test_clients_are_writers_and_the_others_are_tested_on(leaf):
+    data = Data(
+        public="dots",
+        private="leaf/femnist",
+        data_dir=str(leaf),
+        num_public=30,
+        split="writers",
+        private_classes=(0, 1),
+        min_examples=8,
+        num_test=10,
+    )
+    datasets = load(data, num_clients=3, seed=0)
+    assert [sorted(labels.tolist()) for _, labels in datasets.private.values()] == [[4] * 4 + [5] * 4] * 3
+    assert sorted(datasets.test.labels.tolist()) == [4] * 6 + [5] * 4  # the fourth, and the one who wrote little
+    with pytest.raises(ValueError, match="5 clients need as many writers with at least 8 examples"):
+        load(data, num_clients=5, seed=0)

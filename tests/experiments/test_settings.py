@@ -3,7 +3,7 @@ import dataclasses
 import jax.numpy as jnp
 import pytest
 
-from fedmd_jax.experiments import EXPERIMENTS
+from fedmd_jax.experiments import EXPERIMENTS, smoke
 from fedmd_jax.experiments.networks import architecture_from_name
 from fedmd_jax.experiments.settings import Data, Experiment, Phase
 
@@ -82,8 +82,9 @@ def test_the_distance_of_an_experiment():
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_presets_are_whole(name):
-    experiment = EXPERIMENTS[name]
+@pytest.mark.parametrize("change", [lambda experiment: experiment, smoke], ids=["whole", "smoke"])
+def test_presets_are_whole(name, change):
+    experiment = change(EXPERIMENTS[name])
     assert dataclasses.replace(experiment) == experiment  # all checks again
     for network in set(experiment.networks):
         architecture_from_name(network, 16)

@@ -1,0 +1,124 @@
+"""How close does FedMD come to the paper, and what do its controls reach?
+
+    python benchmarks/paper.py [--experiments letters-iid ...] [--variant paper] [--width 0.25] [--seeds 3] [--table]
+
+Runs the experiments one seed after the other, as `fedmd-jax run` does, keeps what came out in
+`benchmarks/results/paper/*.json`, with command, commit, date, device and versions, and writes the table of everything
+that is there into `benchmarks/README.md`. Data sets are found as `fedmd-jax` finds them (FEDMD_JAX_DATA). With --table
+nothing is run.
+"""
+
+import argparse
+import datetime
+import json
+import pathlib
+import statistics
+import subprocess
+import tempfile
+from collections.abc import Iterable
+
+from fedmd_jax.cli import main as fedmd_jax
+
+HERE = pathlib.Path(__file__).parent
+RESULTS = HERE / "results" / "paper"
+README = HERE / "README.md"
+BEGIN, END = "<!-- the table of paper.py -->", "<!-- its end -->"
+EXPERIMENTS = ("letters-iid", "letters-writers", "cifar-iid", "cifar-superclass")
+COLUMNS = ("transfer_accuracy", "local_accuracy", "final_accuracy", "pooled_accuracy")
+
+
+def run(experiment: str, variant: str, width: float, seed: int) -> None:
+    """One seed, and its file."""
+    options = ["--variant", variant, "--width", str(width), "--seed", str(seed)]
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "run"
+        if fedmd_jax(["run", experiment, *options, "--out", str(path)]) != 0:
+            raise SystemExit(f"{experiment} with seed {seed} has failed")
+        summary = json.loads((path / "summary.json").read_text())
+        lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    curve = [
+        statistics.mean(line["accuracy"] for line in lines if line["round"] == round_)
+        for round_ in range(summary["num_rounds_done"] + 1)
+    ]
+    record = {
+        "command": " ".join(["fedmd-jax", "run", experiment, *options]),
+        "variant": variant,
+        "width": width,
+        "commit": commit(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "mean_accuracy_by_round": curve,
+        **summary,
+    }
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    file = RESULTS / f"{experiment}-{variant}-width{width:g}-seed{seed}.json"
+    file.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def commit() -> str:
+    """Of this checkout."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def table(records: Iterable[dict]) -> str:
+    """Markdown: mean and standard deviation over seeds, and what was not made."""
+    by_setting: dict[tuple, list[dict]] = {}
+    for record in records:
+        name = record["experiment"].removesuffix("-released")
+        by_setting.setdefault((name, record["variant"], record["width"]), []).append(record)
+    heads = ["experiment", "variant", "width", "seeds", "transfer", "local only", "FedMD", "pooled", "gain"]
+    heads += ["over local", "to pooled", "minutes", "device", "commit, date"]
+    rows = [heads, ["---"] * len(heads)]
+    for name in EXPERIMENTS:
+        for variant, width in (("paper", 0.25), ("released", 0.25), ("paper", 1.0), ("released", 1.0)):
+            found = by_setting.get((name, variant, width), [])
+            rows.append([name, variant, f"{width:g}", *(cells(found) if found else ["not made"])])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def cells(records: list[dict]) -> list[str]:
+    """What is said of the seeds of one setting."""
+
+    def over_seeds(values: list[float], digits: int) -> str:
+        mean = f"{statistics.mean(values):.{digits}f}"
+        return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
+
+    means = [record["mean"] for record in records]
+    points = ("gain_points", "gain_over_local_points", "gap_to_pooled_points")
+    last = records[-1]
+    return [
+        ", ".join(str(record["seed"]) for record in sorted(records, key=lambda record: record["seed"])),
+        *(over_seeds([mean[column] for mean in means], 3) for column in COLUMNS),
+        *(over_seeds([mean[column] for mean in means], 1) for column in points),
+        over_seeds([record["seconds"]["total"] / 60 for record in records], 0),
+        str(last["device"]),
+        f"{last['commit']}, {last['date']}",
+    ]
+
+
+def write_table() -> None:
+    """Replaces what stands between the two marks."""
+    records = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    before, rest = README.read_text().split(BEGIN)
+    _, after = rest.split(END)
+    README.write_text(f"{before}{BEGIN}\n\n{table(records)}\n\n{END}{after}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--experiments", nargs="+", choices=EXPERIMENTS, default=EXPERIMENTS)
+    parser.add_argument("--variant", choices=("paper", "released"), default="paper")
+    parser.add_argument("--width", type=float, default=1.0, help="of the networks; 0.25 suits a CPU")
+    parser.add_argument("--seed", type=int, default=0, help="the first one")
+    parser.add_argument("--seeds", type=int, default=1, help="how many")
+    parser.add_argument("--table", action="store_true", help="write the table and run nothing")
+    options = parser.parse_args()
+    for experiment in () if options.table else options.experiments:
+        for seed in range(options.seed, options.seed + options.seeds):
+            run(experiment, options.variant, options.width, seed)
+            write_table()
+    write_table()
+
+
+if __name__ == "__main__":
+    main()

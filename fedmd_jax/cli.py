@@ -8,6 +8,7 @@ import pathlib
 import re
 import shlex
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -49,7 +50,14 @@ Print the table of a finished run, or of several seeds, and redraw its accuracy.
 _DESCRIPTION = "Train a federation: transfer learning, rounds of FedMD, and what they are compared with."
 HELP = ("-h", "--help")
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
-_ALSO = "--variant released takes the settings of the authors' code, --smoke makes an experiment tiny, as a test."
+# Paragraphs, since lines of one are joined to a line that no terminal holds.
+_EXPERIMENTS = "\n\n".join(
+    [
+        "Experiments, which set the defaults:",
+        *textwrap.wrap(", ".join(EXPERIMENTS), width=90, break_on_hyphens=False),
+        "--variant released takes the settings of the authors' code, --smoke makes an experiment tiny.",
+    ]
+)
 SMOKE = "--smoke"
 
 
@@ -358,7 +366,7 @@ def parse(name: str, argv: Sequence[str], *, kind: type[Run] | type[Sweep] = Run
         default=kind(experiment=experiment),
         args=argv,
         prog=program,
-        description=f"{_DESCRIPTION}\n\nExperiments, which set the defaults: {', '.join(EXPERIMENTS)}. {_ALSO}",
+        description=f"{_DESCRIPTION}\n\n{_EXPERIMENTS}",
         config=(tyro.conf.DisallowNone,),
     )
 

@@ -10,6 +10,7 @@ nothing is run.
 
 import argparse
 import datetime
+import itertools
 import json
 import pathlib
 import statistics
@@ -55,24 +56,26 @@ def run(experiment: str, variant: str, width: float, seed: int) -> None:
 
 
 def commit() -> str:
-    """Of this checkout."""
-    command = ["git", "rev-parse", "--short", "HEAD"]
+    """Of this checkout, marked where it has other changes."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
     return subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def table(records: Iterable[dict]) -> str:
-    """Markdown: mean and standard deviation over seeds, and what was not made."""
-    by_setting: dict[tuple, list[dict]] = {}
-    for record in records:
+    """Markdown: mean and standard deviation over the seeds of one setting, commit and device; and what was not made."""
+    found: dict[tuple, list[dict]] = {}
+    for record in sorted(records, key=lambda record: record["seed"]):
         name = record["experiment"].removesuffix("-released")
-        by_setting.setdefault((name, record["variant"], record["width"]), []).append(record)
+        setting = (name, record["variant"], record["width"])
+        found.setdefault((*setting, str(record["device"]), record["commit"]), []).append(record)
+    wanted = {(name, *how) for name in EXPERIMENTS for how in itertools.product(("paper", "released"), (0.25, 1.0))}
+    missing = {(*setting, "", "") for setting in wanted - {key[:3] for key in found}}
     heads = ["experiment", "variant", "width", "seeds", "transfer", "local only", "FedMD", "pooled", "gain"]
     heads += ["over local", "to pooled", "minutes", "device", "commit, date"]
     rows = [heads, ["---"] * len(heads)]
-    for name in EXPERIMENTS:
-        for variant, width in (("paper", 0.25), ("released", 0.25), ("paper", 1.0), ("released", 1.0)):
-            found = by_setting.get((name, variant, width), [])
-            rows.append([name, variant, f"{width:g}", *(cells(found) if found else ["not made"])])
+    for key in sorted({*found, *missing}, key=lambda key: (EXPERIMENTS.index(key[0]), *key[1:])):
+        results = cells(found[key]) if key in found else ["**not made**", *[""] * (len(heads) - 4)]
+        rows.append([key[0], key[1], f"{key[2]:g}", *results])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
@@ -87,7 +90,7 @@ def cells(records: list[dict]) -> list[str]:
     points = ("gain_points", "gain_over_local_points", "gap_to_pooled_points")
     last = records[-1]
     return [
-        ", ".join(str(record["seed"]) for record in sorted(records, key=lambda record: record["seed"])),
+        ", ".join(str(record["seed"]) for record in records),
         *(over_seeds([mean[column] for mean in means], 3) for column in COLUMNS),
         *(over_seeds([mean[column] for mean in means], 1) for column in points),
         over_seeds([record["seconds"]["total"] / 60 for record in records], 0),

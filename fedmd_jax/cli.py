@@ -55,7 +55,7 @@ _EXPERIMENTS = "\n\n".join(
     [
         "Experiments, which set the defaults:",
         *textwrap.wrap(", ".join(EXPERIMENTS), width=90, break_on_hyphens=False),
-        "--variant released takes the settings of the authors' code, --smoke makes an experiment tiny.",
+        "--variant released takes the authors' code's settings; --smoke makes all defaults tiny.",
     ]
 )
 SMOKE = "--smoke"
@@ -297,6 +297,8 @@ def _take_variant(name: str, argv: list[str]) -> str:
     _, given, variant = argv.pop(place).partition("=")
     if not given:
         variant = argv.pop(place) if place < len(argv) else ""
+    if name.endswith("-released"):
+        raise UsageError(f"{name} is a variant already, --variant is of {name.removesuffix('-released')}")
     known = ["paper", *(other.removeprefix(f"{name}-") for other in EXPERIMENTS if other.startswith(f"{name}-"))]
     if variant not in known:
         raise UsageError(hints.unknown(f"variant of {name}", variant, known))

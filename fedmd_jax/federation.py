@@ -149,7 +149,7 @@ def fedmd(
 
     def map_group(name, clients, fn, in_axes, **settings):
         fn = partial(fn, groups[name].architecture, **settings)
-        chunk = chunk_of(clients_per_chunk, name, clients.params)
+        chunk = chunk_of(clients_per_chunk, name, clients.params, mesh)
         return map_clients(fn, in_axes, mesh, clients_per_chunk=chunk)
 
     @partial(jax.jit, compiler_options=_run_once())

@@ -348,7 +348,12 @@ def _fit_until_stopped(architecture, epoch, learner, num_epochs, early_stopping,
         number, learner, losses, patience = carry
         learner, loss = epoch(learner, number)
         accuracy = share_correct(score(architecture, learner, validation.inputs), validation)
-        return number + 1, learner, losses.at[number].set(loss), wait(early_stopping, patience, accuracy)
+        return (
+            number + 1,
+            learner,
+            losses.at[number].set(loss.astype(losses.dtype)),
+            wait(early_stopping, patience, accuracy),
+        )
 
     losses = jnp.full(num_epochs, jnp.nan, jnp.float32)
     _, learner, losses, _ = jax.lax.while_loop(goes_on, step, (jnp.int32(0), learner, losses, full_patience()))
@@ -399,7 +404,8 @@ def draw_batches(
 
 def _batch_loss(architecture, example_loss, params, model_state, inputs, targets, mask, key):
     logits, model_state = architecture.apply(params, model_state, inputs, train=True, mask=mask, key=key)
-    losses = jnp.where(mask, example_loss(logits, targets), 0.0)
+    losses = example_loss(logits, targets)
+    losses = jnp.where(mask, losses.astype(jnp.promote_types(losses.dtype, jnp.float32)), 0.0)
     return jnp.sum(losses) / jnp.maximum(jnp.sum(mask), 1) + architecture.penalty(params), model_state
 
 

@@ -17,27 +17,31 @@ Chunk = int | None | Literal["auto"]
 ClientsPerChunk = Chunk | Mapping[str, Chunk]
 
 
-def chunk_of(clients_per_chunk: ClientsPerChunk, name: str, params: chex.ArrayTree) -> int | None:
+def chunk_of(
+    clients_per_chunk: ClientsPerChunk, name: str, params: chex.ArrayTree, mesh: Mesh | None = None
+) -> int | None:
     """How many clients of the group `name` run at once; None is all of them.
 
     Args:
       clients_per_chunk: the setting; a group that it does not name is "auto".
       name: of the group.
       params: its stacked parameters, [K, ...], for `choose_chunk`.
+      mesh: whose platform counts; that of the default backend without one.
 
     >>> params = {"kernel": jnp.zeros((2, 3, 3, 1, 8))}
     >>> chunk_of({"large": 1}, "large", params), chunk_of(4, "small", params), chunk_of(None, "small", params)
     (1, 4, None)
     """
     chunk = clients_per_chunk.get(name, "auto") if isinstance(clients_per_chunk, Mapping) else clients_per_chunk
-    return choose_chunk(params) if chunk == "auto" else chunk
+    platform = None if mesh is None else mesh.devices.flat[0].platform
+    return choose_chunk(params, platform=platform) if chunk == "auto" else chunk
 
 
 def choose_chunk(params: chex.ArrayTree, *, platform: str | None = None) -> int | None:
     """How many clients of a group run fastest at once: the one place where this is decided.
 
     Args:
-      params: stacked parameters, [K, ...]; a leaf of rank 5 is the kernel of a convolution.
+      params: stacked parameters, [K, ...]; a leaf of rank 5 is taken for the kernel of a convolution.
       platform: "cpu", "gpu" or "tpu"; None for the default backend.
 
     Returns:
@@ -51,7 +55,7 @@ def choose_chunk(params: chex.ArrayTree, *, platform: str | None = None) -> int 
     # A convolution keeps the cores busy alone, and the activations of several clients leave the cache.
     if (platform or jax.default_backend()) != "cpu":
         return None
-    return 1 if max(jnp.ndim(leaf) for leaf in jax.tree.leaves(params)) >= 5 else 16
+    return 1 if any(jnp.ndim(leaf) >= 5 for leaf in jax.tree.leaves(params)) else 16
 
 
 def check_chunks(clients_per_chunk: ClientsPerChunk, groups: Collection[str]) -> None:

@@ -83,7 +83,7 @@ def fedmd_round(
     weights = consensus_weights(groups) if weights is None else weights
     check_weights(weights, {name: len(ids) for name, ids in client_ids.items()})
     shares = consensus_shares(weights)
-    chunk = {name: chunk_of(clients_per_chunk, name, states[name].params) for name in groups}
+    chunk = {name: chunk_of(clients_per_chunk, name, states[name].params, mesh) for name in groups}
 
     sums = []  # 1. communicate: every client scores the public subset; what is kept is a sum, [devices, M, C]
     for name, group in groups.items():
@@ -117,4 +117,4 @@ def consensus_weights(groups: Groups) -> dict[str, chex.Array]:
 
 def _skip(clients, _, consensus, keys, *, num_epochs):
     """Everybody as before, and a loss of zero in every epoch."""
-    return clients, jnp.zeros((keys.shape[0], num_epochs), consensus.dtype)
+    return clients, jnp.zeros((keys.shape[0], num_epochs), jnp.promote_types(consensus.dtype, jnp.float32))

@@ -61,6 +61,7 @@ def wait(stopping: EarlyStopping, patience: Patience, accuracy: chex.Array) -> P
     >>> bool(patience.stopped), int(patience.num_waited)
     (True, 2)
     """
+    accuracy = accuracy.astype(patience.best.dtype)
     improved = accuracy - stopping.min_delta > patience.best
     num_waited = jnp.where(improved, 0, patience.num_waited + 1)
     best = jnp.where(improved, accuracy, patience.best)

@@ -622,6 +622,7 @@ def test_every_experiment_runs_from_a_data_folder(experiment, variant, networks,
     ("argv", "message"),
     [
         (["run", "letters-iid", "--variant", "x"], "unknown variant of letters-iid 'x', known are paper, released"),
+        (["run", "cifar-iid-released", "--variant=paper"], "cifar-iid-released is a variant already, .* of cifar-iid"),
         (["run", "letters-iid", "--variant"], "unknown variant of letters-iid '', known are paper, released"),
         (["run", "--variant=releasd", "letters-iid"], "unknown variant of quickstart 'releasd', known are paper"),
     ],

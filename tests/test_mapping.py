@@ -110,6 +110,7 @@ def test_the_setting_of_a_group_or_what_is_fastest():
     assert choose_chunk(conv, platform="cpu") == 1
     assert choose_chunk(dense, platform="cpu") > 1
     assert choose_chunk(conv, platform="gpu") is None
+    assert choose_chunk({}, platform="cpu") == choose_chunk(dense, platform="cpu")  # a network that learns nothing
     assert chunk_of("auto", "a", conv) == choose_chunk(conv) == chunk_of({"b": 2}, "a", conv)
     assert [chunk_of({"a": chunk}, "a", conv) for chunk in (None, 2)] == [None, 2]
 

@@ -107,6 +107,16 @@ def test_a_client_without_weight_learns_but_is_not_heard(key):
         chex.assert_trees_all_close(clients, others[kind], **TOLERANCE)
 
 
+def test_a_distance_may_be_of_half_precision(key):
+    def rounded(logits, targets):
+        return fmd.mae(logits, targets).astype(jnp.bfloat16)
+
+    private = toys.private(GROUPS)
+    arguments = start(GROUPS, private), PUBLIC, private, key
+    info = jax.eval_shape(round_of(GROUPS, distance=rounded), *arguments)[1]
+    assert {loss.dtype for loss in info.digest_loss.values()} == {jnp.dtype(jnp.float32)}
+
+
 def test_padding_clients_change_nothing(key):
     """A stand-in without weight and without examples, as it fills up a group to a multiple of the devices."""
     linear = GROUPS["linear"].architecture

@@ -57,7 +57,7 @@ class Phase:
       batch_size: Examples in a training step; a last, smaller batch is kept.
       learning_rate: Step size of Adam.
       patience: Early stopping, of transfer learning and the upper bound only: after so many epochs without a better
-        accuracy training ends, and the last weights are kept. Without it all epochs are run.
+        accuracy training ends, and the last weights are kept. Without it, or with 0, all epochs are run.
       min_delta: How much better than the best so far an accuracy must be for early stopping.
       monitor: Whose accuracy early stopping looks at: validation, a part of the data that is held out for it, or test,
         the test set, as in the released code.
@@ -77,18 +77,18 @@ class Phase:
         _check_counts(1, num_epochs=self.num_epochs, batch_size=self.batch_size)
         _check_positive(learning_rate=self.learning_rate)
         if self.patience is not None:
-            _check_counts(1, patience=self.patience)
+            _check_counts(0, patience=self.patience)
         _check_not_negative(min_delta=[self.min_delta])
         _check_choices(Monitor, monitor=self.monitor)
 
     @property
     def monitored(self) -> Monitor | None:
         """What early stopping looks at, None without it."""
-        return None if self.patience is None else self.monitor
+        return self.monitor if self.patience else None
 
     def training(self) -> Training:
         """The same for the functions of the library."""
-        stopping = self.patience and EarlyStopping(patience=self.patience, min_delta=self.min_delta)
+        stopping = EarlyStopping(patience=self.patience, min_delta=self.min_delta) if self.patience else None
         return Training(
             num_epochs=self.num_epochs,
             batch_size=self.batch_size,
@@ -231,7 +231,7 @@ class Experiment:
         if self.distance != "kl" and self.temperature != 1:
             raise ValueError(f"temperature is of distance kl, but distance is {self.distance}, got {self.temperature}")
         for name in ("digest", "revisit"):
-            if getattr(self, name).patience is not None:
+            if getattr(self, name).patience:
                 raise ValueError(f"{name} has no early stopping, but its patience is {getattr(self, name).patience}")
         if self.private_training.monitored == "validation":
             raise ValueError(

@@ -91,10 +91,20 @@ def test_centred_ink_has_the_size_of_a_digit_and_its_mass_in_the_middle(image):
 
 def test_centred_ink_does_not_depend_on_where_it_was_written():
     image = np.zeros((28, 28), np.uint8)
-    image[3:9, 4:8] = np.random.default_rng(0).integers(1, 256, (6, 4))
+    image[3:9, 4:8] = np.random.default_rng(0).integers(32, 256, (6, 4))
     moved = np.roll(image, (11, 5), (0, 1))
     both = center_ink(np.stack([image, moved])[..., None])
     np.testing.assert_array_equal(both[0], both[1])
+
+
+def test_a_halo_is_no_ink():
+    image = np.zeros((28, 28), np.uint8)
+    image[10:16, 12:15] = 200
+    halo = image.copy()
+    halo[6:20, 8:19] = np.maximum(halo[6:20, 8:19], 5)
+    both = center_ink(np.stack([image, halo])[..., None])
+    np.testing.assert_array_equal(both[0], both[1])
+    assert np.ptp(np.flatnonzero((both[0] > 127).any(axis=1))) >= 18
 
 
 def test_ink_has_one_channel():

@@ -18,7 +18,7 @@ NETWORKS = ("mlp:n1=8", "mlp:n1=6")
         ({"batch_size": -1}, "batch_size must be an integer of at least 1, got -1"),
         ({"learning_rate": 0.0}, "learning_rate must be positive and finite, got 0.0"),
         ({"learning_rate": float("inf")}, "learning_rate must be positive and finite, got inf"),
-        ({"patience": 0}, "patience must be an integer of at least 1, got 0"),
+        ({"patience": -1}, "patience must be an integer of at least 0, got -1"),
         ({"min_delta": -1.0}, "min_delta must be finite and not negative, got -1.0"),
         ({"monitor": "luck"}, "monitor must be one of validation, test, got 'luck'"),
         ({"learning_rate": "fast"}, "learning_rate must be positive and finite, got 'fast'"),

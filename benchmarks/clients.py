@@ -15,7 +15,7 @@ import resource
 
 import jax
 import numpy as np
-from timing import Contender, append_json, interleave
+from timing import Contender, append_json, copy_ceiling, interleave, matmul_ceiling
 
 import fedmd_jax as fmd
 from fedmd_jax.models import CNN, MLP, architecture_from_linen, head_l2, resnet8
@@ -26,6 +26,17 @@ NETWORKS = {
     "cnn": (lambda: CNN((8, 16), NUM_CLASSES), lambda peer, variant: peer.cnn((8, 16), 0.2, variant=variant)),
     "resnet8": (lambda: resnet8(NUM_CLASSES), lambda peer, variant: peer.ResNet8()),
 }
+
+
+def round_gflop(options: argparse.Namespace) -> float:
+    """Of one client, from the compiler's count for one image; a training step counts three forward passes."""
+    network = architecture_from_linen(NETWORKS[options.network][0]())
+    image = jax.ShapeDtypeStruct((1, 28, 28, 1), np.float32)
+    variables = jax.eval_shape(network.init, jax.random.key(0), image)
+    forward = jax.jit(lambda params, state, x: network.apply(params, state, x, train=False)[0])
+    with jax.default_device(jax.devices("cpu")[0]):
+        one_image = forward.lower(*variables, image).cost_analysis()["flops"]
+    return (options.public + 3 * options.public + 3 * 2 * 18) * one_image / 1e9
 
 
 class Ours:
@@ -210,18 +221,25 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     options = parse(argv)
     print(f"{options.network}, digest in batches of {options.digest_batch}, revisit of {options.revisit_batch}")
-    print(f"{'clients':>7}  {'':<42}{'first call':>11}{'median':>10}{'client-rounds/s':>17}{'peak GB':>9}")
+    ceilings = {"matmul_gflops": matmul_ceiling(), "copy_gbytes": copy_ceiling()}
+    print(f"products {ceilings['matmul_gflops']:.0f} GFLOP/s, copies {ceilings['copy_gbytes']:.0f} GB/s")
+    rates = f"{'client-rounds/s':>17}{'GFLOP/s':>9}"
+    print(f"{'clients':>7}  {'':<42}{'first call':>11}{'median':>10}{rates}{'peak GB':>9}")
+    gflop = round_gflop(options)
     for num_clients in options.clients:
         found = measure(options, num_clients)
         for name, row in found.items():
             if "failed" in row:
                 print(f"{num_clients:>7}  {name:<42} failed: {row['failed'][:60]}")
             else:
-                figures = f"{row['first']:>9.1f} s{row['median']:>8.3f} s{row['rate']:>17.1f}"
+                figures = (
+                    f"{row['first']:>9.1f} s{row['median']:>8.3f} s{row['rate']:>17.1f}{row['rate'] * gflop:>9.1f}"
+                )
                 print(f"{num_clients:>7}  {name:<42}{figures}{row['peak_bytes'] / 1e9:9.2f}", flush=True)
             settings = {key: value for key, value in vars(options).items() if key not in ("json", "clients", "forms")}
             append_json(
-                options.json, {"benchmark": "clients", "contender": name, "clients": num_clients, **settings, **row}
+                options.json,
+                {"benchmark": "clients", "contender": name, "clients": num_clients, **settings, **row, **ceilings},
             )
         report_ratio(num_clients, found)
 

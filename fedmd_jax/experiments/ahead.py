@@ -58,14 +58,15 @@ def compiling(
       federation: on one device.
       watch: is told the seconds.
       needed: names of the programs that the run will call; the others stay as they are.
-      **data: `public`, `private`, `pooled` and `test`, as they will be given; `pretraining` where transfer learning is
-        on other public examples, and `validation` by the name of a program that stops early.
+      **data: `public`, `private`, `pooled` and `test`, as they will be given, or their shapes; `pretraining` where
+        transfer learning is on other public examples, and `validation` by the name of a program that stops early.
     """
     key = jax.random.key(0)
     public, private, pooled, test = (data[name] for name in ("public", "private", "pooled", "test"))
-    states = jax.eval_shape(federation.new_states, key, public.inputs[:1])
+    one_input = jax.eval_shape(lambda inputs: inputs[:1], public.inputs)
+    states = jax.eval_shape(federation.new_states, key, one_input)
     programs = {
-        "new_states": ("transfer", key, public.inputs[:1]),
+        "new_states": ("transfer", key, one_input),
         "pretrain": ("transfer", states, data.get("pretraining", public), key),
         "personalize": ("transfer", states, private, key),
         "evaluate": ("evaluate", states, test),

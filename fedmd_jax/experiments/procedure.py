@@ -176,15 +176,21 @@ def compiled_once(prepared: Prepared, watch: Stopwatch) -> Iterator[Callable[[Pr
       prepared: from `prepare`.
       watch: measures the phases.
     """
-    experiment, federation, data, private = prepared[:4]
+    experiment, federation, shapes = prepared.experiment, prepared.federation, _data_shapes(prepared)
+    del prepared  # the first seed's data must not stay in memory while the others run
     needed = {"new_states", "pretrain", "personalize", "evaluate"}
     wanted = {"round": True, "revisit": experiment.local, "pool": experiment.pooled}
     idle = {"round", "revisit"} if experiment.num_rounds == 0 else set()
     needed |= {name for name, is_wanted in wanted.items() if is_wanted} - idle
-    datasets = {"public": data.public, "private": private, "pooled": prepared.pooling, "test": data.test}
-    extra = {"pretraining": prepared.pretraining, "validation": prepared.validation}
-    with compiling(federation, watch, needed=needed, **datasets, **extra) as federation:
+    with compiling(federation, watch, needed=needed, **shapes) as federation:
         yield partial(_run_phases, federation)
+
+
+def _data_shapes(prepared: Prepared) -> dict[str, PublicDataset | PrivateDataset | dict[str, PrivateDataset]]:
+    """Of everything that the programs are given, as `compiling` names it."""
+    data = {"public": prepared.datasets.public, "private": prepared.private, "pooled": prepared.pooling}
+    data |= {"test": prepared.datasets.test, "pretraining": prepared.pretraining, "validation": prepared.validation}
+    return jax.eval_shape(lambda data: data, data)
 
 
 def _run_phases(federation: Federation, prepared: Prepared, observer: Observer) -> None:

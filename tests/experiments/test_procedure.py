@@ -1,4 +1,6 @@
 import dataclasses
+import gc
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -219,6 +221,15 @@ def stopping(experiment, **monitors):
     """With early stopping in these phases."""
     phases = {name: dataclasses.replace(experiment.digest, patience=1, monitor=what) for name, what in monitors.items()}
     return dataclasses.replace(experiment, **phases)
+
+
+def test_the_data_of_a_seed_do_not_stay_while_the_next_one_runs(experiment):
+    prepared = prepare(dataclasses.replace(experiment, num_rounds=0, local=False, pooled=False))
+    alive = weakref.ref(prepared.datasets.public.inputs)
+    with compiled_once(prepared, Stopwatch()):
+        prepared = None
+        gc.collect()
+        assert alive() is None
 
 
 def test_validation_data_are_held_out_of_training_and_of_nothing_else(experiment):

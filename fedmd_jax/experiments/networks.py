@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from fedmd_jax.models import (
@@ -104,7 +105,10 @@ def _plain(kind: str, settings: dict[str, Any], num_classes: int, width: float) 
     _check_keys(settings, needed=sizes, optional=["dropout"])
     network = MLP if kind == "mlp" else CNN
     options = {key: value for key, value in settings.items() if key not in sizes}
-    return network(scale_width([settings[size] for size in sizes], width), num_classes, **options)
+    make = partial(network, num_classes=num_classes, **options)
+    asked_for = tuple(settings[size] for size in sizes)
+    make(asked_for)  # its checks are of this, not of what the width makes of it
+    return make(scale_width(asked_for, width))
 
 
 def _residual(kind: str, settings: dict[str, Any], num_classes: int, width: float) -> Any:

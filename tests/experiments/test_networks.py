@@ -74,3 +74,15 @@ def test_dropout_instead_of_the_names_own():
 def test_a_name_that_is_none(name, message):
     with pytest.raises(ValueError, match=f"^network '{name}': {message}$"):
         architecture_from_name(name, NUM_CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("wide", "narrow"),
+    [
+        ("2conv:n1=8,n2=12", "2conv:n1=4,n2=6"),
+        ("mlp:n1=8", "mlp:n1=4"),
+        ("resnet8:width=0.5", "resnet8:width=0.25"),
+    ],
+)
+def test_the_width_multiplies_filters_and_hidden_units(wide, narrow):
+    assert shapes(wide, width=0.5)[0] == shapes(narrow)[0]

@@ -168,7 +168,8 @@ def _run(argv: list[str], ctrl_c: CtrlC) -> int:
         return 0
     experiment, num_seeds = settings.experiment, settings.seeds
     several = "" if num_seeds is None else f"-{_at_least_one(num_seeds)}seeds"
-    path = _output_path(settings.out, f"{name}-seed{experiment.seed}{several}")
+    tiny = "-smoke" if SMOKE in argv else ""  # no one should take it for the experiment
+    path = _output_path(settings.out, f"{name}{tiny}-seed{experiment.seed}{several}")
     files.check_new(path)  # before the data is read; `Recorder` checks again
     keep_compiled_programs()
     train = partial(run_all, name=name, command=command, ctrl_c=ctrl_c)

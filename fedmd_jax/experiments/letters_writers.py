@@ -1,7 +1,8 @@
 """FEMNIST non-iid: MNIST is public, every client owns the letters a to f of one writer.
 
 Command:   fedmd-jax run letters-writers [--variant released] [--width 0.25]
-Data:      fedmd-jax data prepare mnist; fedmd-jax data prepare leaf/femnist --from FOLDER, which its help describes
+Data:      fedmd-jax data prepare mnist; fedmd-jax data prepare leaf/femnist --from FOLDER, where FOLDER has
+           what LEAF's preprocess.sh makes, train/ and test/
 Paper:     Li and Wang 2019, section 4 and Table 3; networks of the supplement's Table 1. Rounds, epochs and batches are
            in the released configuration only; both variants have them.
 Expected:  at full width .53-.56 after transfer learning, .74-.81 at the end, .83-.90 pooled, on the released code's

@@ -47,7 +47,7 @@ def choose_chunk(params: chex.ArrayTree, *, platform: str | None = None) -> int 
     Returns:
       A number of clients, or None for all of them.
     """
-    # Two CPU cores, ms of a client in a small round (200 public images, batches of 32 and 5):
+    # Two CPU cores, ms of a client in the small round of `benchmarks/clients.py`, by hand:
     #                              all of them   chunks of 16   of 4   one by one
     #   CNN((8, 16)), 64 clients        61            57         40        37
     #   resnet8, 8 clients             705                      666       515

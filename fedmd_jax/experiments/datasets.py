@@ -125,20 +125,18 @@ def _split_classes(data: Data, num_clients: int, rng: np.random.Generator) -> Sp
 
 def _split_superclasses(data: Data, num_clients: int, rng: np.random.Generator) -> Split:
     """What is to be told apart are superclasses; fine classes only say who owns what."""
-    fine = _read(data, "train").labels
-    private, test = (
-        Images(_read(data, split).images, load_column(data.private, split, "coarse_label", data_dir=data.data_dir))
-        for split in ("train", "test")
-    )
+    splits = ("train", "test")
+    (private, fine), (test, _) = (_read(data, split) for split in splits)
+    coarse, test_labels = (load_column(data.private, split, "coarse_label", data_dir=data.data_dir) for split in splits)
     shares = split_by_superclass(
         fine,
-        _check_classes(data, private.labels),
+        _check_classes(data, coarse),
         num_clients=num_clients,
         examples_per_class=data.examples_per_class,
         superclasses=data.private_classes,
         rng=rng,
     )
-    return private, test, shares
+    return Images(private, coarse), Images(test, test_labels), shares
 
 
 def _split_writers(data: Data, num_clients: int, rng: np.random.Generator) -> Split:

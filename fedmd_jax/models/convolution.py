@@ -149,15 +149,13 @@ def choose_form(x_shape: Sequence[int], kernel_shape: Sequence[int], *, platform
       `native`, `patches` or `blocked`.
     """
     del x_shape
-    # One CPU core, one client, ms (`benchmarks/conv_forms.py`):    shifted          patches          blocked
-    #                               forward, gradients of kernel and images
-    #   28x28x1 -> 8,   3x3, batch 32                                .2  .8          1.0  .7           .4  .4
-    #   28x28x1 -> 32,  3x3, batch 256                                3   9           26  20            8   7
-    #   32x32x3 -> 32,  3x3, batch 256                              284 185  48      100  83  15       49  33  22
-    #   28x28x8 -> 16,  3x3, batch 64                                11  17   6       13  16   5        8   9   4
-    #   14x14x16 -> 32, 3x3, batch 64                                 4   7   3        4   4   2        3   5   3
+    # One CPU core, ms, `python benchmarks/conv_forms.py --clients 1`, all with 3x3 kernels and batches of 64:
+    #                            forward, gradients of kernel (with what of the pass it needs) and of images
+    #                               shifted           patches          blocked           native
+    #   34x34x3 -> 16              25   7    3       12  10    2       4   4   2       7   88    9
+    #   30x30x8 -> 16              10   8    2       16  16    2       9   8   2       4  232   16
+    #   28x28x8 -> 16, stride 2   2.1 1.8  1.2      1.5 1.5   .6     1.5 1.6  .6     1.1   48    3
     # `shifted` is fast on one channel where nothing is fused with it, and then slow or computed again in a network.
-    # Native convolutions in a scan: 3 to 13 times slower than patches.
     platform = platform or jax.default_backend()
     if platform == "tpu":  # has hardware for it, also for grouped ones
         return native

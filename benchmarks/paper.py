@@ -28,14 +28,15 @@ EXPERIMENTS = ("letters-iid", "letters-writers", "cifar-iid", "cifar-superclass"
 COLUMNS = ("transfer_accuracy", "local_accuracy", "final_accuracy", "pooled_accuracy")
 
 
-def run(experiment: str, variant: str, width: float, seed: int) -> None:
+def run(experiment: str, variant: str, width: float, seed: int, *, pretrained_dir: str | None = None) -> None:
     """One seed, and its file."""
     options = ["--variant", variant, "--width", str(width), "--seed", str(seed)]
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "run"
-        if fedmd_jax(["run", experiment, *options, "--out", str(path)]) != 0:
+        kept = [] if pretrained_dir is None else ["--pretrained-dir", pretrained_dir]
+        if fedmd_jax(["run", experiment, *options, *kept, "--out", str(path)]) != 0:
             raise SystemExit(f"{experiment} with seed {seed} has failed")
-        summary = json.loads((path / "summary.json").read_text())
+        summary, config = (json.loads((path / f"{name}.json").read_text()) for name in ("summary", "config"))
         lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     curve = [
         statistics.mean(line["accuracy"] for line in lines if line["round"] == round_)
@@ -47,6 +48,7 @@ def run(experiment: str, variant: str, width: float, seed: int) -> None:
         "width": width,
         "commit": commit(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "pretrained_before": config["pretrained_from"] is not None,
         "mean_accuracy_by_round": curve,
         **summary,
     }
@@ -93,10 +95,16 @@ def cells(records: list[dict]) -> list[str]:
         ", ".join(str(record["seed"]) for record in records),
         *(over_seeds([mean[column] for mean in means], 3) for column in COLUMNS),
         *(over_seeds([mean[column] for mean in means], 1) for column in points),
-        over_seeds([record["seconds"]["total"] / 60 for record in records], 0),
+        over_seeds([record["seconds"]["total"] / 60 for record in records], 0) + reused(records),
         str(last["device"]),
         f"{last['commit']}, {last['date']}",
     ]
+
+
+def reused(records: list[dict]) -> str:
+    """What is missing in the minutes."""
+    num_reused = sum(record.get("pretrained_before", False) for record in records)
+    return f", without public training of {num_reused}" if num_reused else ""
 
 
 def write_table() -> None:
@@ -114,11 +122,12 @@ def main() -> None:
     parser.add_argument("--width", type=float, default=1.0, help="of the networks; 0.25 suits a CPU")
     parser.add_argument("--seed", type=int, default=0, help="the first one")
     parser.add_argument("--seeds", type=int, default=1, help="how many")
+    parser.add_argument("--pretrained-dir", help="as of `fedmd-jax run`: transfer learning on equal public data once")
     parser.add_argument("--table", action="store_true", help="write the table and run nothing")
     options = parser.parse_args()
     for experiment in () if options.table else options.experiments:
         for seed in range(options.seed, options.seed + options.seeds):
-            run(experiment, options.variant, options.width, seed)
+            run(experiment, options.variant, options.width, seed, pretrained_dir=options.pretrained_dir)
             write_table()
     write_table()
 

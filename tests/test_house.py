@@ -17,7 +17,7 @@ FLOORS = [
     {"consensus", "cohorts", "evaluate", "communication"},
     {"round"},
     {"federation"},
-    {"population"},
+    {"population", "checkpoint"},
     {"experiments", "data_command"},
     {"cli"},
 ]

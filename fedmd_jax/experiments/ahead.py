@@ -19,8 +19,8 @@ class Ahead:
     XLA compiles a program on one core for seconds, and holds nothing while it does so.
     """
 
-    def __init__(self, executor: Executor, watch: Stopwatch, phase: str, fn: Any, *args: Any):
-        """Begins to compile.
+    def __init__(self, executor: Executor, watch: Stopwatch, phase: str, fn: Any, *args: Any, begin: bool = True):
+        """Begins to compile, unless told to wait until it is called.
 
         Args:
           executor: whose threads compile.
@@ -28,10 +28,12 @@ class Ahead:
           phase: of the stopwatch.
           fn: from `jax.jit`.
           *args: arrays, or their shapes, as they will be given first.
+          begin: whether to begin now.
         """
         self._executor, self._watch, self._phase, self._fn = executor, watch, phase, fn
         self._compiled: dict[Any, Future] = {}
-        self._compile(args)
+        if begin:
+            self._compile(args)
 
     def __call__(self, *args: Any) -> Any:
         """The result, when it is there; arguments of other shapes than before are compiled for."""
@@ -50,7 +52,7 @@ class Ahead:
 
 @contextmanager
 def compiling(
-    federation: Federation, watch: Stopwatch, *, needed: Collection[str], **data: Any
+    federation: Federation, watch: Stopwatch, *, needed: Collection[str], later: Collection[str] = (), **data: Any
 ) -> Iterator[Federation]:
     """The same federation, its programs compiled in the order in which a run needs them, blocking and timed by phase.
 
@@ -58,6 +60,7 @@ def compiling(
       federation: on one device.
       watch: is told the seconds.
       needed: names of the programs that the run will call; the others stay as they are.
+      later: of these, which are compiled when they are called, and not before.
       **data: `public`, `private`, `pooled` and `test`, as they will be given, or their shapes; `pretraining` where
         transfer learning is on other public examples, and `validation` by the name of a program that stops early.
     """
@@ -85,6 +88,7 @@ def compiling(
                 getattr(federation, name),
                 *args,
                 *([validation[name]] if name in validation else []),
+                begin=name not in later,
             )
             for name, (phase, *args) in programs.items()
             if name in needed

@@ -1,5 +1,6 @@
 """The whole procedure of the paper, from images to the last round."""
 
+import pathlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -14,6 +15,7 @@ from fedmd_jax.communication import Communication, communication_bytes
 from fedmd_jax.experiments.ahead import compiling
 from fedmd_jax.experiments.datasets import Datasets, hold_out, load
 from fedmd_jax.experiments.networks import architecture_from_name
+from fedmd_jax.experiments.pretrained import Pretrained, fingerprint
 from fedmd_jax.experiments.settings import Experiment
 from fedmd_jax.experiments.stopwatch import Stopwatch
 from fedmd_jax.federation import Federation, RoundMetrics, States, fedmd, round_metrics, run_federation, run_local
@@ -77,6 +79,7 @@ class Prepared(NamedTuple):
     pretraining: PublicDataset  # the public examples of transfer learning
     pooling: PrivateDataset  # the private examples of the upper bound
     validation: dict[str, PrivateDataset]  # per program of the federation that stops early
+    pretrained: Pretrained | None  # where clients are kept after the public half of transfer learning
 
 
 def prepare(experiment: Experiment) -> Prepared:
@@ -108,7 +111,16 @@ def prepare(experiment: Experiment) -> Prepared:
     private = stack_private(groups, datasets.private)
     pretraining, pooling, validation = split_validation(experiment, datasets)
     federation.check(datasets.public, private, datasets.pooled, datasets.test, *validation.values())
-    return Prepared(experiment, federation, datasets, private, pretraining, pooling, validation)
+    pretrained = _pretrained(experiment, datasets.num_classes, (pretraining, validation.get("pretrain")))
+    return Prepared(experiment, federation, datasets, private, pretraining, pooling, validation, pretrained)
+
+
+def _pretrained(experiment: Experiment, num_classes: int, data: tuple) -> Pretrained | None:
+    if experiment.pretrained_dir is None:
+        return None
+    names = ("networks", "width", "head_penalty", "clients_per_chunk", "public_training", "seed")
+    settings = {name: getattr(experiment, name) for name in names} | {"num_classes": num_classes}
+    return Pretrained(pathlib.Path(experiment.pretrained_dir).expanduser() / fingerprint(settings, data))
 
 
 def split_validation(
@@ -177,12 +189,13 @@ def compiled_once(prepared: Prepared, watch: Stopwatch) -> Iterator[Callable[[Pr
       watch: measures the phases.
     """
     experiment, federation, shapes = prepared.experiment, prepared.federation, _data_shapes(prepared)
+    later = {"pretrain"} if pretrained_from(prepared) else set()
     del prepared  # the first seed's data must not stay in memory while the others run
     needed = {"new_states", "pretrain", "personalize", "evaluate"}
     wanted = {"round": True, "revisit": experiment.local, "pool": experiment.pooled}
     idle = {"round", "revisit"} if experiment.num_rounds == 0 else set()
     needed |= {name for name, is_wanted in wanted.items() if is_wanted} - idle
-    with compiling(federation, watch, needed=needed, **shapes) as federation:
+    with compiling(federation, watch, needed=needed, later=later, **shapes) as federation:
         yield partial(_run_phases, federation)
 
 
@@ -194,13 +207,19 @@ def _data_shapes(prepared: Prepared) -> dict[str, PublicDataset | PrivateDataset
 
 
 def _run_phases(federation: Federation, prepared: Prepared, observer: Observer) -> None:
-    experiment, _, datasets, private, pretraining, pooling, validation = prepared
+    experiment, _, datasets, private, pretraining, pooling, validation, pretrained = prepared
     key_init, key_public, key_private, key_rounds, key_pooled = jax.random.split(jax.random.key(experiment.seed), 5)
 
     observer.phase("preparing the networks")
     states = federation.new_states(key_init, datasets.public.inputs[:1])  # `prepare` has checked the data
-    observer.phase("transfer learning: public data")
-    states, _ = federation.pretrain(states, pretraining, key_public, *_named(validation, "pretrain"))
+    if (source := pretrained_from(prepared)) is not None:
+        observer.phase(f"transfer learning: public data, done in {source}")
+        states = pretrained.load(states)
+    else:
+        observer.phase("transfer learning: public data")
+        states, _ = federation.pretrain(states, pretraining, key_public, *_named(validation, "pretrain"))
+        if pretrained is not None:
+            pretrained.save(states)
     # The upper bound starts from here, the control after the next phase, and donation consumes the clients.
     pretrained = jax.tree.map(jnp.copy, states) if experiment.pooled else None
     observer.phase("transfer learning: private data")
@@ -243,6 +262,12 @@ def clients_at_once(prepared: Prepared) -> dict[str, int]:
     states = _shapes(prepared)
     chunks = {name: chunk_of(setting, name, states[name].params) for name in groups}
     return {name: min(chunks[name] or group.num_clients, group.num_clients) for name, group in groups.items()}
+
+
+def pretrained_from(prepared: Prepared) -> str | None:
+    """The folder that this run takes its pretrained clients from; None where it trains them itself."""
+    kept = prepared.pretrained
+    return str(kept.path) if kept is not None and kept.found else None
 
 
 def communication(prepared: Prepared, *, num_rounds: int) -> Communication:

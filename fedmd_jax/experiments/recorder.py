@@ -34,6 +34,7 @@ class Recorder(Observer):
         *,
         command: str,
         clients_at_once: Mapping[str, int] | None = None,
+        pretrained_from: str | None = None,
     ):
         """Makes the directory, with config.json and an empty metrics.jsonl.
 
@@ -43,6 +44,7 @@ class Recorder(Observer):
           experiment: its settings.
           command: with which it was started.
           clients_at_once: how many clients of each group run at once, where it is known.
+          pretrained_from: from where clients are taken after the public half of transfer learning, if they are.
         """
         self._path, self._name, self._experiment = path, name, experiment
         self._metrics: list[Record] = []
@@ -55,6 +57,7 @@ class Recorder(Observer):
             "seed": experiment.seed,
             "command": command,
             "clients_at_once": clients_at_once,
+            "pretrained_from": pretrained_from,
             **self._origin,
         }
         files.create(path, {files.CONFIG: files.to_json(config), files.METRICS: b""})

@@ -15,6 +15,7 @@ from fedmd_jax.experiments.procedure import (
     communication,
     compiled_once,
     prepare,
+    pretrained_from,
 )
 from fedmd_jax.experiments.progress import make_progress
 from fedmd_jax.experiments.recorder import Recorder
@@ -61,8 +62,14 @@ def run_all(
                 with bad_input():
                     prepared = prepare(experiment)
             with ctrl_c.held():
-                at_once = clients_at_once(prepared)
-                recorder = Recorder(path, name, experiment, command=command, clients_at_once=at_once)
+                recorder = Recorder(
+                    path,
+                    name,
+                    experiment,
+                    command=command,
+                    clients_at_once=clients_at_once(prepared),
+                    pretrained_from=pretrained_from(prepared),
+                )
             completed = _run(run, prepared, recorder, watch, ctrl_c)
             with ctrl_c.held():
                 _finish(recorder, prepared, watch, path, show, interrupted=not completed)

@@ -164,6 +164,8 @@ class Experiment:
         Without it all weigh the same.
       data: Public and private images.
       public_training: Transfer learning, first half: each client trains on the public dataset.
+      pretrained_dir: Folder where clients are kept after that half; another run with the same networks, public data,
+        seed, versions and device takes them from there. Without it nothing is kept.
       private_training: Transfer learning, second half: then on its own private dataset.
       pooled_training: The upper bound: each network, after its public half, trained on the private datasets of all
         clients pooled together.
@@ -192,6 +194,7 @@ class Experiment:
     weights: tuple[float, ...] | None = None
     data: Data = Data()
     public_training: Phase = Phase(num_epochs=20, batch_size=128)
+    pretrained_dir: str | None = None
     private_training: Phase = Phase(num_epochs=25, batch_size=32)
     pooled_training: Phase = Phase(num_epochs=50, batch_size=32)
     local: bool = True

@@ -1,0 +1,56 @@
+"""Clients kept after the public half of transfer learning, for every run that begins in the same way.
+
+That half is most of the work of an experiment, and the same for all that is varied after it: losses, epochs, subsets,
+weights, even private data.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from typing import NamedTuple
+
+import chex
+import jax
+import numpy as np
+
+from fedmd_jax.checkpoint import load_tree, save_tree
+from fedmd_jax.experiments.run_directory import origin
+from fedmd_jax.federation import States
+
+
+class Pretrained(NamedTuple):
+    """Where the clients of a run are kept, whether or not they are there."""
+
+    path: pathlib.Path
+
+    @property
+    def found(self) -> bool:
+        """Whether they are there."""
+        return self.path.is_dir()
+
+    def load(self, shapes: States) -> States:
+        """The clients, of these shapes."""
+        return load_tree(self.path, shapes)
+
+    def save(self, states: States) -> None:
+        """Keeps the clients."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        save_tree(self.path, states)
+
+
+def fingerprint(settings: object, data: chex.ArrayTree) -> str:
+    """The name of what comes of these settings and data with these versions on this device.
+
+    Args:
+      settings: everything that decides the clients, a dataclass or what JSON knows.
+      data: the arrays that they see.
+    """
+    known = {name: origin()[name] for name in ("versions", "device")}
+    text = json.dumps({"settings": settings, **known}, default=dataclasses.asdict, sort_keys=True)
+    digest = hashlib.blake2b(text.encode(), digest_size=16)
+    for leaf in jax.tree.leaves(data):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{array.shape} {array.dtype}".encode())
+        digest.update(array.data)
+    return digest.hexdigest()

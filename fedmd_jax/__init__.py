@@ -11,6 +11,7 @@ from fedmd_jax.clients import ArchitectureGroup, client_keys, stack_private
 from fedmd_jax.cohorts import Cohort, cohort_sizes, draw_cohort, put_clients, take_clients
 from fedmd_jax.communication import Communication, communication_bytes
 from fedmd_jax.consensus import total_weight, weighted_consensus
+from fedmd_jax.devices import client_costs, map_groups, sum_groups
 from fedmd_jax.evaluate import Evaluation, evaluate
 from fedmd_jax.federation import (
     ClientMetrics,
@@ -36,6 +37,7 @@ from fedmd_jax.population import (
     transfer_learn_population,
 )
 from fedmd_jax.round import consensus_weights, fedmd_round
+from fedmd_jax.spread import Spread, gather_clients, share_with_clients, spread_clients
 from fedmd_jax.stopping import EarlyStopping
 from fedmd_jax.subset import draw_public_subset, draw_stratified_subset, take_in_order
 from fedmd_jax.types import Architecture, ClientState, PrivateDataset, PublicDataset, RoundInfo
@@ -57,10 +59,12 @@ __all__ = [
     "PublicDataset",
     "RoundInfo",
     "RoundMetrics",
+    "Spread",
     "Training",
     "adam",
     "architecture_from_linen",
     "architecture_from_nnx",
+    "client_costs",
     "client_keys",
     "client_mesh",
     "cohort_sizes",
@@ -76,12 +80,14 @@ __all__ = [
     "fedmd",
     "fedmd_round",
     "fit",
+    "gather_clients",
     "init_client",
     "init_population",
     "kl",
     "labelled_dataset",
     "mae",
     "map_clients",
+    "map_groups",
     "mse",
     "population_round",
     "pretrain",
@@ -93,7 +99,10 @@ __all__ = [
     "run_population",
     "score",
     "shard_clients",
+    "share_with_clients",
+    "spread_clients",
     "stack_private",
+    "sum_groups",
     "take_clients",
     "take_in_order",
     "total_weight",

@@ -11,10 +11,10 @@ PACKAGE = pathlib.Path(fedmd_jax.__file__).parent
 # From the ground up; a module imports only from lower floors, or from its own package.
 FLOORS = [
     {"types", "checks", "hints"},
-    {"losses", "optimizers", "stopping", "subset", "data"},
+    {"losses", "optimizers", "stopping", "subset", "data", "packing", "placement"},
     {"models"},
-    {"local", "clients", "mapping"},
-    {"consensus", "cohorts", "evaluate", "communication"},
+    {"local", "clients", "mapping", "spread"},
+    {"consensus", "cohorts", "evaluate", "communication", "devices"},
     {"round"},
     {"federation"},
     {"population", "checkpoint"},

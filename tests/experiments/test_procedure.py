@@ -139,7 +139,7 @@ def counting(prepared):
     def round_(states, *_):
         losses = {name: jnp.zeros((len(state), 1)) for name, state in states.items()}
         client_ids = {name: jnp.array(group.client_ids) for name, group in groups.items()}
-        return appended(4)(states)[0], RoundInfo(losses, losses, client_ids, jnp.array(True))
+        return appended(4)(states)[0], ROUND
 
     federation = dataclasses.replace(
         prepared.federation,

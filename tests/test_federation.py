@@ -259,6 +259,7 @@ def test_a_network_for_other_inputs_is_refused(key):
     [
         (lambda: fmd.fedmd({}), "at least one architecture group"),
         (lambda: fmd.fedmd(GROUPS, subset_size=0), "subset_size must be an integer of at least 1, got 0"),
+        (lambda: fmd.fedmd(GROUPS, score_bound=0.0), "score_bound must be positive and finite, got 0.0"),
         (
             lambda: fmd.run_federation(None, None, None, None, None, num_rounds=-1, test=None),
             "must not be negative, got -1",

@@ -92,6 +92,11 @@ def client_keys(key: chex.PRNGKey, client_ids: Sequence[int]) -> chex.PRNGKey:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(client_ids, dtype=jnp.uint32))
 
 
+def group_keys(key: chex.PRNGKey, client_ids: Mapping[str, chex.Array]) -> dict[str, chex.PRNGKey]:
+    """One key per client of each group, [K] each."""
+    return {name: client_keys(key, ids) for name, ids in client_ids.items()}
+
+
 def stack_private(
     groups: Groups, examples: Mapping[int, tuple[Any, Any]], *, home: Home = "device"
 ) -> dict[str, PrivateDataset]:

@@ -13,13 +13,21 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from fedmd_jax.clients import Groups
-from fedmd_jax.mapping import ClientsPerChunk, chunk_of, map_clients, weighted_sum_clients
+from fedmd_jax.mapping import (
+    ClientsPerChunk,
+    ClientSums,
+    chunk_of,
+    map_clients,
+    on_every_device,
+    weighted_sum_clients,
+)
 from fedmd_jax.packing import buffer_lengths, pack, unpack
 from fedmd_jax.placement import place_clients
 from fedmd_jax.spread import Spread, arrange, group_sizes
+from fedmd_jax.types import ClientState
 
 
 def client_costs(groups: Groups, inputs: chex.Array) -> dict[str, float]:
@@ -47,8 +55,8 @@ def map_groups(
       in_axes: for each argument 0 where it is per group and client, None where all clients share it.
       groups: of which the architectures are taken; the clients are those of the arguments.
       mesh: devices along one axis; nothing crosses them.
-      clients_per_chunk: how many clients of a group run at once on a device, as in `fedmd`; for "auto" the first
-        argument must be the states.
+      clients_per_chunk: how many clients of a group run at once on a device, as in `fedmd`; for "auto" one of
+        the arguments must be the states.
 
     Returns:
       A function of arguments that are per group, [K, ...], where `in_axes` has a 0; so are its results, as a `Spread`
@@ -60,12 +68,7 @@ def map_groups(
     in_axes = tuple(in_axes)
 
     def mapped(*arguments):
-        if mesh is None:
-            names, of_group = arguments[in_axes.index(0)], _of_group
-            placement = None
-        else:
-            placement, arguments = _spread_alike(in_axes, arguments, mesh)
-            names, of_group = placement.stacked, _of_stacked
+        placement, names, of_group, arguments = _placed(groups, in_axes, arguments, mesh)
         results = {}
         for name in names:
             given = of_group(name, in_axes, arguments)
@@ -91,7 +94,7 @@ def sum_groups(
     groups: Groups,
     mesh: Mesh | None = None,
     clients_per_chunk: ClientsPerChunk = None,
-) -> Callable[..., Any]:
+) -> Callable[..., ClientSums]:
     """The weighted sum over all clients of all groups of what `fn` gives for one: `weighted_sum_clients`, of everybody.
 
     Args:
@@ -102,30 +105,32 @@ def sum_groups(
       clients_per_chunk: as in `map_groups`.
 
     Returns:
-      A function of weights, per group [K], and of arguments as those of `map_groups`, with one sum per device,
-      [D, ...], for `add_devices`; D is 1 without a mesh.
+      A function of weights, per group [K], and of arguments as those of `map_groups`, with the `ClientSums` of
+      everybody: one sum per device, and `finite` per group.
     """
     in_axes = tuple(in_axes)
 
     def summed(weights, *arguments):
-        if mesh is None:
-            names, of_group, rows = weights, _of_group, ()
-        else:
-            placement, arguments = _spread_alike(in_axes, arguments, mesh)
-            names, of_group, rows = placement.stacked, _of_stacked, placement.rows
-        sums = []
+        placement, names, of_group, arguments = _placed(groups, in_axes, arguments, mesh)
+        sums = {}
         for name in names:
             given = of_group(name, in_axes, arguments)
             one = partial(fn, groups[name].architecture)
             chunk = _chunk(clients_per_chunk, name, given, mesh)
             own = weights[name] if mesh is None else _pad(weights[name], placement.stacked[name])
-            sums.append(weighted_sum_clients(one, in_axes, mesh, clients_per_chunk=chunk)(own, *given))
-        for number, seats in enumerate(rows):
+            sums[name] = weighted_sum_clients(one, in_axes, mesh, clients_per_chunk=chunk)(own, *given)
+        rows = []
+        for number, seats in enumerate(placement.rows if placement else ()):
             row = _Row(fn, in_axes, groups, seats, arguments, packed=False)
             own = jnp.stack([jnp.float32(0) if seat is None else weights[seat[0]][seat[1]] for seat in seats])
             of_row = _of_row(number, in_axes, arguments)
-            sums.append(weighted_sum_clients(row, (0, *in_axes), mesh)(own, row.kinds, *of_row))
-        return jax.tree.map(lambda *leaves: sum(leaves), *sums)
+            rows.append(weighted_sum_clients(row, (0, *in_axes), mesh)(own, row.kinds, *of_row))
+        finite = {name: each.finite for name, each in sums.items()}
+        if placement is not None:
+            shapes = {name: jax.ShapeDtypeStruct((), bool) for name, _ in placement.sizes if name not in sums}
+            finite = Spread(finite, [{"bool": row.finite[:, None]} for row in rows], placement, shapes)
+        everybody = [*sums.values(), *rows]
+        return ClientSums(_add([each.total for each in everybody]), _add([each.weight for each in everybody]), finite)
 
     return summed
 
@@ -168,9 +173,11 @@ def _of_packed(fn, shapes, *arguments):
     return fn(*(a if tree is None else unpack(a, tree) for a, tree in zip(arguments, shapes, strict=True)))
 
 
-def _spread_alike(in_axes, arguments, mesh):
-    """One placement for all arguments that are per client, and the arguments spread by it."""
+def _placed(groups, in_axes, arguments, mesh):
+    """The placement, the groups that are stacked, how to find their arguments, and all arguments, spread alike."""
     mapped = [a for axis, a in zip(in_axes, arguments, strict=True) if axis is not None]
+    if mesh is None:
+        return None, [name for name in groups if name in mapped[0]], _of_group, arguments
     placements = {a.placement for a in mapped if isinstance(a, Spread)}
     if len(placements) > 1 or any(placement.num_devices != mesh.size for placement in placements):
         raise ValueError(
@@ -178,21 +185,21 @@ def _spread_alike(in_axes, arguments, mesh):
             f"{len(placements)} ways, over {sorted(placement.num_devices for placement in placements)} devices"
         )
     placement = placements.pop() if placements else place_clients(group_sizes(mapped[0]), mesh.size)
+    spread = partial(_spread_here, placement=placement, mesh=mesh)
+    arguments = [a if axis is None else spread(a) for axis, a in zip(in_axes, arguments, strict=True)]
+    return placement, placement.stacked, _of_stacked, arguments
 
-    def spread(argument):
-        if isinstance(argument, Spread):
-            return argument
-        new = arrange(argument, placement)
-        # Whatever a program moves is on every device first: a layout would spread to what computes it, keys mostly.
-        everywhere = partial(jax.lax.with_sharding_constraint, shardings=NamedSharding(mesh, PartitionSpec()))
-        sizes = dict(placement.sizes)
-        stacked = {
-            name: tree if placement.stacked[name] == sizes[name] else everywhere(tree)
-            for name, tree in new.stacked.items()
-        }
-        return Spread(stacked, everywhere(new.rows), placement, new.shapes)
 
-    return placement, [a if axis is None else spread(a) for axis, a in zip(in_axes, arguments, strict=True)]
+def _spread_here(clients, placement, mesh):
+    """A `Spread`, also of what a program computes: whatever it moves is on every device first."""
+    if isinstance(clients, Spread):
+        return clients
+    spread, sizes = arrange(clients, placement), dict(placement.sizes)
+    stacked = {
+        name: tree if placement.stacked[name] == sizes[name] else on_every_device(tree, mesh)
+        for name, tree in spread.stacked.items()
+    }
+    return Spread(stacked, on_every_device(spread.rows, mesh), placement, spread.shapes)
 
 
 def _spread_results(placement, stacked, packed, rows):
@@ -236,7 +243,12 @@ def _of_row(number, in_axes, arguments):
 
 
 def _chunk(clients_per_chunk, name, arguments, mesh):
-    return chunk_of(clients_per_chunk, name, getattr(arguments[0], "params", ()), mesh)
+    params = next((argument.params for argument in arguments if isinstance(argument, ClientState)), ())
+    return chunk_of(clients_per_chunk, name, params, mesh)
+
+
+def _add(trees):
+    return jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]), *trees)
 
 
 def _pad(weights, size):

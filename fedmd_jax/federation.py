@@ -1,6 +1,7 @@
 """A whole federation: every phase compiled once, and the loop that runs the rounds."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,17 +13,22 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from fedmd_jax.attendance import AttendancePolicy
 from fedmd_jax.checks import check_count, check_examples, check_inputs, check_labels_in_head
-from fedmd_jax.clients import Groups, check_groups, client_keys, group_client_ids
+from fedmd_jax.clients import Groups, check_groups, group_client_ids, group_keys
+from fedmd_jax.devices import map_groups
 from fedmd_jax.evaluate import Evaluation, evaluate
+from fedmd_jax.isolation import unless_broken
 from fedmd_jax.local import Distance, Training, init_client, pretrain, revisit
 from fedmd_jax.losses import mae
-from fedmd_jax.mapping import ClientsPerChunk, check_chunks, chunk_of, map_clients, shard_clients
+from fedmd_jax.mapping import ClientsPerChunk, check_chunks
+from fedmd_jax.placement import check_costs
 from fedmd_jax.round import fedmd_round, round_keys
+from fedmd_jax.spread import share_with_clients, spread_clients
 from fedmd_jax.subset import draw_public_subset
 from fedmd_jax.types import Architecture, ClientState, PrivateDataset, PublicDataset, RoundInfo
 
-States = dict[str, ClientState]
+States = Mapping[str, ClientState]
 Private = Mapping[str, PrivateDataset]
 
 
@@ -31,7 +37,9 @@ class Federation:
     """Compiled functions over all groups; every `states` argument but those of `pool` and `evaluate` is donated.
 
     `new_states`, `pretrain`, `personalize`, `pool`, `revisit` and `round` take `client_ids=`, per group [n], where the
-    clients given are not all of the groups; `round` then wants their `weights=`, too.
+    clients given are not all of the groups; `round` then wants their `weights=`, too. `round` also takes `attendance=`.
+
+    A client that a phase of training leaves with what is not finite stays as it was before that phase.
 
     Where `pretrain`, `personalize` or `pool` stops early, it takes a last argument, the validation data: one unstacked
     dataset for everybody.
@@ -50,6 +58,9 @@ class Federation:
       round: (states, public, private, key) -> (states, RoundInfo): `fedmd_round`.
       evaluate: (states, test) -> Evaluation per group, [K]; `test` is one unstacked dataset for everybody, or per group
         a stacked one.
+      spread: (what is per group, [K, ...]) -> the same on the devices of its clients, a `Spread` where there is a mesh:
+        states, such as those of a checkpoint, or private data. Results are spread already; `gather_clients` is the way
+        back.
       groups: who takes part.
       mesh: over which devices, or None.
     """
@@ -62,7 +73,8 @@ class Federation:
     pool: Callable[[States, PrivateDataset, chex.PRNGKey], tuple[States, dict[str, chex.Array]]]
     revisit: Callable[[States, Private, chex.PRNGKey], tuple[States, dict[str, chex.Array]]]
     round: Callable[[States, PublicDataset, Private, chex.PRNGKey], tuple[States, RoundInfo]]
-    evaluate: Callable[[States, PrivateDataset | Private], dict[str, Evaluation]]
+    evaluate: Callable[[States, PrivateDataset | Private], Mapping[str, Evaluation]]
+    spread: Callable[[Mapping[str, Any]], Mapping[str, Any]]
     groups: Groups
     mesh: Mesh | None
 
@@ -93,8 +105,10 @@ def fedmd(
     revisit_training: Training = Training(num_epochs=2, batch_size=5),
     distance: Distance = mae,
     draw_subset: Callable = draw_public_subset,
+    score_bound: float | None = None,
     clients_per_chunk: ClientsPerChunk = "auto",
     mesh: Mesh | None = None,
+    costs: Mapping[str, float] | None = None,
 ) -> Federation:
     """A federation of these groups, each of its phases one jit-compiled program.
 
@@ -108,17 +122,22 @@ def fedmd(
       revisit_training: towards the private labels, each round.
       distance: `mae`, `kl` or any (logits [B, C], targets [B, C]) -> [B].
       draw_subset: which public subset a round uses.
+      score_bound: scores are clipped to this size before they are averaged, so that no client moves the consensus
+        further; None leaves them as they are.
       clients_per_chunk: in every phase, how many clients of a group run at once on a device, the others one chunk after
         the other: one number for all groups, or per group; None is all, "auto" what is fastest (`choose_chunk`).
         Bounds memory, changes no more than rounding.
-      mesh: devices over which the clients of every group are spread.
+      mesh: devices over which the clients are spread: those of a group with at least as many clients as devices in
+        equal parts, of smaller groups whole clients, each device with networks of its own.
+      costs: what a client of each group costs, in any unit, as `client_costs` counts it: balances the clients of small
+        groups over the devices. All the same by default.
 
     Returns:
       The federation. Defaults are those of the released code for letters (iid), without its early stopping.
 
     Raises:
-      ValueError: no group, a client in two groups, early stopping in a round, a subset size below 1, a chunk of no
-        client or of no group, a group that the mesh cannot share out.
+      ValueError: no group, a client in two groups, early stopping in a round, a subset size below 1, a score bound
+        that is not positive, a chunk of no client or of no group, a group without a cost.
 
     References:
       Li and Wang 2019, Algorithm 1; settings from the configurations of the released code.
@@ -126,9 +145,12 @@ def fedmd(
     check_groups(groups)
     check_count("subset_size", subset_size)
     check_chunks(clients_per_chunk, groups)
+    if score_bound is not None and not 0 < score_bound < math.inf:
+        raise ValueError(f"score_bound must be positive and finite, got {score_bound!r}")
     if digest_training.early_stopping or revisit_training.early_stopping:
         raise ValueError("early stopping is of transfer learning and of the pooled bound, not of digest and revisit")
-    _check_mesh(groups, mesh)
+    if costs is not None:
+        check_costs(costs, groups)
     init_one = partial(init_client, digest=digest_training, revisit=revisit_training)
     round_ = partial(
         fedmd_round,
@@ -138,6 +160,7 @@ def fedmd(
         revisit_training=revisit_training,
         distance=distance,
         draw_subset=draw_subset,
+        score_bound=score_bound,
         clients_per_chunk=clients_per_chunk,
         mesh=mesh,
     )
@@ -147,47 +170,45 @@ def fedmd(
         for training in (private_training, pooled_training):
             _check_optimizer_memory(groups, public.inputs, training.optimizer, revisit_training.optimizer)
 
-    def map_group(name, clients, fn, in_axes, **settings):
-        fn = partial(fn, groups[name].architecture, **settings)
-        chunk = chunk_of(clients_per_chunk, name, clients.params, mesh)
-        return map_clients(fn, in_axes, mesh, clients_per_chunk=chunk)
+    everybody = {"groups": groups, "mesh": mesh, "clients_per_chunk": clients_per_chunk}
+
+    def spread(clients):
+        of_groups = None if costs is None else {name: costs[name] for name in clients}
+        return spread_clients(clients, mesh, costs=of_groups)
 
     @partial(jax.jit, compiler_options=_run_once())
     def new_states(key, inputs, client_ids=None):
         client_ids = group_client_ids(groups) if client_ids is None else client_ids
-        return {
-            name: map_clients(partial(init_one, groups[name].architecture), (0, None))(client_keys(key, ids), inputs)
-            for name, ids in client_ids.items()
-        }
+        init_clients = map_groups(init_one, (0, None), groups=groups, mesh=mesh)
+        return init_clients(spread(group_keys(key, client_ids)), inputs)
 
     def init(key, public, private):
         check(public, private)
-        return shard_clients(new_states(key, public.inputs[:1]), mesh)
+        return new_states(key, public.inputs[:1])
 
-    def train(one_client, data_axis, training):
+    def train(one_client, data_axis, training, *, losses_count=False):
         """One training phase of every client of every group; `data` is shared, or per group and client."""
+
+        def train_one(architecture, *arguments):
+            # An epoch may have gone wrong and been got over; what early stopping saves has no loss.
+            one = unless_broken(partial(one_client, architecture, training=training), losses_count=losses_count)
+            return one(True, *arguments)
 
         def train_groups(states, data, key, validation=None, *, client_ids=None):
             client_ids = group_client_ids(groups) if client_ids is None else client_ids
-            trained, losses = {}, {}
-            for name, ids in client_ids.items():
-                fn = map_group(name, states[name], one_client, (0, data_axis, 0, None), training=training)
-                group_data = data if data_axis is None else data[name]
-                trained[name], losses[name] = fn(states[name], group_data, client_keys(key, ids), validation)
+            train_clients = map_groups(train_one, (0, data_axis, 0, None), **everybody)
+            trained, losses, _ = train_clients(states, data, group_keys(key, client_ids), validation)
             return trained, losses
 
         return train_groups
 
     def revisit_groups(states, private, key, client_ids=None):
-        return train(revisit, 0, revisit_training)(states, private, round_keys(key).revisit, client_ids=client_ids)
+        revisit_as_in_rounds = train(revisit, 0, revisit_training, losses_count=True)
+        return revisit_as_in_rounds(states, private, round_keys(key).revisit, client_ids=client_ids)
 
     def evaluate_groups(states, test):
-        shared = isinstance(test, PrivateDataset)
-        results = {}
-        for name, clients in states.items():
-            evaluate_clients = map_group(name, clients, evaluate, (0, None if shared else 0))
-            results[name] = evaluate_clients(clients, test if shared else test[name])
-        return results
+        evaluate_clients = map_groups(evaluate, (0, None if isinstance(test, PrivateDataset) else 0), **everybody)
+        return evaluate_clients(states, test)
 
     return Federation(
         check=check,
@@ -199,6 +220,7 @@ def fedmd(
         revisit=jax.jit(revisit_groups, donate_argnums=0),
         round=jax.jit(round_, donate_argnums=0),
         evaluate=jax.jit(evaluate_groups),
+        spread=spread,
         groups=groups,
         mesh=mesh,
     )
@@ -214,13 +236,7 @@ def _check_num_rounds(num_rounds: int) -> None:
         raise ValueError(f"num_rounds must not be negative, got {num_rounds}")
 
 
-def _check_mesh(groups: Groups, mesh: Mesh | None) -> None:
-    for name, group in groups.items():
-        if mesh is not None and group.num_clients % mesh.size:
-            raise ValueError(
-                f"group {name!r}: the number of clients must be a multiple of the {mesh.size} devices of the mesh, "
-                f"got {group.num_clients}"
-            )
+OK = "ok"
 
 
 class ClientMetrics(NamedTuple):
@@ -229,16 +245,19 @@ class ClientMetrics(NamedTuple):
     client_id: int
     architecture: str
     accuracy: float
-    digest_loss: float | None  # None in round 0, and in a round without a consensus
-    revisit_loss: float | None  # None in round 0
+    digest_loss: float | None  # None in round 0, and where nothing was digested
+    revisit_loss: float | None  # None in round 0, and where nothing was revisited
+    # "ok", or one or more of, with commas: "absent", "incomplete" (digest and revisit were lost), "scores not finite"
+    # (it was not heard), "digest not finite", "revisit not finite" (it is as it was before).
+    status: str = OK
 
 
 class RoundMetrics(NamedTuple):
     """What is known after one round; round 0 is after transfer learning, before any collaboration."""
 
     round: int
-    clients: tuple[ClientMetrics, ...]  # those who took part, ordered by client id
-    digested: bool  # False where all consensus weights were zero
+    clients: tuple[ClientMetrics, ...]  # those who could take part, ordered by client id
+    digested: bool  # False where nobody with a weight was heard
 
     @property
     def mean_accuracy(self) -> float:
@@ -255,6 +274,7 @@ def run_federation(
     *,
     num_rounds: int,
     test: PrivateDataset | Private,
+    attendance: AttendancePolicy | None = None,
     callback: Callable[[RoundMetrics, States], Any] | None = None,
 ) -> tuple[States, list[RoundMetrics]]:
     """Runs the rounds, evaluating before each digest, so that the history has one entry more than there are rounds.
@@ -267,6 +287,8 @@ def run_federation(
       key: of the rounds, another one than for `init` and `transfer_learn`; round r uses `fold_in(key, r)`.
       num_rounds: R.
       test: one dataset for everybody, or per group a stacked one.
+      attendance: (round, client ids per group) -> who takes part, such as `simulate_attendance` makes; by default
+        everybody.
       callback: called with the metrics and the states after each of the R + 1 evaluations. The next round consumes
         those states: copy what you keep.
 
@@ -278,12 +300,16 @@ def run_federation(
     """
     _check_num_rounds(num_rounds)
     federation.check(public, private, test)
-    private = shard_clients(dict(private), federation.mesh)
+    private, public = federation.spread(private), share_with_clients(public, federation.mesh)
+    shared_test = isinstance(test, PrivateDataset)
+    test = share_with_clients(test, federation.mesh) if shared_test else federation.spread(test)
+    client_ids = group_client_ids(federation.groups)
     history = []
     for round_ in range(num_rounds + 1):
         info = None
         if round_ > 0:
-            states, info = federation.round(states, public, private, jax.random.fold_in(key, round_))
+            attending = {} if attendance is None else {"attendance": attendance(round_, client_ids)}
+            states, info = federation.round(states, public, private, jax.random.fold_in(key, round_), **attending)
         metrics = round_metrics(federation.groups, round_, federation.evaluate(states, test), info)
         history.append(metrics)
         if callback is not None:
@@ -313,7 +339,7 @@ def run_local(
       ValueError: a negative number of rounds.
     """
     _check_num_rounds(num_rounds)
-    private = shard_clients(dict(private), federation.mesh)
+    private = federation.spread(private)
     for round_ in range(1, num_rounds + 1):
         states, _ = federation.revisit(states, private, jax.random.fold_in(key, round_))
     return states
@@ -322,17 +348,36 @@ def run_local(
 def round_metrics(
     groups: Groups, round_: int, evaluations: Mapping[str, Evaluation], info: RoundInfo | None
 ) -> RoundMetrics:
-    """Fetches a round's results from the device and sorts them by client, those who took part."""
-    evaluations, info = jax.device_get((dict(evaluations), info))
+    """Fetches a round's results from the device and sorts them by client, those who could take part."""
+    evaluations, info = jax.device_get((evaluations, info))
     clients = []
     client_ids = {name: group.client_ids for name, group in groups.items()} if info is None else info.client_ids
     for name, ids in client_ids.items():
         for position, client_id in enumerate(map(int, ids)):
-            digest_loss = float(info.digest_loss[name][position, -1]) if info and info.digested else None
-            revisit_loss = float(info.revisit_loss[name][position, -1]) if info else None
             accuracy = float(evaluations[name].accuracy[position])
-            clients.append(ClientMetrics(client_id, name, accuracy, digest_loss, revisit_loss))
+            of_round = (None, None) if info is None else _client_of_round(info, name, position)
+            clients.append(ClientMetrics(client_id, name, accuracy, *of_round))
     return RoundMetrics(round_, tuple(sorted(clients)), bool(info is None or info.digested))
+
+
+def _client_of_round(info: RoundInfo, name: str, position: int) -> tuple[float | None, float | None, str]:
+    """Digest loss, revisit loss and status of one client; a loss only where the training was not thrown away."""
+
+    def of_client(field):
+        return field[name][position]
+
+    available, completed = map(of_client, info.attendance)
+    scores, digest, revisit = map(of_client, (info.scores_finite, info.digest_finite, info.revisit_finite))
+    happened = {
+        "absent": not available,
+        "incomplete": available and not completed,
+        "scores not finite": available and not scores,
+        "digest not finite": completed and not digest,
+        "revisit not finite": completed and not revisit,
+    }
+    digest_loss = float(info.digest_loss[name][position, -1]) if info.digested and completed and digest else None
+    revisit_loss = float(info.revisit_loss[name][position, -1]) if completed and revisit else None
+    return digest_loss, revisit_loss, ", ".join(what for what, so in happened.items() if so) or OK
 
 
 def public_dataset(inputs: Any, labels: Any = None) -> PublicDataset:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from fedmd_jax.checks import check_count
 
@@ -63,10 +63,7 @@ def place_clients(sizes: Mapping[str, int], num_devices: int, *, costs: Mapping[
     """
     check_count("num_devices", num_devices)
     costs = dict.fromkeys(sizes, 1.0) if costs is None else costs
-    for name in sizes:
-        cost = costs.get(name)
-        if cost is None or not 0 <= cost < math.inf:
-            raise ValueError(f"group {name!r}: the cost of a client must be finite and not negative, got {cost}")
+    check_costs(costs, sizes)
     in_order = tuple(sorted(sizes.items()))  # as `jax.tree` sorts: the same inside and outside of a program
     clients = [(name, k) for name, size in in_order if size < num_devices for k in range(size)]
     shares = balance([costs[name] for name, _ in clients], num_devices)
@@ -75,6 +72,14 @@ def place_clients(sizes: Mapping[str, int], num_devices: int, *, costs: Mapping[
         for row in range(max(map(len, shares)))
     )
     return Placement(num_devices=num_devices, sizes=in_order, rows=rows)
+
+
+def check_costs(costs: Mapping[str, float], groups: Collection[str]) -> None:
+    """A `ValueError` where a group has no cost, or one that is negative or not finite."""
+    for name in groups:
+        cost = costs.get(name)
+        if cost is None or not 0 <= cost < math.inf:
+            raise ValueError(f"group {name!r}: the cost of a client must be finite and not negative, got {cost}")
 
 
 def balance(costs: Sequence[float], num_devices: int) -> list[list[int]]:

@@ -11,12 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedmd_jax.attendance import AttendancePolicy
 from fedmd_jax.checks import check_count
 from fedmd_jax.clients import Home, check_home
 from fedmd_jax.cohorts import Cohort, CohortSize, cohort_of, cohort_sizes, draw_cohort, put_clients, take_clients
 from fedmd_jax.evaluate import Evaluation
 from fedmd_jax.federation import Federation, Private, RoundMetrics, States, round_metrics
-from fedmd_jax.mapping import chunk_rows, shard_clients
+from fedmd_jax.mapping import chunk_rows
+from fedmd_jax.spread import gather_clients
 from fedmd_jax.types import PrivateDataset, PublicDataset
 
 
@@ -65,7 +67,7 @@ def init_population(
     federation.check(public, private)
     empty = np.empty if home == "host" else jnp.empty
     inputs = public.inputs[:1]
-    shapes = jax.eval_shape(federation.new_states, key, inputs)
+    shapes = gather_clients(jax.eval_shape(federation.new_states, key, inputs))
     states = jax.tree.map(lambda leaf: empty(leaf.shape, leaf.dtype), shapes)
     private = jax.device_get(private) if home == "host" else jax.device_put(private)
     population = Population(states, dict(private))
@@ -127,6 +129,7 @@ def run_population(
     num_rounds: int,
     test: PrivateDataset | Private,
     first_round: int = 1,
+    attendance: AttendancePolicy | None = None,
     callback: Callable[[RoundMetrics, Population], Any] | None = None,
 ) -> tuple[Population, list[RoundMetrics]]:
     """Runs rounds, each with a cohort of its own that is evaluated after its round.
@@ -142,6 +145,8 @@ def run_population(
       num_rounds: R.
       test: one dataset for everybody, or per group a stacked one, [K, ...].
       first_round: the number of the first of these rounds; 1 + r goes on where r rounds have been run.
+      attendance: (round, client ids of the cohort per group) -> who of them takes part, such as `simulate_attendance`
+        makes; by default all of them.
       callback: called with the metrics and the population after each round; the next one consumes it.
 
     Returns:
@@ -160,7 +165,7 @@ def run_population(
     history = []
     for round_ in range(first_round, first_round + num_rounds):
         population, metrics = population_round(
-            federation, population, public, key, round_, cohort_size=cohort_size, test=test
+            federation, population, public, key, round_, cohort_size=cohort_size, test=test, attendance=attendance
         )
         history.append(metrics)
         if callback is not None:
@@ -177,6 +182,7 @@ def population_round(
     *,
     cohort_size: CohortSize,
     test: PrivateDataset | Private,
+    attendance: AttendancePolicy | None = None,
 ) -> tuple[Population, RoundMetrics]:
     """One round of `run_population`, with nothing checked: for loops of your own.
 
@@ -188,6 +194,7 @@ def population_round(
       round_: the number of this one, at least 1.
       cohort_size: clients per round.
       test: as in `run_population`.
+      attendance: as in `run_population`.
 
     Returns:
       The population, and the metrics of those who took part.
@@ -202,6 +209,7 @@ def population_round(
         jax.random.fold_in(key, round_),
         client_ids=cohort.client_ids,
         weights=cohort.weights,
+        attendance=None if attendance is None else attendance(round_, cohort.client_ids),
     )
     evaluations = federation.evaluate(states, _test_of(federation, test, cohort))
     metrics = round_metrics(federation.groups, round_, evaluations, info)
@@ -210,12 +218,14 @@ def population_round(
 
 def _sizes(federation: Federation, cohort_size: CohortSize) -> dict[str, int]:
     sizes = cohort_sizes(federation.groups, cohort_size)
+    num_devices = 1 if federation.mesh is None else federation.mesh.size
     for name, size in sizes.items():
-        if federation.mesh is not None and size % federation.mesh.size:
-            raise ValueError(
-                f"group {name!r}: the clients of a cohort must be a multiple of the {federation.mesh.size} devices of "
-                f"the mesh, got {size}"
-            )
+        for whose, number in (("a cohort", size), ("a population", federation.groups[name].num_clients)):
+            if number % num_devices:
+                raise ValueError(
+                    f"group {name!r}: the clients of {whose} must be a multiple of the {num_devices} devices of the "
+                    f"mesh, got {number}"
+                )
     return sizes
 
 
@@ -234,7 +244,7 @@ def _everybody(federation: Federation, sizes: dict[str, int]) -> Iterator[tuple[
 
 def _take(federation: Federation, tree: Private | States, cohort: Cohort) -> Private | States:
     """What a cohort has of a tree of everybody, per group; spread over the mesh, if there is one."""
-    return shard_clients({name: take_clients(tree[name], rows) for name, rows in cohort.rows.items()}, federation.mesh)
+    return federation.spread({name: take_clients(tree[name], rows) for name, rows in cohort.rows.items()})
 
 
 def _test_of(federation: Federation, test: PrivateDataset | Private, cohort: Cohort) -> PrivateDataset | Private:
@@ -243,7 +253,7 @@ def _test_of(federation: Federation, test: PrivateDataset | Private, cohort: Coh
 
 def _put(population: Population, cohort: Cohort, new: States, num_real: int | None = None) -> Population:
     """The first `num_real` clients of a cohort, all by default, go home."""
-    states = dict(population.states)
+    states, new = dict(population.states), gather_clients(new)
     for name, rows in cohort.rows.items():
         if num_real is not None and num_real < len(rows):
             rows, new = rows[:num_real], jax.tree.map(lambda leaf: leaf[:num_real], new)

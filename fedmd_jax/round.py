@@ -9,13 +9,16 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from fedmd_jax.clients import Groups, client_keys, group_client_ids
-from fedmd_jax.consensus import check_weights, consensus_shares, total_weight
+from fedmd_jax.attendance import attendance_or_everybody
+from fedmd_jax.clients import Groups, group_client_ids, group_keys
+from fedmd_jax.consensus import bound_scores, check_per_client, mean_of_sums, scale_weights
+from fedmd_jax.devices import map_groups, sum_groups
+from fedmd_jax.isolation import unless_broken
 from fedmd_jax.local import Training, digest, revisit, score
 from fedmd_jax.losses import mae
-from fedmd_jax.mapping import ClientsPerChunk, add_devices, chunk_of, map_clients, weighted_sum_clients
+from fedmd_jax.mapping import ClientsPerChunk, on_every_device
 from fedmd_jax.subset import draw_public_subset
-from fedmd_jax.types import ClientState, PrivateDataset, PublicDataset, RoundInfo
+from fedmd_jax.types import Architecture, Attendance, ClientState, PrivateDataset, PublicDataset, RoundInfo
 
 
 class RoundKeys(NamedTuple):
@@ -45,13 +48,19 @@ def fedmd_round(
     draw_subset: Callable = draw_public_subset,
     client_ids: Mapping[str, chex.Array] | None = None,
     weights: Mapping[str, chex.Array] | None = None,
+    attendance: Attendance | None = None,
+    score_bound: float | None = None,
     clients_per_chunk: ClientsPerChunk = "auto",
     mesh: Mesh | None = None,
-) -> tuple[dict[str, ClientState], RoundInfo]:
+) -> tuple[Mapping[str, ClientState], RoundInfo]:
     """One FedMD round: communicate, aggregate, distribute, digest, revisit.
 
+    A client that sends what is not finite is not heard, and one whose digest or revisit ends in what is not finite
+    stays as it was before: everybody else goes through the same round as without it, to the bit. Where nobody is heard
+    nobody digests, and the revisits go on.
+
     Args:
-      states: per group, stacked clients [K, ...].
+      states: per group, stacked clients [K, ...]; with a mesh best as `spread_clients` gives them, as is `private`.
       public: the public dataset, [P, ...].
       private: per group, stacked private datasets [K, N, ...].
       key: the round's; the key is consumed.
@@ -64,15 +73,18 @@ def fedmd_round(
       client_ids: per group, [K]: whose states and private datasets these are; by default all clients of the groups.
         With `weights` it may come at run time: one compiled round for any cohort of this size.
       weights: per group, [K]; by default those of the groups.
+      attendance: who scores, and whose training is kept; may come at run time. Those absent stay as they are, to the
+        bit. By default everybody, to the end.
+      score_bound: scores are clipped to this size before they are averaged; None leaves them as they are.
       clients_per_chunk: how many clients of a group run at once on a device, None is all, "auto" what is fastest; one
         setting for all groups or per group.
-      mesh: devices for the clients of each group.
+      mesh: devices along one axis, over which the clients are spread.
 
     Returns:
-      The clients after the round, and what the round tells about itself.
+      The clients after the round, and what the round tells about itself; with a mesh what is per client is a `Spread`.
 
     Raises:
-      ValueError: weights of other groups, or of other numbers of clients, than take part.
+      ValueError: weights or attendance of other groups, or of other numbers of clients, than could take part.
 
     References:
       Li and Wang 2019, Algorithm 1.
@@ -81,33 +93,30 @@ def fedmd_round(
     subset = draw_subset(keys.subset, public, subset_size)
     client_ids = group_client_ids(groups) if client_ids is None else client_ids
     weights = consensus_weights(groups) if weights is None else weights
-    check_weights(weights, {name: len(ids) for name, ids in client_ids.items()})
-    shares = consensus_shares(weights)
-    chunk = {name: chunk_of(clients_per_chunk, name, states[name].params, mesh) for name in groups}
+    check_per_client("weight", weights, {name: len(ids) for name, ids in client_ids.items()})
+    attendance = on_every_device(attendance_or_everybody(attendance, client_ids), mesh)
+    weights = scale_weights({name: jnp.where(attendance.available[name], weights[name], 0.0) for name in groups})
+    everybody = {"groups": groups, "mesh": mesh, "clients_per_chunk": clients_per_chunk}
+    sum_scores = sum_groups(partial(_score, bound=score_bound), (0, None), **everybody)
+    digest_one = partial(_digest, training=digest_training, distance=distance)
+    digest_clients = map_groups(digest_one, (0, 0, None, None, None, 0), **everybody)
+    revisit_clients = map_groups(partial(_revisit, training=revisit_training), (0, 0, 0, 0), **everybody)
 
-    sums = []  # 1. communicate: every client scores the public subset; what is kept is a sum, [devices, M, C]
-    for name, group in groups.items():
-        score_one = partial(score, group.architecture)
-        sum_scores = weighted_sum_clients(score_one, (0, None), mesh, clients_per_chunk=chunk[name])
-        sums.append(sum_scores(shares[name], states[name], subset.inputs))
+    # 1. communicate: every client scores the public subset; what is kept is a sum, [devices, M, C]
+    sums = sum_scores(weights, states, subset.inputs)
+    # 2. aggregate [M, C]; where there is nobody there is nothing to digest
+    consensus, anybody = mean_of_sums([sums], mesh)
+    # 3. distribute, 4. digest
+    own_keys = group_keys(keys.digest, client_ids)
+    states, digest_loss, digest_finite = digest_clients(
+        attendance.completed, states, subset.inputs, consensus, anybody, own_keys
+    )
+    # 5. revisit
+    own_keys = group_keys(keys.revisit, client_ids)
+    states, revisit_loss, revisit_finite = revisit_clients(attendance.completed, states, private, own_keys)
 
-    consensus = add_devices(sum(sums), mesh)  # 2. aggregate [M, C]
-    anybody = total_weight(weights) > 0  # without a consensus there is nothing to digest
-
-    new_states, digest_loss, revisit_loss = {}, {}, {}
-    for name, group in groups.items():  # 3. distribute
-        digest_one = partial(digest, group.architecture, training=digest_training, distance=distance)
-        digest_clients = map_clients(digest_one, (0, None, None, 0), mesh, clients_per_chunk=chunk[name])
-        arguments = (states[name], subset.inputs, consensus, client_keys(keys.digest, client_ids[name]))
-        skip = partial(_skip, num_epochs=digest_training.num_epochs)
-        clients, digest_loss[name] = jax.lax.cond(anybody, digest_clients, skip, *arguments)  # 4. digest
-
-        revisit_one = partial(revisit, group.architecture, training=revisit_training)
-        revisit_clients = map_clients(revisit_one, (0, 0, 0), mesh, clients_per_chunk=chunk[name])
-        arguments = (clients, private[name], client_keys(keys.revisit, client_ids[name]))
-        new_states[name], revisit_loss[name] = revisit_clients(*arguments)  # 5. revisit
-
-    return new_states, RoundInfo(digest_loss, revisit_loss, dict(client_ids), anybody)
+    finite = sums.finite, digest_finite, revisit_finite
+    return states, RoundInfo(digest_loss, revisit_loss, dict(client_ids), anybody, attendance, *finite)
 
 
 def consensus_weights(groups: Groups) -> dict[str, chex.Array]:
@@ -115,6 +124,20 @@ def consensus_weights(groups: Groups) -> dict[str, chex.Array]:
     return {name: jnp.asarray(group.weights, dtype=jnp.float32) for name, group in groups.items()}
 
 
-def _skip(clients, _, consensus, keys, *, num_epochs):
-    """Everybody as before, and a loss of zero in every epoch."""
-    return clients, jnp.zeros((keys.shape[0], num_epochs), jnp.promote_types(consensus.dtype, jnp.float32))
+def _score(architecture: Architecture, state: ClientState, inputs: chex.Array, *, bound: float | None) -> chex.Array:
+    return bound_scores(score(architecture, state, inputs), bound)
+
+
+def _digest(architecture, completed, state, inputs, consensus, anybody, key, *, training, distance):
+    """One client's digest; where there is no consensus it stays as it is, with a loss of zero in every epoch."""
+
+    def skip(completed, state, inputs, consensus, key):
+        losses = jnp.zeros(training.num_epochs, jnp.promote_types(consensus.dtype, jnp.float32))
+        return state, losses, jnp.array(True)
+
+    digest_one = unless_broken(partial(digest, architecture, training=training, distance=distance))
+    return jax.lax.cond(anybody, digest_one, skip, completed, state, inputs, consensus, key)
+
+
+def _revisit(architecture, completed, state, private, key, *, training):
+    return unless_broken(partial(revisit, architecture, training=training))(completed, state, private, key)

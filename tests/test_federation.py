@@ -125,30 +125,75 @@ def test_twice_the_same_is_the_same_to_the_bit(key):
     assert run()[1] == run()[1]
 
 
-def test_on_a_mesh(key):
+@pytest.fixture(scope="module")
+def on_devices():
+    """One group of five on four devices, one of three, and groups of one: together eleven clients."""
+    ones = {f"mlp{n}": fmd.ArchitectureGroup(toys.tanh_mlp(n), (n,)) for n in (6, 7, 8)}
     groups = {
-        "linear": fmd.ArchitectureGroup(toys.linear(), range(4)),
-        "mlp": fmd.ArchitectureGroup(toys.tanh_mlp(), range(4, 6)),
+        "linear": fmd.ArchitectureGroup(toys.linear(), (10, 11, 12, 13, 14), (1, 2, 0, 1, 1)),
+        "normed": fmd.ArchitectureGroup(toys.normed(noise=0.1), (20, 21, 22)),
+        **ones,
     }
+    costs = fmd.client_costs(groups, toys.public().inputs[:2])
+    return toys.federation(groups, mesh=fmd.client_mesh(4), costs=costs), toys.federation(groups)
 
-    def run(mesh):
-        federation, states, public, private = setup(groups, mesh=mesh)
-        states = federation.transfer_learn(states, public, private, key)
-        return jax.device_get(fmd.run_federation(federation, states, public, private, key, num_rounds=2, test=TEST))
 
-    (states, history), (expected, expected_history) = run(fmd.client_mesh(2)), run(None)
-    chex.assert_trees_all_close(states, expected, rtol=1e-4, atol=1e-5)
+def everything(federation):
+    """States, metrics and results of every phase."""
+    key, public, private = jax.random.key(1), toys.public(), toys.private(federation.groups)
+    states = federation.init(jax.random.key(0), public, private)
+    fresh = fmd.gather_clients(jax.tree.map(jnp.copy, states))
+    states = federation.transfer_learn(states, public, private, key)
+    pooled, losses = federation.pool(states, fmd.labelled_dataset(*toys.examples(300, 33)), key)
+    alone = fmd.run_local(federation, jax.tree.map(jnp.copy, states), private, key, num_rounds=1)
+    states, history = fmd.run_federation(federation, states, public, private, key, num_rounds=2, test=TEST)
+    own = federation.evaluate(states, private)
+    trees = {"fresh": fresh, "pooled": pooled, "losses": losses, "alone": alone, "states": states, "own": own}
+    return jax.device_get({name: fmd.gather_clients(tree) for name, tree in trees.items()}), history
+
+
+def test_many_devices_do_what_one_does(on_devices):
+    (actual, history), (expected, expected_history) = map(everything, on_devices)
+    for name, tree in expected.items():
+        chex.assert_trees_all_close(actual[name], tree, rtol=1e-4, atol=1e-5, custom_message=name)
     for metrics, expected_metrics in zip(history, expected_history, strict=True):
         for client, other in zip(metrics.clients, expected_metrics.clients, strict=True):
-            assert client[:2] == other[:2]
+            assert (client.client_id, client.architecture) == (other.client_id, other.architecture)
             np.testing.assert_allclose(client.accuracy, other.accuracy, atol=1.5 / 60)  # one example, at most
             if metrics.round > 0:
-                np.testing.assert_allclose(client[3:], other[3:], rtol=1e-4)
+                np.testing.assert_allclose(client.digest_loss, other.digest_loss, rtol=1e-4)
+                np.testing.assert_allclose(client.revisit_loss, other.revisit_loss, rtol=1e-4)
 
 
-def test_a_mesh_that_cannot_share_out_a_group_is_refused():
-    with pytest.raises(ValueError, match="group 'linear': the number of clients must be a multiple of the 2 devices"):
-        fmd.fedmd(GROUPS, mesh=fmd.client_mesh(2))
+def test_on_many_devices_states_are_donated_and_stay_where_they_are(on_devices):
+    """No device waits for the arrays of another, and no program is compiled again."""
+    federation, _ = on_devices
+    key, public, private = jax.random.key(1), toys.public(), toys.private(federation.groups)
+    states, private = federation.init(jax.random.key(0), public, private), federation.spread(private)
+    leaves = jax.tree.leaves(states)
+    after, _ = federation.round(states, public, private, key)
+    assert all(leaf.is_deleted() for leaf in leaves)
+    for before, leaf in zip(leaves, jax.tree.leaves(after), strict=True):
+        assert before.sharding.is_equivalent_to(leaf.sharding, leaf.ndim)
+    program = federation.round.lower(after, public, private, key).compile()
+    assert toys.collectives(program.as_text()) == {"all-reduce": 1}
+
+
+def test_states_go_from_one_mesh_to_another(on_devices):
+    """A checkpoint knows nothing of devices: gathered from four, spread over none."""
+    many, one = on_devices
+    key, public, private = jax.random.key(1), toys.public(), toys.private(one.groups)
+    start = one.init(key, public, private)
+    kept = jax.device_get(fmd.gather_clients(many.spread(jax.tree.map(jnp.copy, start))))
+    chex.assert_trees_all_equal(kept, jax.device_get(start))
+    states, _ = many.revisit(many.spread(kept), many.spread(private), key)
+    expected, _ = one.revisit(start, private, key)
+    chex.assert_trees_all_close(fmd.gather_clients(states), dict(expected), rtol=2e-5, atol=2e-6)
+
+
+def test_costs_of_other_groups_are_refused():
+    with pytest.raises(ValueError, match="group 'mlp': the cost of a client must be finite and not negative, got None"):
+        fmd.fedmd(GROUPS, mesh=fmd.client_mesh(2), costs={"linear": 1.0})
 
 
 def test_a_test_set_per_client(key):
@@ -259,6 +304,7 @@ def test_a_network_for_other_inputs_is_refused(key):
     [
         (lambda: fmd.fedmd({}), "at least one architecture group"),
         (lambda: fmd.fedmd(GROUPS, subset_size=0), "subset_size must be an integer of at least 1, got 0"),
+        (lambda: fmd.fedmd(GROUPS, score_bound=0.0), "score_bound must be positive and finite, got 0.0"),
         (
             lambda: fmd.run_federation(None, None, None, None, None, num_rounds=-1, test=None),
             "must not be negative, got -1",

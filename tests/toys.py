@@ -1,5 +1,8 @@
 """Networks and federations small enough to reason about, written without any network library."""
 
+import collections
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,6 +66,30 @@ def normed(noise: float = 0.0) -> fmd.Architecture:
         return logits, model_state
 
     return fmd.Architecture(init, apply)
+
+
+def convolutional(filters: int = 2) -> fmd.Architecture:
+    """Logits = the mean over places of relu(x * U), times V: a convolution along the features."""
+
+    def init(key, inputs):
+        key_u, key_v = jax.random.split(key)
+        return {
+            "u": 0.5 * jax.random.normal(key_u, (filters, 1, 3)),
+            "v": 0.5 * jax.random.normal(key_v, (filters, NUM_CLASSES)),
+        }, {}
+
+    def apply(params, model_state, inputs, *, train, mask=None, key=None):
+        del train, mask, key
+        places = jax.lax.conv(inputs[:, None], params["u"], (1,), "SAME")
+        return jax.nn.relu(places).mean(axis=2) @ params["v"], model_state
+
+    return fmd.Architecture(init, apply)
+
+
+def collectives(program: str) -> dict[str, int]:
+    """How often each instruction that crosses devices stands in the text of a compiled program."""
+    names = "all-reduce|all-gather|all-to-all|collective-permute|collective-broadcast|reduce-scatter|send|recv"
+    return dict(collections.Counter(re.findall(rf" ({names})(?:-start)?\(", program)))
 
 
 def examples(seed: int, num_examples: int) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedmd_jax.clients import ArchitectureGroup, stack_private
+from fedmd_jax.attendance import attendance_or_everybody, simulate_attendance
+from fedmd_jax.clients import ArchitectureGroup, group_client_ids, stack_private
 from fedmd_jax.communication import Communication, communication_bytes
 from fedmd_jax.experiments.ahead import compiling
 from fedmd_jax.experiments.datasets import Datasets, hold_out, load
@@ -106,6 +107,7 @@ def prepare(experiment: Experiment) -> Prepared:
         revisit_training=experiment.revisit.training(),
         distance=experiment.distance_function(),
         draw_subset=draw_public_subset if experiment.subset == "random" else draw_stratified_subset,
+        score_bound=experiment.score_bound,
         clients_per_chunk=experiment.clients_per_chunk or "auto",
     )
     private = stack_private(groups, datasets.private)
@@ -195,6 +197,8 @@ def compiled_once(prepared: Prepared, watch: Stopwatch) -> Iterator[Callable[[Pr
     wanted = {"round": True, "revisit": experiment.local, "pool": experiment.pooled}
     idle = {"round", "revisit"} if experiment.num_rounds == 0 else set()
     needed |= {name for name, is_wanted in wanted.items() if is_wanted} - idle
+    if experiment.probabilities() is not None:
+        shapes["attendance"] = attendance_or_everybody(None, group_client_ids(federation.groups))
     with compiling(federation, watch, needed=needed, later=later, **shapes) as federation:
         yield partial(_run_phases, federation)
 
@@ -226,6 +230,9 @@ def _run_phases(federation: Federation, prepared: Prepared, observer: Observer) 
     states, _ = federation.personalize(states, private, key_private, *_named(validation, "personalize"))
     transferred = jax.tree.map(jnp.copy, states) if experiment.local else None
     observer.phase(ROUNDS)
+    probabilities = experiment.probabilities()
+    # The first five of this key are taken, by `split`.
+    key_attendance = jax.random.fold_in(jax.random.key(experiment.seed), 5)
     run_federation(
         federation,
         states,
@@ -234,6 +241,7 @@ def _run_phases(federation: Federation, prepared: Prepared, observer: Observer) 
         key_rounds,
         num_rounds=experiment.num_rounds,
         test=datasets.test,
+        attendance=None if probabilities is None else simulate_attendance(key_attendance, **probabilities),
         callback=lambda metrics, _: observer.round(metrics),
     )
     if experiment.local:

@@ -21,7 +21,7 @@ from fedmd_jax.experiments.procedure import (
 from fedmd_jax.experiments.settings import Data, Experiment, Phase
 from fedmd_jax.experiments.stopwatch import Stopwatch
 from fedmd_jax.federation import fedmd
-from fedmd_jax.types import RoundInfo
+from fedmd_jax.types import Attendance, RoundInfo
 
 
 @pytest.fixture
@@ -139,7 +139,9 @@ def counting(prepared):
     def round_(states, *_):
         losses = {name: jnp.zeros((len(state), 1)) for name, state in states.items()}
         client_ids = {name: jnp.array(group.client_ids) for name, group in groups.items()}
-        return appended(4)(states)[0], RoundInfo(losses, losses, client_ids, jnp.array(True))
+        yes = {name: jnp.ones(len(state), bool) for name, state in states.items()}
+        info = RoundInfo(losses, losses, client_ids, jnp.array(True), Attendance(yes, yes), yes, yes, yes)
+        return appended(4)(states)[0], info
 
     federation = dataclasses.replace(
         prepared.federation,

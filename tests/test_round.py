@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import chex
 import faults
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import oracle
@@ -288,7 +289,7 @@ def test_the_consensus_is_the_only_thing_that_crosses_devices(sharded):
 
 
 def test_a_device_has_its_networks_and_branches_to_them():
-    """Ten networks on four devices are three rows, each one switch in each of three phases; the last has empty seats."""
+    """Ten networks on four devices are three rows, a switch each in each of three phases; the last has empty seats."""
     groups, mesh = ten_networks(), fmd.client_mesh(4)
     private = toys.private(groups)
     states, data = (fmd.spread_clients(tree, mesh) for tree in (start(groups, private), private))
@@ -301,5 +302,5 @@ def switches(jaxpr):
     for equation in jaxpr.eqns:
         if equation.primitive.name == "cond" and len(equation.params["branches"]) > 2:
             yield len(equation.params["branches"])
-        for inner in jax.core.jaxprs_in_params(equation.params):
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
             yield from switches(inner)

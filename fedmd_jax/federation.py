@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -36,7 +36,8 @@ class Federation:
     `new_states`, `pretrain`, `personalize`, `pool`, `revisit` and `round` take `client_ids=`, per group [n], where the
     clients given are not all of the groups; `round` then wants their `weights=`, too. `round` also takes `attendance=`.
 
-    A client that a phase of training leaves with what is not finite stays as it was before that phase.
+    A client that a phase of training leaves with what is not finite stays as it was before that phase; all its losses
+    are NaN then.
 
     Where `pretrain`, `personalize` or `pool` stops early, it takes a last argument, the validation data: one unstacked
     dataset for everybody.
@@ -186,7 +187,9 @@ def fedmd(
                 one = partial(guard(partial(one_client, groups[name].architecture, training=training)), True)
                 fn = map_group(name, states[name], one, (0, data_axis, 0, None))
                 group_data = data if data_axis is None else data[name]
-                trained[name], losses[name], _ = fn(states[name], group_data, client_keys(key, ids), validation)
+                arguments = states[name], group_data, client_keys(key, ids), validation
+                trained[name], measured, finite = fn(*arguments)
+                losses[name] = jnp.where(finite[:, None], measured, jnp.nan)
             return trained, losses
 
         return train_groups
@@ -250,7 +253,7 @@ class ClientMetrics(NamedTuple):
     digest_loss: float | None  # None in round 0, and where nothing was digested
     revisit_loss: float | None  # None in round 0, and where nothing was revisited
     # "ok", or one or more of, with commas: "absent", "incomplete" (digest and revisit were lost), "scores not finite"
-    # (it was not heard), "digest not finite", "revisit not finite" (it is as it was before).
+    # (it was not heard), "digest not finite", "revisit not finite" (it is as it was before), `with_faults`.
     status: str = OK
 
 
@@ -358,6 +361,36 @@ def round_metrics(
             of_round = (None, None) if info is None else _client_of_round(info, name, position)
             clients.append(ClientMetrics(client_id, name, accuracy, *of_round))
     return RoundMetrics(round_, tuple(sorted(clients)), bool(info is None or info.digested))
+
+
+def undone_clients(groups: Groups, losses: Mapping[str, chex.Array]) -> set[int]:
+    """The ids of those whose training was undone, since it did not end in finite numbers.
+
+    Args:
+      groups: of the federation.
+      losses: per group [K, E], from `pretrain`, `personalize`, `pool` or `revisit` of all clients.
+    """
+    return {
+        client_id
+        for name, of_group in losses.items()
+        for client_id, of_client in zip(groups[name].client_ids, np.asarray(of_group), strict=True)
+        if np.isnan(of_client).all()
+    }
+
+
+def with_faults(metrics: RoundMetrics, faults: Mapping[str, Collection[int]]) -> RoundMetrics:
+    """The same, and in the status of clients what went wrong before the round.
+
+    Args:
+      metrics: of a round.
+      faults: what went wrong -> the ids of the clients.
+    """
+
+    def status(client):
+        told = [what for what, ids in faults.items() if client.client_id in ids]
+        return ", ".join([*told, *([] if told and client.status == OK else [client.status])])
+
+    return metrics._replace(clients=tuple(client._replace(status=status(client)) for client in metrics.clients))
 
 
 def _client_of_round(info: RoundInfo, name: str, position: int) -> tuple[float | None, float | None, str]:

@@ -19,7 +19,17 @@ from fedmd_jax.experiments.networks import architecture_from_name
 from fedmd_jax.experiments.pretrained import Pretrained, fingerprint
 from fedmd_jax.experiments.settings import Experiment
 from fedmd_jax.experiments.stopwatch import Stopwatch
-from fedmd_jax.federation import Federation, RoundMetrics, States, fedmd, round_metrics, run_federation, run_local
+from fedmd_jax.federation import (
+    Federation,
+    RoundMetrics,
+    States,
+    fedmd,
+    round_metrics,
+    run_federation,
+    run_local,
+    undone_clients,
+    with_faults,
+)
 from fedmd_jax.mapping import chunk_of
 from fedmd_jax.subset import draw_public_subset, draw_stratified_subset
 from fedmd_jax.types import PrivateDataset, PublicDataset
@@ -215,19 +225,22 @@ def _run_phases(federation: Federation, prepared: Prepared, observer: Observer) 
     key_init, key_public, key_private, key_rounds, key_pooled = jax.random.split(jax.random.key(experiment.seed), 5)
 
     observer.phase("preparing the networks")
+    faults = {}  # of transfer learning
     states = federation.new_states(key_init, datasets.public.inputs[:1])  # `prepare` has checked the data
     if (source := pretrained_from(prepared)) is not None:
         observer.phase(f"transfer learning: public data, done in {source}")
         states = pretrained.load(states)
     else:
         observer.phase("transfer learning: public data")
-        states, _ = federation.pretrain(states, pretraining, key_public, *_named(validation, "pretrain"))
+        states, losses = federation.pretrain(states, pretraining, key_public, *_named(validation, "pretrain"))
+        faults["public training not finite"] = undone_clients(federation.groups, losses)
         if pretrained is not None:
             pretrained.save(states)
     # The upper bound starts from here, the control after the next phase, and donation consumes the clients.
     pretrained = jax.tree.map(jnp.copy, states) if experiment.pooled else None
     observer.phase("transfer learning: private data")
-    states, _ = federation.personalize(states, private, key_private, *_named(validation, "personalize"))
+    states, losses = federation.personalize(states, private, key_private, *_named(validation, "personalize"))
+    faults["private training not finite"] = undone_clients(federation.groups, losses)
     transferred = jax.tree.map(jnp.copy, states) if experiment.local else None
     observer.phase(ROUNDS)
     probabilities = experiment.probabilities()
@@ -242,7 +255,7 @@ def _run_phases(federation: Federation, prepared: Prepared, observer: Observer) 
         num_rounds=experiment.num_rounds,
         test=datasets.test,
         attendance=None if probabilities is None else simulate_attendance(key_attendance, **probabilities),
-        callback=lambda metrics, _: observer.round(metrics),
+        callback=lambda metrics, _: observer.round(metrics if metrics.round else with_faults(metrics, faults)),
     )
     if experiment.local:
         observer.phase("local only")

@@ -20,14 +20,14 @@ import fedmd_jax
 from fedmd_jax import data_command, hints
 from fedmd_jax.experiments import EXPERIMENTS, Experiment, smoke
 from fedmd_jax.experiments import run_directory as files
-from fedmd_jax.experiments import sweep as sweeps
 from fedmd_jax.experiments.compilation_cache import keep_compiled_programs
 from fedmd_jax.experiments.errors import SettingsError, UsageError, bad_input
-from fedmd_jax.experiments.figures import plot, plot_seeds
 from fedmd_jax.experiments.interrupts import CtrlC
-from fedmd_jax.experiments.report import describe
+from fedmd_jax.experiments.results import sweep as sweeps
+from fedmd_jax.experiments.results.figures import plot, plot_seeds
+from fedmd_jax.experiments.results.report import describe
+from fedmd_jax.experiments.results.seeds import brief, describe_seeds, read_seeds, seed_jobs, write_seeds
 from fedmd_jax.experiments.run_directory import Record
-from fedmd_jax.experiments.seeds import brief, describe_seeds, read_seeds, seed_jobs, write_seeds
 from fedmd_jax.experiments.session import run_all
 
 USAGE = f"""\

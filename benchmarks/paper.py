@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Iterable
 
 from fedmd_jax.cli import main as fedmd_jax
-from fedmd_jax.experiments.figures import new_figure, to_png
+from fedmd_jax.experiments.results.figures import new_figure, to_png
 
 HERE = pathlib.Path(__file__).parent
 RESULTS = HERE / "results" / "paper"

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -39,7 +39,8 @@ class Federation:
     `new_states`, `pretrain`, `personalize`, `pool`, `revisit` and `round` take `client_ids=`, per group [n], where the
     clients given are not all of the groups; `round` then wants their `weights=`, too. `round` also takes `attendance=`.
 
-    A client that a phase of training leaves with what is not finite stays as it was before that phase.
+    A client that a phase of training leaves with what is not finite stays as it was before that phase; all its losses
+    are NaN then.
 
     Where `pretrain`, `personalize` or `pool` stops early, it takes a last argument, the validation data: one unstacked
     dataset for everybody.
@@ -77,6 +78,14 @@ class Federation:
     spread: Callable[[Mapping[str, Any]], Mapping[str, Any]]
     groups: Groups
     mesh: Mesh | None
+
+    def put(self, data: Any) -> Any:
+        """Data, or its shapes, where the programs want it: as it is where there is no mesh.
+
+        Args:
+          data: what is per group, [K, ...], goes to the devices of its clients, all else to every device.
+        """
+        return self.spread(data) if isinstance(data, Mapping) else share_with_clients(data, self.mesh)
 
     def transfer_learn(
         self,
@@ -192,13 +201,13 @@ def fedmd(
         def train_one(architecture, *arguments):
             # An epoch may have gone wrong and been got over; what early stopping saves has no loss.
             one = unless_broken(partial(one_client, architecture, training=training), losses_count=losses_count)
-            return one(True, *arguments)
+            trained, losses, finite = one(True, *arguments)
+            return trained, jnp.where(finite, losses, jnp.nan)
 
         def train_groups(states, data, key, validation=None, *, client_ids=None):
             client_ids = group_client_ids(groups) if client_ids is None else client_ids
             train_clients = map_groups(train_one, (0, data_axis, 0, None), **everybody)
-            trained, losses, _ = train_clients(states, data, group_keys(key, client_ids), validation)
-            return trained, losses
+            return train_clients(states, data, group_keys(key, client_ids), validation)
 
         return train_groups
 
@@ -248,7 +257,7 @@ class ClientMetrics(NamedTuple):
     digest_loss: float | None  # None in round 0, and where nothing was digested
     revisit_loss: float | None  # None in round 0, and where nothing was revisited
     # "ok", or one or more of, with commas: "absent", "incomplete" (digest and revisit were lost), "scores not finite"
-    # (it was not heard), "digest not finite", "revisit not finite" (it is as it was before).
+    # (it was not heard), "digest not finite", "revisit not finite" (it is as it was before), `with_faults`.
     status: str = OK
 
 
@@ -300,9 +309,7 @@ def run_federation(
     """
     _check_num_rounds(num_rounds)
     federation.check(public, private, test)
-    private, public = federation.spread(private), share_with_clients(public, federation.mesh)
-    shared_test = isinstance(test, PrivateDataset)
-    test = share_with_clients(test, federation.mesh) if shared_test else federation.spread(test)
+    public, private, test = map(federation.put, (public, private, test))
     client_ids = group_client_ids(federation.groups)
     history = []
     for round_ in range(num_rounds + 1):
@@ -339,7 +346,7 @@ def run_local(
       ValueError: a negative number of rounds.
     """
     _check_num_rounds(num_rounds)
-    private = federation.spread(private)
+    private = federation.put(private)
     for round_ in range(1, num_rounds + 1):
         states, _ = federation.revisit(states, private, jax.random.fold_in(key, round_))
     return states
@@ -358,6 +365,36 @@ def round_metrics(
             of_round = (None, None) if info is None else _client_of_round(info, name, position)
             clients.append(ClientMetrics(client_id, name, accuracy, *of_round))
     return RoundMetrics(round_, tuple(sorted(clients)), bool(info is None or info.digested))
+
+
+def undone_clients(groups: Groups, losses: Mapping[str, chex.Array]) -> set[int]:
+    """The ids of those whose training was undone, since it did not end in finite numbers.
+
+    Args:
+      groups: of the federation.
+      losses: per group [K, E], from `pretrain`, `personalize`, `pool` or `revisit` of all clients.
+    """
+    return {
+        client_id
+        for name, of_group in losses.items()
+        for client_id, of_client in zip(groups[name].client_ids, np.asarray(of_group), strict=True)
+        if np.isnan(of_client).all()
+    }
+
+
+def with_faults(metrics: RoundMetrics, faults: Mapping[str, Collection[int]]) -> RoundMetrics:
+    """The same, and in the status of clients what went wrong before the round.
+
+    Args:
+      metrics: of a round.
+      faults: what went wrong -> the ids of the clients.
+    """
+
+    def status(client):
+        told = [what for what, ids in faults.items() if client.client_id in ids]
+        return ", ".join([*told, *([] if told and client.status == OK else [client.status])])
+
+    return metrics._replace(clients=tuple(client._replace(status=status(client)) for client in metrics.clients))
 
 
 def _client_of_round(info: RoundInfo, name: str, position: int) -> tuple[float | None, float | None, str]:

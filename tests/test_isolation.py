@@ -234,9 +234,11 @@ def test_other_phases_undo_nonsense_too(plain, phase):
 
     def after(broken):
         states = jax.tree.map(jnp.copy, faults.switched(GROUPS, plain.states, broken))
-        return plain.by_client(getattr(plain.federation, phase)(states, data, KEY))
+        states, losses = getattr(plain.federation, phase)(states, data, KEY)
+        return plain.by_client((states, losses)), fmd.federation.undone_clients(GROUPS, losses)
 
-    broken, sound = after({1: fault, 3: -fault}), after({})
+    (broken, undone), (sound, nobody) = after({1: fault, 3: -fault}), after({})
+    assert (undone, nobody) == ({1, 3}, set())
     for client_id, before in plain.before({}).items():
         if client_id in (1, 3):
             chex.assert_trees_all_equal(broken[client_id][0], before[0])
@@ -253,5 +255,14 @@ def test_early_stopping_may_leave_out_losses(plain):
     federation = toys.federation(GROUPS, private_training=training)
     states, losses = federation.personalize(jax.tree.map(jnp.copy, plain.states), plain.private, KEY, TEST)
     assert any(jnp.isnan(loss).any() for loss in losses.values())
+    assert fmd.federation.undone_clients(GROUPS, losses) == set()
     after = plain.by_client((states,))
     assert all(changed(after[i][0], before[0], "params") for i, before in plain.before({}).items())
+
+
+def test_what_went_wrong_before_a_round_is_told_with_it():
+    clients = tuple(
+        fmd.ClientMetrics(i, "a", 0.5, None, None, status) for i, status in enumerate(["ok", "ok", "absent"])
+    )
+    metrics = fmd.federation.with_faults(fmd.RoundMetrics(0, clients, True), {"x": {0, 2}, "y": {0}, "z": set()})
+    assert [client.status for client in metrics.clients] == ["x, y", "ok", "x, absent"]

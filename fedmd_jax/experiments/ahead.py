@@ -46,11 +46,19 @@ class Ahead:
             return jax.block_until_ready(compiled(*args, **named))
 
     def _compile(self, args: Any, named: Any) -> Future:
-        shapes = jax.tree.map(jax.typeof, (args, named))
-        known = (*jax.tree.leaves(shapes), jax.tree.structure(shapes))
+        types = jax.tree.map(jax.typeof, (args, named))
+        known = (*jax.tree.leaves(types), jax.tree.structure(types))
         if known not in self._compiled:
+            shapes = jax.tree.map(_with_devices, (args, named))
             self._compiled[known] = self._executor.submit(lambda: self._fn.lower(*shapes[0], **shapes[1]).compile())
         return self._compiled[known]
+
+
+def _with_devices(leaf: Any) -> Any:
+    """The type of an array, or of its shape, and where it is on a mesh."""
+    sharding = getattr(leaf, "sharding", None)
+    on_mesh = isinstance(sharding, jax.sharding.NamedSharding)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding) if on_mesh else jax.typeof(leaf)
 
 
 @contextmanager
@@ -60,7 +68,7 @@ def compiling(
     """The same federation, its programs compiled in the order in which a run needs them, blocking and timed by phase.
 
     Args:
-      federation: on one device.
+      federation: on one device, or on many.
       watch: is told the seconds.
       needed: names of the programs that the run will call; the others stay as they are.
       later: of these, which are compiled when they are called, and not before.
@@ -69,9 +77,11 @@ def compiling(
         `attendance` where not everybody takes part in all rounds.
     """
     key = jax.random.key(0)
+    one_input = federation.put(jax.eval_shape(lambda inputs: inputs[:1], data["public"].inputs))
+    states = federation.put(jax.eval_shape(federation.new_states, key, one_input))
+    validation = {name: federation.put(examples) for name, examples in data.pop("validation", {}).items()}
+    data = {name: federation.put(part) for name, part in data.items()}
     public, private, pooled, test = (data[name] for name in ("public", "private", "pooled", "test"))
-    one_input = jax.eval_shape(lambda inputs: inputs[:1], public.inputs)
-    states = jax.eval_shape(federation.new_states, key, one_input)
     programs = {
         "new_states": ("transfer", key, one_input),
         "pretrain": ("transfer", states, data.get("pretraining", public), key),
@@ -81,7 +91,6 @@ def compiling(
         "revisit": ("local", states, private, key),
         "pool": ("pooled", states, pooled, key),
     }
-    validation = data.get("validation", {})
     named = {"round": {"attendance": data["attendance"]}} if "attendance" in data else {}
     executor = ThreadPoolExecutor(max_workers=os.cpu_count())
     try:

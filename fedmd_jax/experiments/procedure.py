@@ -9,18 +9,31 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from fedmd_jax.attendance import attendance_or_everybody, simulate_attendance
 from fedmd_jax.clients import ArchitectureGroup, group_client_ids, stack_private
 from fedmd_jax.communication import Communication, communication_bytes
+from fedmd_jax.devices import client_costs
 from fedmd_jax.experiments.ahead import compiling
 from fedmd_jax.experiments.datasets import Datasets, hold_out, load
 from fedmd_jax.experiments.networks import architecture_from_name
 from fedmd_jax.experiments.pretrained import Pretrained, fingerprint
-from fedmd_jax.experiments.settings import Experiment
+from fedmd_jax.experiments.settings import Devices, Experiment
 from fedmd_jax.experiments.stopwatch import Stopwatch
-from fedmd_jax.federation import Federation, RoundMetrics, States, fedmd, round_metrics, run_federation, run_local
-from fedmd_jax.mapping import chunk_of
+from fedmd_jax.federation import (
+    Federation,
+    RoundMetrics,
+    States,
+    fedmd,
+    round_metrics,
+    run_federation,
+    run_local,
+    undone_clients,
+    with_faults,
+)
+from fedmd_jax.mapping import chunk_of, client_mesh
+from fedmd_jax.spread import gather_clients
 from fedmd_jax.subset import draw_public_subset, draw_stratified_subset
 from fedmd_jax.types import PrivateDataset, PublicDataset
 
@@ -97,6 +110,7 @@ def prepare(experiment: Experiment) -> Prepared:
         experiment.data, num_clients=len(experiment.networks), seed=experiment.seed, public_test=public_test
     )
     groups = group_clients(experiment, datasets.num_classes)
+    mesh = choose_mesh(experiment.devices)
     federation = fedmd(
         groups,
         subset_size=experiment.subset_size,
@@ -109,18 +123,39 @@ def prepare(experiment: Experiment) -> Prepared:
         draw_subset=draw_public_subset if experiment.subset == "random" else draw_stratified_subset,
         score_bound=experiment.score_bound,
         clients_per_chunk=experiment.clients_per_chunk or "auto",
+        mesh=mesh,
+        costs=None if mesh is None else client_costs(groups, datasets.public.inputs[:1]),
     )
     private = stack_private(groups, datasets.private)
     pretraining, pooling, validation = split_validation(experiment, datasets)
     federation.check(datasets.public, private, datasets.pooled, datasets.test, *validation.values())
     pretrained = _pretrained(experiment, datasets.num_classes, (pretraining, validation.get("pretrain")))
+    everywhere = {name: federation.put(getattr(datasets, name)) for name in ("public", "pooled", "test")}
+    datasets = datasets._replace(**everywhere)
+    private, pretraining, pooling = map(federation.put, (private, pretraining, pooling))
+    validation = {name: federation.put(examples) for name, examples in validation.items()}
     return Prepared(experiment, federation, datasets, private, pretraining, pooling, validation, pretrained)
+
+
+def choose_mesh(devices: Devices) -> Mesh | None:
+    """The devices of a run; None where it is one, which needs no mesh.
+
+    Args:
+      devices: how many, "all", or None for all accelerators. The cores of a CPU are one device, unless told otherwise.
+
+    Raises:
+      ValueError: more devices than there are.
+    """
+    if devices is None and jax.default_backend() == "cpu":
+        return None
+    mesh = client_mesh(None if devices == "all" else devices)
+    return mesh if mesh.size > 1 else None
 
 
 def _pretrained(experiment: Experiment, num_classes: int, data: tuple) -> Pretrained | None:
     if experiment.pretrained_dir is None:
         return None
-    names = ("networks", "width", "head_penalty", "clients_per_chunk", "public_training", "seed")
+    names = ("networks", "width", "head_penalty", "clients_per_chunk", "devices", "public_training", "seed")
     settings = {name: getattr(experiment, name) for name in names} | {"num_classes": num_classes}
     return Pretrained(pathlib.Path(experiment.pretrained_dir).expanduser() / fingerprint(settings, data))
 
@@ -215,19 +250,22 @@ def _run_phases(federation: Federation, prepared: Prepared, observer: Observer) 
     key_init, key_public, key_private, key_rounds, key_pooled = jax.random.split(jax.random.key(experiment.seed), 5)
 
     observer.phase("preparing the networks")
+    faults = {}  # of transfer learning
     states = federation.new_states(key_init, datasets.public.inputs[:1])  # `prepare` has checked the data
     if (source := pretrained_from(prepared)) is not None:
         observer.phase(f"transfer learning: public data, done in {source}")
-        states = pretrained.load(states)
+        states = federation.put(pretrained.load(gather_clients(jax.eval_shape(lambda states: states, states))))
     else:
         observer.phase("transfer learning: public data")
-        states, _ = federation.pretrain(states, pretraining, key_public, *_named(validation, "pretrain"))
+        states, losses = federation.pretrain(states, pretraining, key_public, *_named(validation, "pretrain"))
+        faults["public training not finite"] = undone_clients(federation.groups, losses)
         if pretrained is not None:
-            pretrained.save(states)
+            pretrained.save(gather_clients(states))
     # The upper bound starts from here, the control after the next phase, and donation consumes the clients.
     pretrained = jax.tree.map(jnp.copy, states) if experiment.pooled else None
     observer.phase("transfer learning: private data")
-    states, _ = federation.personalize(states, private, key_private, *_named(validation, "personalize"))
+    states, losses = federation.personalize(states, private, key_private, *_named(validation, "personalize"))
+    faults["private training not finite"] = undone_clients(federation.groups, losses)
     transferred = jax.tree.map(jnp.copy, states) if experiment.local else None
     observer.phase(ROUNDS)
     probabilities = experiment.probabilities()
@@ -242,7 +280,7 @@ def _run_phases(federation: Federation, prepared: Prepared, observer: Observer) 
         num_rounds=experiment.num_rounds,
         test=datasets.test,
         attendance=None if probabilities is None else simulate_attendance(key_attendance, **probabilities),
-        callback=lambda metrics, _: observer.round(metrics),
+        callback=lambda metrics, _: observer.round(metrics if metrics.round else with_faults(metrics, faults)),
     )
     if experiment.local:
         observer.phase("local only")
@@ -265,11 +303,13 @@ def _accuracy(federation: Federation, states: States, test: PrivateDataset) -> d
 
 
 def clients_at_once(prepared: Prepared) -> dict[str, int]:
-    """How many clients of each group run at once: what was set, or what was chosen."""
+    """How many clients of each group run at once on a device: what was set, or what was chosen."""
     setting, groups = prepared.experiment.clients_per_chunk or "auto", prepared.federation.groups
     states = _shapes(prepared)
-    chunks = {name: chunk_of(setting, name, states[name].params) for name in groups}
-    return {name: min(chunks[name] or group.num_clients, group.num_clients) for name, group in groups.items()}
+    mesh = prepared.federation.mesh
+    chunks = {name: chunk_of(setting, name, states[name].params, mesh) for name in groups}
+    of_device = {name: -(-group.num_clients // (mesh.size if mesh else 1)) for name, group in groups.items()}
+    return {name: min(chunks[name] or of_device[name], of_device[name]) for name in groups}
 
 
 def pretrained_from(prepared: Prepared) -> str | None:

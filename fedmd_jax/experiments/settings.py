@@ -14,6 +14,8 @@ from fedmd_jax.stopping import EarlyStopping
 Subset = Literal["random", "stratified"]
 Monitor = Literal["validation", "test"]
 Split = Literal["classes", "superclasses", "writers"]
+EvaluateOn = Literal["test", "validation"]
+Devices = int | Literal["all"] | None
 DistanceName = Literal["mae", "mse", "kl"]
 
 
@@ -123,13 +125,15 @@ class Data:
       examples_per_class: Private examples that each client owns of each class; no two clients share one. Not with
         writers.
       min_examples: Private examples, of all classes together, that a writer must have to be a client.
-      num_test: Private test examples, of no client, on which every client is evaluated; drawn with the seed.
+      evaluate_on: What accuracy is measured on: test, the test split; or validation, private training images of no
+        client, with which settings can be chosen without a look at the test set. Not with writers.
+      num_test: How many images that is, the same for every client; drawn with the seed.
       validation_share: Part of the public examples, and of the pooled private ones, that is held out of training where
         early stopping looks at validation data; drawn with the seed. Rounds use all public examples.
 
     Raises:
       ValueError: a count below 1, a share that is not between 0 and 1, no private class, a class twice, or one that is
-        no integer from 0.
+        no integer from 0, validation images with writers.
     """
 
     public: str = "embedded/digits"
@@ -140,6 +144,7 @@ class Data:
     split: Split = "classes"
     examples_per_class: int = 3
     min_examples: int = 12
+    evaluate_on: EvaluateOn = "test"
     num_test: int = 1200
     validation_share: float = 0.1
 
@@ -147,6 +152,9 @@ class Data:
         _check_counts(1, num_public=self.num_public, examples_per_class=self.examples_per_class, num_test=self.num_test)
         _check_counts(1, min_examples=self.min_examples)
         _check_choices(Split, split=self.split)
+        _check_choices(EvaluateOn, evaluate_on=self.evaluate_on)
+        if self.split == "writers" and self.evaluate_on == "validation":
+            raise ValueError("evaluate_on must be test with writers, whose images are too few to hold out others")
         if not isinstance(self.validation_share, (int, float)) or not 0 < self.validation_share < 1:
             raise ValueError(f"validation_share must be between 0 and 1, got {self.validation_share!r}")
         classes = self.private_classes
@@ -194,6 +202,8 @@ class Experiment:
         consensus. Without it they are averaged as they are.
       clients_per_chunk: How many clients of a group (those with equal networks) are trained at once, the others chunk
         after chunk. Bounds memory; changes results by rounding. Without it as many as run fastest.
+      devices: Over how many devices the clients are spread, or all. Moves results by rounding. Without it all GPUs or
+        TPUs, and a CPU is one device.
       head_penalty: L2 penalty on the weights of the last layer, in every loss (1e-3 in the released code).
       seed: Decides everything that is random: data split, networks, shuffling, dropout, subsets.
 
@@ -222,6 +232,7 @@ class Experiment:
     completion: tuple[float, ...] = (1.0,)
     score_bound: float | None = None
     clients_per_chunk: int | None = None
+    devices: Devices = None
     head_penalty: float = 1e-3
     seed: int = 0
 
@@ -232,6 +243,8 @@ class Experiment:
             _check_counts(1, clients_per_chunk=self.clients_per_chunk)
         if self.score_bound is not None:
             _check_positive(score_bound=self.score_bound)
+        if self.devices not in (None, "all"):
+            _check_counts(1, devices=self.devices)
         _check_positive(temperature=self.temperature, width=self.width)
         _check_not_negative(head_penalty=[self.head_penalty], weights=self.weights or [])
         _check_probabilities(availability=self.availability, completion=self.completion)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedmd_jax.experiments.report import find_faults
+from fedmd_jax.experiments.results.report import find_faults
 from fedmd_jax.experiments.run_directory import Record
 
 Run = tuple[Record, Sequence[Record]]  # the content of summary.json, and the records of metrics.jsonl

@@ -4,9 +4,10 @@
     python benchmarks/tpu_compile.py [--topology v5e:2x2]... [--clients-per-chip 1] [--width 1.0] [--json FILE]
 
 Compiled ahead of time, on any machine and without a TPU: nothing runs, so nothing is said of how long a round takes.
-Every chip has its share of two groups, of two and of three convolutions. Bytes and FLOPs are those of one chip; XLA
-counts the body of a loop once. The claim is that one all-reduce of the consensus [M, C] is all that crosses chips; the
-exit status is 1 where that does not hold.
+Every chip has its share of two groups, of two and of three convolutions; with `--ten` there are the ten networks of the
+paper's Table 1 instead, one client of each, and every chip branches to the networks that it has. Bytes and FLOPs are
+those of one chip; XLA counts the body of a loop once. The claim is that one all-reduce of the consensus and its weight,
+[M + 1, C], is all that crosses chips; the exit status is 1 where that does not hold.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import pathlib
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 # Before jax is imported: libtpu would ask the network which TPU this machine has, and lock it.
@@ -28,11 +29,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from timing import append_json
 
 import fedmd_jax as fmd
-from fedmd_jax.models import CNN, TABLE_1, choose_form, conv_general_dilated, head_l2, scale_width
+from fedmd_jax.models import CNN, TABLE_1, PaperNetwork, choose_form, conv_general_dilated, head_l2, scale_width
 
 TOPOLOGIES = ("v5e:2x2", "v5e:4x4", "v5e:8x8", "v5e:16x16")  # a v5e pod has 256 chips
 NETWORKS = {"2conv": TABLE_1[0], "3conv": TABLE_1[5]}
@@ -70,14 +71,15 @@ def tpu_mesh(topology: str) -> Mesh:
     return Mesh(np.asarray(chips), ("clients",))
 
 
-def tpu_groups(networks: Sequence[str], num_clients: int, *, width: float) -> dict[str, fmd.ArchitectureGroup]:
-    """A group of `num_clients` for each of these `NETWORKS`, with the convolutions that a TPU runs."""
+def tpu_groups(
+    networks: Mapping[str, PaperNetwork], num_clients: int, *, width: float
+) -> dict[str, fmd.ArchitectureGroup]:
+    """A group of `num_clients` for each of these networks, with the convolutions that a TPU runs."""
     # By itself a network takes the form that is best where it is traced.
     choose = functools.partial(choose_form, platform="tpu")
     convolution = functools.partial(conv_general_dilated, choose=choose)
     groups = {}
-    for number, name in enumerate(networks):
-        network = NETWORKS[name]
+    for number, (name, network) in enumerate(networks.items()):
         module = CNN(scale_width(network.filters, width), NUM_CLASSES, network.dropout, convolution)
         architecture = fmd.architecture_from_linen(module, penalty=head_l2())
         groups[name] = fmd.ArchitectureGroup(architecture, range(number * num_clients, (number + 1) * num_clients))
@@ -100,33 +102,34 @@ def abstract_arguments(federation: fmd.Federation, *, num_public: int) -> tuple[
         for name, group in federation.groups.items()
     }
 
-    def put(tree, *axes):
-        sharding = NamedSharding(federation.mesh, PartitionSpec(*axes))
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
-
-    return put(states, "clients"), put(public), put(private, "clients"), put(key)
+    return tuple(map(federation.put, (states, public, private, key)))
 
 
 def compile_round(
     topology: str,
     *,
     networks: Sequence[str],
+    ten: bool,
     clients_per_chip: int,
     width: float,
     subset_size: int,
     num_public: int,
 ) -> dict[str, Any]:
-    """Compiles a whole round and returns its figures; `clients_per_chip` is of each network."""
+    """Compiles a whole round and returns its figures; `clients_per_chip` is of each network unless there are ten."""
     mesh = tpu_mesh(topology)
-    groups = tpu_groups(networks, clients_per_chip * mesh.size, width=width)
-    federation = fmd.fedmd(groups, subset_size=subset_size, mesh=mesh)
+    if ten:
+        groups = tpu_groups({f"network {row}": network for row, network in enumerate(TABLE_1)}, 1, width=width)
+    else:
+        groups = tpu_groups({name: NETWORKS[name] for name in networks}, clients_per_chip * mesh.size, width=width)
+    costs = fmd.client_costs(groups, jnp.zeros((1, *IMAGE)))
+    federation = fmd.fedmd(groups, subset_size=subset_size, mesh=mesh, costs=costs)
     lowered = federation.round.lower(*abstract_arguments(federation, num_public=num_public))
     start, start_cpu = time.perf_counter(), time.process_time()
     compiled = lowered.compile()
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
     memory = compiled.memory_analysis()
     collectives = count_collectives(compiled.as_text())
-    expected = {Collective("all-reduce", (f"f32[{subset_size},{NUM_CLASSES}]",)): 1}
+    expected = {Collective("all-reduce", (f"f32[{subset_size + 1},{NUM_CLASSES}]",)): 1}
     return {
         "chips": mesh.size,
         "chip": mesh.devices.flat[0].device_kind,
@@ -147,6 +150,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--topology", action="append", metavar="NAME", help=f"default: {' '.join(TOPOLOGIES)}")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="default: both")
+    parser.add_argument("--ten", action="store_true", help="ten different networks instead, one client each")
     parser.add_argument("--clients-per-chip", type=int, default=1, help="of each network")
     parser.add_argument("--width", type=float, default=1.0, help="multiplies the filters of the paper's networks")
     parser.add_argument("--subset-size", type=int, default=5000, help="M, public examples of a round")

@@ -130,3 +130,9 @@ def test_settings_of_chunks(setting):
 def test_settings_of_chunks_that_are_refused(setting):
     with pytest.raises(ValueError, match="clients_per_chunk must be an integer of at least 1, got"):
         check_chunks(setting, ["a", "b"])
+
+
+@pytest.mark.parametrize("num_devices", [0, 5])
+def test_a_mesh_of_devices_that_are_not_there_is_refused(num_devices):
+    with pytest.raises(ValueError, match=f"num_devices must be from 1 to 4, the devices .*, got {num_devices}"):
+        fmd.client_mesh(num_devices)

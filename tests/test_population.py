@@ -201,6 +201,10 @@ def test_examples_may_stay_on_the_host():
             "group 'mlp': the clients of a cohort must be a multiple of the 4 devices of the mesh, got 3",
         ),
         (
+            lambda: start(toys.federation({"normed": GROUPS["normed"]}, mesh=fmd.client_mesh(4)), cohort_size=4),
+            "group 'normed': the clients of a population must be a multiple of the 4 devices of the mesh, got 5",
+        ),
+        (
             lambda: start(
                 toys.federation({"mlp": GROUPS["mlp"]}, mesh=fmd.client_mesh(4)), cohort_size=4, home="device"
             ),

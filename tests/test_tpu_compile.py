@@ -30,10 +30,11 @@ def script():
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install '.[tpu-aot]'")
-def test_only_the_consensus_crosses_chips(tmp_path):
+@pytest.mark.parametrize("clients", ["--networks 2conv", "--ten"])
+def test_only_the_consensus_crosses_chips(tmp_path, clients):
     """A process of its own: libtpu looks at its environment once, and writes to stderr."""
     file = tmp_path / "figures.json"
-    small = "--networks 2conv --width 0.016 --subset-size 24 --num-public 32"
+    small = f"{clients} --width 0.016 --subset-size 24 --num-public 32"
     command = [sys.executable, str(SCRIPT), "--topology", "v5e:2x2", *small.split(), "--json", str(file)]
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}

@@ -60,6 +60,7 @@ def test_a_second_run_takes_the_clients_of_the_first_and_ends_the_same(experimen
         {"public_training": Phase(num_epochs=2, batch_size=16)},
         {"public_training": Phase(num_epochs=1, batch_size=16, patience=1)},
         {"clients_per_chunk": 1},
+        {"devices": 2},
     ],
     ids=lambda change: next(iter(change)),
 )

@@ -13,6 +13,8 @@ from fedmd_jax.experiments.procedure import (
     ROUNDS,
     Observer,
     Observers,
+    choose_mesh,
+    clients_at_once,
     communication,
     compiled_once,
     group_clients,
@@ -89,12 +91,36 @@ def test_what_is_sent(experiment):
     [
         ({"networks": ("mlp", "mlp", "cnn")}, "network 'cnn': the kind must be one of .*"),
         ({"networks": ("mlp", "mlp", "3conv:n1=2,n2=2,n3=2")}, ".* wants images .* of at least 12x12, got .*"),
+        ({"devices": 9}, "num_devices must be from 1 to 4, the devices that there are, got 9"),
         ({"networks": ("mlp",) * 5, "weights": None}, "5 clients with 3 examples per class need 15 of each, .*"),
     ],
 )
 def test_settings_that_do_not_fit_the_data(experiment, settings, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         prepare(dataclasses.replace(experiment, **settings))
+
+
+def test_a_mesh_is_of_several_devices(monkeypatch):
+    """Four cores of a CPU are one device unless all are asked for; four accelerators are four."""
+    assert [choose_mesh(devices) and choose_mesh(devices).size for devices in (None, 1, 2, "all")] == [None, None, 2, 4]
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    assert choose_mesh(None).size == 4
+    assert choose_mesh(1) is None
+
+
+def test_on_many_devices_a_run_is_the_same_with_kept_clients(experiment, tmp_path):
+    """All phases: two clients in one group and one in another, on two devices, balanced by cost."""
+    kept = dataclasses.replace(experiment, devices=2, pretrained_dir=str(tmp_path))
+    told = []
+    for _ in range(2):
+        prepared = prepare(kept)
+        assert (prepared.federation.mesh.size, clients_at_once(prepared)) == (2, {"mlp:n1=3": 1, "mlp": 1})
+        notes = Notes()
+        run(prepared, notes, Stopwatch())
+        told.append([part for part in notes.told if not isinstance(part, str)])
+    assert told[0] == told[1]
+    assert told[0][:-2] == [0, 1, 2]
+    assert [sorted(accuracy) for accuracy in told[0][-2:]] == [[0, 1, 2], [0, 1, 2]]
 
 
 class Notes(Observer):

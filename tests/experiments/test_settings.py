@@ -60,6 +60,8 @@ def test_data_out_of_range(settings, message):
         ({"availability": ()}, "availability must be one number, or one per client, 2, got 0"),
         ({"completion": (1.0,) * 3}, "completion must be one number, or one per client, 2, got 3"),
         ({"score_bound": 0.0}, "score_bound must be positive and finite, got 0.0"),
+        ({"devices": 0}, "devices must be an integer of at least 1, got 0"),
+        ({"devices": "many"}, "devices must be an integer of at least 1, got 'many'"),
         ({"clients_per_chunk": 0}, "clients_per_chunk must be an integer of at least 1, got 0"),
         ({"seed": 2**32}, r"seed must be below 2\*\*32, got 4294967296"),
         ({"weights": (1.0,)}, "weights must be one per client, 2, got 1"),

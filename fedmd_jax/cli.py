@@ -21,7 +21,7 @@ from fedmd_jax.experiments.results.report import describe
 from fedmd_jax.experiments.results.seeds import brief, describe_seeds, read_seeds, seed_jobs, write_seeds
 from fedmd_jax.experiments.run_directory import Record
 from fedmd_jax.experiments.session import run_all
-from fedmd_jax.options import HELP, SMOKE, Sweep, experiment_name, parse, setting_options
+from fedmd_jax.options import HELP, Run, Sweep, experiment_name, parse, setting_options, variant_name
 
 USAGE = f"""\
 usage: fedmd-jax run [EXPERIMENT] [--out DIR] [options]   train a federation and report on it
@@ -112,10 +112,10 @@ def _run(argv: list[str], ctrl_c: CtrlC) -> int:
     settings = parse(name, argv)
     if settings is None:
         return 0
+    name = variant_name(name, settings.defaults.variant)
     experiment, num_seeds = settings.experiment, settings.seeds
     several = "" if num_seeds is None else f"-{_at_least_one(num_seeds)}seeds"
-    tiny = "-smoke" if SMOKE in argv else ""  # no one should take it for the experiment
-    path = _output_path(settings.out, f"{name}{tiny}-seed{experiment.seed}{several}")
+    path = _output_path(settings.out, f"{name}{_tiny(settings)}-seed{experiment.seed}{several}")
     files.check_new(path)  # before the data is read; `Recorder` checks again
     keep_compiled_programs()
     train = partial(run_all, name=name, command=command, ctrl_c=ctrl_c)
@@ -154,8 +154,9 @@ def _sweep(argv: list[str], ctrl_c: CtrlC) -> int:
     if settings is None:
         return 0
     _at_least_one(settings.seeds)
-    path = _output_path(settings.out, f"{name}-sweep")
     combinations = _combinations(name, argv, settings)
+    name = variant_name(name, settings.defaults.variant)
+    path = _output_path(settings.out, f"{name}{_tiny(settings)}-sweep")
     files.check_new(path)
     keep_compiled_programs()
     train = partial(run_all, name=name, command=command, ctrl_c=ctrl_c)
@@ -232,6 +233,11 @@ def _at_least_one(num_seeds: int) -> int:
     if num_seeds < 1:
         raise UsageError(f"seeds must be an integer of at least 1, got {num_seeds}")
     return num_seeds
+
+
+def _tiny(settings: Run | Sweep) -> str:
+    """Part of a directory's name, so that nobody takes a smoke run for the experiment."""
+    return "-smoke" if settings.defaults.smoke else ""
 
 
 def _output_path(out: str | None, stem: str) -> pathlib.Path:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from fedmd_jax.checks import check_count, check_examples, check_inputs, check_labels_in_head
 from fedmd_jax.clients import Groups, check_groups, client_keys, group_client_ids
 from fedmd_jax.evaluate import Evaluation, evaluate
-from fedmd_jax.local import Distance, Training, init_client, pretrain, revisit
+from fedmd_jax.local import Distance, Training, check_validation, init_client, pretrain, revisit
 from fedmd_jax.losses import mae
 from fedmd_jax.mapping import ClientsPerChunk, check_chunks, chunk_of, map_clients, shard_clients
 from fedmd_jax.round import fedmd_round, round_keys
@@ -24,6 +24,7 @@ from fedmd_jax.types import Architecture, ClientState, PrivateDataset, PublicDat
 
 States = dict[str, ClientState]
 Private = Mapping[str, PrivateDataset]
+Validation = PrivateDataset | Private  # one for everybody, or per group a stacked one
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class Federation:
     clients given are not all of the groups; `round` then wants their `weights=`, too.
 
     Where `pretrain`, `personalize` or `pool` stops early, it takes a last argument, the validation data: one unstacked
-    dataset for everybody.
+    dataset for everybody, or per group a stacked one; where it does not, that is refused.
 
     Attributes:
       check: (public, private, *others) -> None. Raises `ValueError` where the data does not fit the networks or the
@@ -52,6 +53,8 @@ class Federation:
         a stacked one.
       groups: who takes part.
       mesh: over which devices, or None.
+      public_training: of `pretrain`.
+      private_training: of `personalize`.
     """
 
     check: Callable[..., None]
@@ -65,6 +68,8 @@ class Federation:
     evaluate: Callable[[States, PrivateDataset | Private], dict[str, Evaluation]]
     groups: Groups
     mesh: Mesh | None
+    public_training: Training
+    private_training: Training
 
     def transfer_learn(
         self,
@@ -72,13 +77,34 @@ class Federation:
         public: PublicDataset,
         private: Private,
         key: chex.PRNGKey,
+        public_validation: Validation | None = None,
+        private_validation: Validation | None = None,
         *,
         client_ids: Mapping[str, chex.Array] | None = None,
     ) -> States:
-        """Both halves of transfer learning: the public dataset, then each client's own."""
+        """Both halves of transfer learning: the public dataset, then each client's own.
+
+        Args:
+          states: clients as `init` makes them; consumed.
+          public: the public dataset, labelled.
+          private: per group, stacked private datasets.
+          key: shuffling and dropout.
+          public_validation: where the first half stops early, what it looks at: one unstacked dataset for everybody, or
+            per group a stacked one.
+          private_validation: the same for the second half.
+          client_ids: per group, [n], where these are not all clients.
+
+        Returns:
+          The clients.
+
+        Raises:
+          ValueError: a half has early stopping without validation data or the reverse; nothing is consumed then.
+        """
+        check_validation(self.public_training, public_validation, "public_training: ")
+        check_validation(self.private_training, private_validation, "private_training: ")
         key_public, key_private = jax.random.split(key)
-        states, _ = self.pretrain(states, public, key_public, client_ids=client_ids)
-        states, _ = self.personalize(states, private, key_private, client_ids=client_ids)
+        states, _ = self.pretrain(states, public, key_public, public_validation, client_ids=client_ids)
+        states, _ = self.personalize(states, private, key_private, private_validation, client_ids=client_ids)
         return states
 
 
@@ -169,11 +195,14 @@ def fedmd(
 
         def train_groups(states, data, key, validation=None, *, client_ids=None):
             client_ids = group_client_ids(groups) if client_ids is None else client_ids
+            shared = validation is None or isinstance(validation, PrivateDataset)
             trained, losses = {}, {}
             for name, ids in client_ids.items():
-                fn = map_group(name, states[name], one_client, (0, data_axis, 0, None), training=training)
+                axes = (0, data_axis, 0, None if shared else 0)
+                fn = map_group(name, states[name], one_client, axes, training=training)
                 group_data = data if data_axis is None else data[name]
-                trained[name], losses[name] = fn(states[name], group_data, client_keys(key, ids), validation)
+                monitored = validation if shared else validation[name]
+                trained[name], losses[name] = fn(states[name], group_data, client_keys(key, ids), monitored)
             return trained, losses
 
         return train_groups
@@ -201,6 +230,8 @@ def fedmd(
         evaluate=jax.jit(evaluate_groups),
         groups=groups,
         mesh=mesh,
+        public_training=public_training,
+        private_training=private_training,
     )
 
 

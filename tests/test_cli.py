@@ -446,7 +446,7 @@ HELP = r"\(see fedmd-jax run quickstart --help\)"
         ("--networks", "networks must be a list of names, one per client, got 'none'"),
         ("--subset-size 300 --data.num-public 200", "subset_size must be at most the public dataset, .* got 300"),
         ("--data.num-public 8001", "the public dataset embedded/digits has 8000 examples, num_public wants 8001"),
-        ("--data.num-test 2401", "the test split of embedded/letters has 2400 examples, num_test wants 2401"),
+        ("--data.num-test 2401", "the test part of embedded/letters has 2400 examples, num_test wants 2401"),
         (f"{NETWORKS} --data.examples-per-class 101", "3 clients with 101 examples per class need 303 of each, but .*"),
         ("--data.private-classes 0 6", r"embedded/letters has no examples of the private_classes \[6\], it has .*"),
         ("--data.public embedded/mnist", "the embedded data sets are embedded/digits and embedded/letters, got .*"),

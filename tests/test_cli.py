@@ -188,6 +188,31 @@ def test_without_out_the_directory_has_a_name_of_its_own(played, tmp_path, monke
     assert capsys.readouterr().out.splitlines()[-1] == "results in runs/quickstart-seed3-2"
 
 
+def test_a_smoke_run_is_told_as_one(played, tmp_path, monkeypatch, capsys):
+    played()
+    monkeypatch.chdir(tmp_path)
+    note = "a smoke run: its settings are tiny, its accuracies mean nothing\n"
+    for options, place in (
+        (["run"], "quickstart-smoke-seed0"),
+        (["run", "--seeds", "2"], "quickstart-smoke-seed0-2seeds"),
+        (["sweep", "--over", "num-rounds=1"], "quickstart-smoke-sweep"),
+    ):
+        for smoke in ([], ["--smoke"]):
+            assert main([*options, *TINY, *smoke]) == 0
+            assert (note in capsys.readouterr().out) == bool(smoke)
+        if options[0] == "run":
+            assert main(["report", f"runs/{place}"]) == 0
+            assert capsys.readouterr().out.startswith(note)
+            assert main(["report", f"runs/{place.replace('-smoke', '')}"]) == 0
+            assert note not in capsys.readouterr().out
+        else:
+            assert (tmp_path / "runs" / place / "sweep.csv").exists()
+    assert main(["report", "runs"]) == 0
+    assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()] == [
+        *("quickstart-seed0", "quickstart-seed0-2seeds", "quickstart-smoke-seed0", "quickstart-smoke-seed0-2seeds"),
+    ]
+
+
 def test_seeds_have_directories_of_their_own_and_a_summary_of_all(played, tmp_path, capsys):
     played()
     path = tmp_path / "run"

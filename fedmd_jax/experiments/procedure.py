@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedmd_jax.clients import ArchitectureGroup, stack_private
+from fedmd_jax.attendance import attendance_or_everybody, simulate_attendance
+from fedmd_jax.clients import ArchitectureGroup, group_client_ids, stack_private
 from fedmd_jax.communication import Communication, communication_bytes
 from fedmd_jax.experiments.ahead import compiling
 from fedmd_jax.experiments.datasets import Datasets, hold_out, load
@@ -18,7 +19,17 @@ from fedmd_jax.experiments.networks import architecture_from_name
 from fedmd_jax.experiments.pretrained import Pretrained, fingerprint
 from fedmd_jax.experiments.settings import Experiment
 from fedmd_jax.experiments.stopwatch import Stopwatch
-from fedmd_jax.federation import Federation, RoundMetrics, States, fedmd, round_metrics, run_federation, run_local
+from fedmd_jax.federation import (
+    Federation,
+    RoundMetrics,
+    States,
+    fedmd,
+    round_metrics,
+    run_federation,
+    run_local,
+    undone_clients,
+    with_faults,
+)
 from fedmd_jax.mapping import chunk_of
 from fedmd_jax.subset import draw_public_subset, draw_stratified_subset
 from fedmd_jax.types import PrivateDataset, PublicDataset
@@ -106,6 +117,7 @@ def prepare(experiment: Experiment) -> Prepared:
         revisit_training=experiment.revisit.training(),
         distance=experiment.distance_function(),
         draw_subset=draw_public_subset if experiment.subset == "random" else draw_stratified_subset,
+        score_bound=experiment.score_bound,
         clients_per_chunk=experiment.clients_per_chunk or "auto",
     )
     private = stack_private(groups, datasets.private)
@@ -195,6 +207,8 @@ def compiled_once(prepared: Prepared, watch: Stopwatch) -> Iterator[Callable[[Pr
     wanted = {"round": True, "revisit": experiment.local, "pool": experiment.pooled}
     idle = {"round", "revisit"} if experiment.num_rounds == 0 else set()
     needed |= {name for name, is_wanted in wanted.items() if is_wanted} - idle
+    if experiment.probabilities() is not None:
+        shapes["attendance"] = attendance_or_everybody(None, group_client_ids(federation.groups))
     with compiling(federation, watch, needed=needed, later=later, **shapes) as federation:
         yield partial(_run_phases, federation)
 
@@ -211,21 +225,27 @@ def _run_phases(federation: Federation, prepared: Prepared, observer: Observer) 
     key_init, key_public, key_private, key_rounds, key_pooled = jax.random.split(jax.random.key(experiment.seed), 5)
 
     observer.phase("preparing the networks")
+    faults = {}  # of transfer learning
     states = federation.new_states(key_init, datasets.public.inputs[:1])  # `prepare` has checked the data
     if (source := pretrained_from(prepared)) is not None:
         observer.phase(f"transfer learning: public data, done in {source}")
         states = pretrained.load(states)
     else:
         observer.phase("transfer learning: public data")
-        states, _ = federation.pretrain(states, pretraining, key_public, *_named(validation, "pretrain"))
+        states, losses = federation.pretrain(states, pretraining, key_public, *_named(validation, "pretrain"))
+        faults["public training not finite"] = undone_clients(federation.groups, losses)
         if pretrained is not None:
             pretrained.save(states)
     # The upper bound starts from here, the control after the next phase, and donation consumes the clients.
     pretrained = jax.tree.map(jnp.copy, states) if experiment.pooled else None
     observer.phase("transfer learning: private data")
-    states, _ = federation.personalize(states, private, key_private, *_named(validation, "personalize"))
+    states, losses = federation.personalize(states, private, key_private, *_named(validation, "personalize"))
+    faults["private training not finite"] = undone_clients(federation.groups, losses)
     transferred = jax.tree.map(jnp.copy, states) if experiment.local else None
     observer.phase(ROUNDS)
+    probabilities = experiment.probabilities()
+    # The first five of this key are taken, by `split`.
+    key_attendance = jax.random.fold_in(jax.random.key(experiment.seed), 5)
     run_federation(
         federation,
         states,
@@ -234,7 +254,8 @@ def _run_phases(federation: Federation, prepared: Prepared, observer: Observer) 
         key_rounds,
         num_rounds=experiment.num_rounds,
         test=datasets.test,
-        callback=lambda metrics, _: observer.round(metrics),
+        attendance=None if probabilities is None else simulate_attendance(key_attendance, **probabilities),
+        callback=lambda metrics, _: observer.round(metrics if metrics.round else with_faults(metrics, faults)),
     )
     if experiment.local:
         observer.phase("local only")

@@ -121,6 +121,7 @@ def round_records(metrics: RoundMetrics) -> list[Record]:
             "accuracy": client.accuracy,
             "digest_loss": _finite(client.digest_loss),
             "revisit_loss": _finite(client.revisit_loss),
+            "status": client.status,
         }
         for client in metrics.clients
     ]

@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import fedmd_jax
 from fedmd_jax import data_command, hints
@@ -17,11 +18,12 @@ from fedmd_jax.experiments.errors import SettingsError, UsageError, bad_input
 from fedmd_jax.experiments.interrupts import CtrlC
 from fedmd_jax.experiments.results import sweep as sweeps
 from fedmd_jax.experiments.results.figures import plot, plot_seeds
+from fedmd_jax.experiments.results.listing import list_runs
 from fedmd_jax.experiments.results.report import describe
 from fedmd_jax.experiments.results.seeds import brief, describe_seeds, read_seeds, seed_jobs, write_seeds
 from fedmd_jax.experiments.run_directory import Record
 from fedmd_jax.experiments.session import run_all
-from fedmd_jax.options import HELP, SMOKE, Sweep, experiment_name, parse, setting_options
+from fedmd_jax.options import HELP, Run, Sweep, experiment_name, parse, setting_options, variant_name
 
 USAGE = f"""\
 usage: fedmd-jax run [EXPERIMENT] [--out DIR] [options]   train a federation and report on it
@@ -29,7 +31,7 @@ usage: fedmd-jax run [EXPERIMENT] [--out DIR] [options]   train a federation and
        fedmd-jax run [EXPERIMENT] --help                  every setting
        fedmd-jax sweep [EXPERIMENT] --over SETTING=VALUE,VALUE,... [--seeds N] [options]
                                                           every combination of some settings
-       fedmd-jax report DIR                               table and plot of finished runs, again
+       fedmd-jax report DIR                               table and plot of a finished run, again; or a list of runs
        fedmd-jax data list | prepare NAME [--help]        data sets: what there is, preparing one
        fedmd-jax --version
 
@@ -38,7 +40,8 @@ experiments: {", ".join(EXPERIMENTS)} (the default is quickstart: two minutes on
 REPORT_USAGE = """\
 usage: fedmd-jax report DIR
 
-Print the table of a finished run, or of several seeds, and redraw its accuracy.png.
+Print the table of a finished run, or of several seeds, and redraw its accuracy.png. Of a folder of runs, such as runs/:
+one line for each.
 """
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
@@ -112,19 +115,20 @@ def _run(argv: list[str], ctrl_c: CtrlC) -> int:
     settings = parse(name, argv)
     if settings is None:
         return 0
+    name = variant_name(name, settings.defaults.variant)
     experiment, num_seeds = settings.experiment, settings.seeds
     several = "" if num_seeds is None else f"-{_at_least_one(num_seeds)}seeds"
-    tiny = "-smoke" if SMOKE in argv else ""  # no one should take it for the experiment
-    path = _output_path(settings.out, f"{name}{tiny}-seed{experiment.seed}{several}")
+    path = _output_path(settings.out, f"{name}{_tiny(settings)}-seed{experiment.seed}{several}")
     files.check_new(path)  # before the data is read; `Recorder` checks again
     keep_compiled_programs()
     train = partial(run_all, name=name, command=command, ctrl_c=ctrl_c)
     if num_seeds is None:
-        return 0 if train({path: experiment}, show=describe) else INTERRUPTED
+        show = partial(_marked, describe, settings.defaults.smoke)
+        return 0 if train({path: experiment}, show=show) else INTERRUPTED
     summaries: list[Record] = []
     completed = _run_seeds(train, path, experiment, num_seeds, summaries)
     if summaries:
-        print(f"\n{describe_seeds(summaries[-1])}\nresults in {path}")
+        print(f"\n{_marked(describe_seeds, settings.defaults.smoke, summaries[-1])}\nresults in {path}")
     return 0 if completed else INTERRUPTED
 
 
@@ -154,8 +158,9 @@ def _sweep(argv: list[str], ctrl_c: CtrlC) -> int:
     if settings is None:
         return 0
     _at_least_one(settings.seeds)
-    path = _output_path(settings.out, f"{name}-sweep")
     combinations = _combinations(name, argv, settings)
+    name = variant_name(name, settings.defaults.variant)
+    path = _output_path(settings.out, f"{name}{_tiny(settings)}-sweep")
     files.check_new(path)
     keep_compiled_programs()
     train = partial(run_all, name=name, command=command, ctrl_c=ctrl_c)
@@ -168,7 +173,7 @@ def _sweep(argv: list[str], ctrl_c: CtrlC) -> int:
             _write_sweep(path, name, rows := [*rows, record])
         if not completed:
             break
-    print(f"\n{sweeps.describe_sweep(rows)}\nresults in {path}")
+    print(f"\n{_marked(sweeps.describe_sweep, settings.defaults.smoke, rows)}\nresults in {path}")
     if len(rows) < len(combinations) or not completed:
         return INTERRUPTED
     return FAILED if any(record["error"] for record in rows) else 0
@@ -234,6 +239,11 @@ def _at_least_one(num_seeds: int) -> int:
     return num_seeds
 
 
+def _tiny(settings: Run | Sweep) -> str:
+    """Part of a directory's name, so that nobody takes a smoke run for the experiment."""
+    return "-smoke" if settings.defaults.smoke else ""
+
+
 def _output_path(out: str | None, stem: str) -> pathlib.Path:
     if out is None:
         return files.fresh_path(pathlib.Path("runs") / stem)
@@ -249,13 +259,21 @@ def _report(argv: list[str]) -> int:
     path = pathlib.Path(os.path.expanduser(argv[0]))
     if (seeds := read_seeds(path)) is not None:
         summary, runs = seeds
-        print(describe_seeds(summary))
+        print(_marked(describe_seeds, files.is_smoke(path), summary))
         files.replace_file(path / files.PLOT, plot_seeds(runs))
         return 0
+    if not (path / files.SUMMARY).is_file() and (lines := list_runs(path)):
+        print("\n".join(lines))
+        return 0
     summary, metrics = files.read_run(path)
-    print(describe(summary))
+    print(_marked(describe, files.is_smoke(path), summary))
     files.replace_file(path / files.PLOT, plot(summary, metrics))
     return 0
+
+
+def _marked(describe: Callable[[Any], str], smoke: bool, results: Any) -> str:
+    """The text of a table, under a line that says so where its numbers mean nothing."""
+    return ("a smoke run: its settings are tiny, its accuracies mean nothing\n" if smoke else "") + describe(results)
 
 
 def _data(argv: list[str]) -> None:

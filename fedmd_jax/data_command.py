@@ -15,8 +15,9 @@ usage: fedmd-jax data list [--data-dir DIR]                     what there is, a
        fedmd-jax data prepare NAME [--from FOLDER] [--data-dir DIR] [--no-checksums]
 
 prepare writes NAME into DIR, from its files in FOLDER (no network, no tensorflow) or by downloading them (needs both).
-DIR is by default FEDMD_JAX_DATA, else TFDS_DATA_DIR, else ~/tensorflow_datasets. --no-checksums takes files that are
-not the published ones to the bit.
+DIR is by default FEDMD_JAX_DATA, else TFDS_DATA_DIR, else ~/tensorflow_datasets. Where it is another, tell runs:
+fedmd-jax run ... --data.data-dir DIR (--data-dir is of data only), or set FEDMD_JAX_DATA=DIR for both.
+prepare NAME --help says which files it wants. --no-checksums takes files that are not the published ones to the bit.
 """
 _COMMANDS = ("list", "prepare")
 _WITH_VALUE, _FLAGS = ("--from", "--data-dir"), ("--no-checksums",)
@@ -39,6 +40,8 @@ def run(argv: Sequence[str]) -> None:
     """
     if not argv or set(argv) & set(_HELP):
         print(USAGE, end="")
+        for name in CATALOGUE.keys() & set(argv):
+            print(f"\n{files_of(CATALOGUE[name])}")
         return
     command, *rest = argv
     if command not in _COMMANDS:
@@ -88,6 +91,16 @@ def _prepare(name: str, options: dict[str, str]) -> None:
     )
     done = "prepared in" if prepared.is_new else "there already, nothing is changed (delete it to prepare it again):"
     print(f"{name} {done} {prepared.path}: {_sizes(prepared.sizes, data_set)}")
+
+
+def files_of(data_set: DataSet) -> str:
+    """From what a data set can be prepared, as text of several lines."""
+    lines = [f"{data_set.name}: {data_set.title}", "--from takes a folder with one of"]
+    for source in data_set.sources:
+        lines.append(f"* {source.title}: there, or under {' or '.join(source.folders)},")
+        lines += [f"  {file}" for file in source.checksums]
+    download = "has no download" if data_set.url is None else f"is downloaded from {data_set.url} without --from"
+    return "\n".join([*lines, f"{data_set.name} {download}"])
 
 
 def table(data_dir: str | os.PathLike | None = None) -> str:

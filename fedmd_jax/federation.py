@@ -19,7 +19,7 @@ from fedmd_jax.clients import Groups, check_groups, group_client_ids, group_keys
 from fedmd_jax.devices import map_groups
 from fedmd_jax.evaluate import Evaluation, evaluate
 from fedmd_jax.isolation import unless_broken
-from fedmd_jax.local import Distance, Training, init_client, pretrain, revisit
+from fedmd_jax.local import Distance, Training, check_validation, init_client, pretrain, revisit
 from fedmd_jax.losses import mae
 from fedmd_jax.mapping import ClientsPerChunk, check_chunks
 from fedmd_jax.placement import check_costs
@@ -30,6 +30,7 @@ from fedmd_jax.types import Architecture, ClientState, PrivateDataset, PublicDat
 
 States = Mapping[str, ClientState]
 Private = Mapping[str, PrivateDataset]
+Validation = PrivateDataset | Private  # one for everybody, or per group a stacked one
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,7 @@ class Federation:
     are NaN then.
 
     Where `pretrain`, `personalize` or `pool` stops early, it takes a last argument, the validation data: one unstacked
-    dataset for everybody.
+    dataset for everybody, or per group a stacked one; where it does not, that is refused.
 
     Attributes:
       check: (public, private, *others) -> None. Raises `ValueError` where the data does not fit the networks or the
@@ -64,6 +65,8 @@ class Federation:
         back.
       groups: who takes part.
       mesh: over which devices, or None.
+      public_training: of `pretrain`.
+      private_training: of `personalize`.
     """
 
     check: Callable[..., None]
@@ -78,6 +81,8 @@ class Federation:
     spread: Callable[[Mapping[str, Any]], Mapping[str, Any]]
     groups: Groups
     mesh: Mesh | None
+    public_training: Training
+    private_training: Training
 
     def put(self, data: Any) -> Any:
         """Data, or its shapes, where the programs want it: as it is where there is no mesh.
@@ -93,13 +98,34 @@ class Federation:
         public: PublicDataset,
         private: Private,
         key: chex.PRNGKey,
+        public_validation: Validation | None = None,
+        private_validation: Validation | None = None,
         *,
         client_ids: Mapping[str, chex.Array] | None = None,
     ) -> States:
-        """Both halves of transfer learning: the public dataset, then each client's own."""
+        """Both halves of transfer learning: the public dataset, then each client's own.
+
+        Args:
+          states: clients as `init` makes them; consumed.
+          public: the public dataset, labelled.
+          private: per group, stacked private datasets.
+          key: shuffling and dropout.
+          public_validation: where the first half stops early, what it looks at: one unstacked dataset for everybody, or
+            per group a stacked one.
+          private_validation: the same for the second half.
+          client_ids: per group, [n], where these are not all clients.
+
+        Returns:
+          The clients.
+
+        Raises:
+          ValueError: a half has early stopping without validation data or the reverse; nothing is consumed then.
+        """
+        check_validation(self.public_training, public_validation, "public_training: ")
+        check_validation(self.private_training, private_validation, "private_training: ")
         key_public, key_private = jax.random.split(key)
-        states, _ = self.pretrain(states, public, key_public, client_ids=client_ids)
-        states, _ = self.personalize(states, private, key_private, client_ids=client_ids)
+        states, _ = self.pretrain(states, public, key_public, public_validation, client_ids=client_ids)
+        states, _ = self.personalize(states, private, key_private, private_validation, client_ids=client_ids)
         return states
 
 
@@ -206,7 +232,8 @@ def fedmd(
 
         def train_groups(states, data, key, validation=None, *, client_ids=None):
             client_ids = group_client_ids(groups) if client_ids is None else client_ids
-            train_clients = map_groups(train_one, (0, data_axis, 0, None), **everybody)
+            validation_axis = None if validation is None or isinstance(validation, PrivateDataset) else 0
+            train_clients = map_groups(train_one, (0, data_axis, 0, validation_axis), **everybody)
             return train_clients(states, data, group_keys(key, client_ids), validation)
 
         return train_groups
@@ -232,6 +259,8 @@ def fedmd(
         spread=spread,
         groups=groups,
         mesh=mesh,
+        public_training=public_training,
+        private_training=private_training,
     )
 
 

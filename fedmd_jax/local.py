@@ -237,6 +237,8 @@ def transfer_learn(
     public: PublicDataset,
     private: PrivateDataset,
     key: chex.PRNGKey,
+    public_validation: PrivateDataset | None = None,
+    private_validation: PrivateDataset | None = None,
     *,
     public_training: Training,
     private_training: Training,
@@ -252,18 +254,27 @@ def transfer_learn(
       public: inputs [P, ...] and labels [P].
       private: the client's own examples.
       key: shuffling and dropout.
+      public_validation: of early stopping in the first half, if there is any.
+      private_validation: of that in the second half.
       public_training: epochs, batches and optimizer of the first half.
       private_training: those of the second half.
 
     Returns:
       The client, and the losses of the two halves, each [E].
 
+    Raises:
+      ValueError: the public dataset has no labels, or a half has early stopping without validation data or the reverse.
+
     References:
       Li and Wang 2019, Algorithm 1, "Transfer learning".
     """
+    check_validation(public_training, public_validation, "public_training: ")
+    check_validation(private_training, private_validation, "private_training: ")
     key_public, key_private = jax.random.split(key)
-    state, public_loss = pretrain(architecture, state, public, key_public, training=public_training)
-    state, private_loss = revisit(architecture, state, private, key_private, training=private_training)
+    state, public_loss = pretrain(architecture, state, public, key_public, public_validation, training=public_training)
+    state, private_loss = revisit(
+        architecture, state, private, key_private, private_validation, training=private_training
+    )
     return state, (public_loss, private_loss)
 
 
@@ -298,8 +309,9 @@ def fit(
       stopping has saved the loss is NaN.
 
     Raises:
-      ValueError: early stopping without validation data.
+      ValueError: early stopping without validation data, or validation data that nobody looks at.
     """
+    check_validation(training, validation)
     inputs, targets = jnp.asarray(inputs), jnp.asarray(targets)  # NumPy arrays cannot be indexed by traced rows
     chex.assert_equal_shape_prefix([inputs, targets], 1)
     batch_loss = jax.value_and_grad(_batch_loss, argnums=2, has_aux=True)
@@ -321,8 +333,6 @@ def fit(
 
     num_epochs, num_steps, _ = indices.shape
     if training.early_stopping is not None:
-        if validation is None:
-            raise ValueError("early stopping needs validation data, got none")
 
         def epoch(learner, number):
             learner, (loss, num_real) = jax.lax.scan(step, learner, (indices[number], mask, keys[number]))
@@ -335,6 +345,23 @@ def fit(
     learner, (loss, num_real) = jax.lax.scan(step, learner, batches)
     total = jnp.sum((loss * num_real).reshape(num_epochs, num_steps), axis=1)
     return learner, total / jnp.maximum(num_examples, 1)
+
+
+def check_validation(training: Training, validation: object | None, where: str = "") -> None:
+    """Refuses early stopping without validation data, and validation data that nobody looks at.
+
+    Args:
+      training: of the phase.
+      validation: in whatever form.
+      where: in front of the complaint.
+
+    Raises:
+      ValueError: one is there without the other.
+    """
+    if training.early_stopping is not None and validation is None:
+        raise ValueError(f"{where}early stopping needs validation data, got none")
+    if training.early_stopping is None and validation is not None:
+        raise ValueError(f"{where}validation data is for early stopping, but this training has none")
 
 
 def _fit_until_stopped(architecture, epoch, learner, num_epochs, early_stopping, validation):

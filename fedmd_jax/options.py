@@ -6,8 +6,7 @@ import io
 import re
 import textwrap
 from collections.abc import Sequence
-from functools import partial
-from typing import Annotated
+from typing import Annotated, Literal, TypeVar
 
 import tyro
 
@@ -15,6 +14,7 @@ from fedmd_jax import hints
 from fedmd_jax.experiments import EXPERIMENTS, Experiment, smoke
 from fedmd_jax.experiments.errors import UsageError, bad_input
 
+T = TypeVar("T")
 HELP = ("-h", "--help")
 _DESCRIPTION = "Train a federation: transfer learning, rounds of FedMD, and what they are compared with."
 # Paragraphs, since lines of one are joined to a line that no terminal holds.
@@ -22,10 +22,24 @@ _EXPERIMENTS = "\n\n".join(
     [
         "Experiments, which set the defaults:",
         *textwrap.wrap(", ".join(EXPERIMENTS), width=90, break_on_hyphens=False),
-        "--variant released takes the authors' code's settings; --smoke makes all defaults tiny.",
+        "Where {None} is among the values, None unsets what the experiment has set.",
     ]
 )
-SMOKE = "--smoke"
+_RELEASED = "-released"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Defaults:
+    """Which settings those are that are not given.
+
+    Attributes:
+      variant: Of the paper's experiments: paper, or released, the settings of the authors' code.
+      smoke: Tiny defaults: every part runs, and no accuracy means anything. What is given beside it is taken as it is:
+        the networks of --smoke --width 0.25 are wider than those of --smoke alone.
+    """
+
+    variant: Literal["paper", "released"] = "paper"
+    smoke: tyro.conf.FlagCreatePairsOff[bool] = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,15 +47,17 @@ class Run:
     """What `fedmd-jax run` can be told.
 
     Attributes:
-      out: Directory of the results, which must not exist. Without it: runs/EXPERIMENT-seedSEED, or the
-        first of ...-2, ...-3 that does not exist.
+      out: Directory of the results, which must not exist. None: runs/EXPERIMENT-seedSEED, or the first
+        of ...-2, ...-3 that does not exist.
       seeds: Run so many seeds, from the seed set below on, each in a directory of its own within that of the results,
         which gets means and standard deviations over them.
+      defaults: What is not given.
       experiment: All settings.
     """
 
     out: str | None = None
     seeds: int | None = None
+    defaults: Annotated[Defaults, tyro.conf.arg(name="")] = Defaults()
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
 
 
@@ -52,57 +68,66 @@ class Sweep:
     Attributes:
       over: SETTING=VALUE,VALUE,... with any setting below and its values; semicolons instead of commas where values
         have commas, spaces between the items of a list. Given again: every combination.
-      out: Directory of the results, which must not exist. Without it: runs/EXPERIMENT-sweep, or the
-        first of ...-2, ...-3 that does not exist.
+      out: Directory of the results, which must not exist. None: runs/EXPERIMENT-sweep, or the first
+        of ...-2, ...-3 that does not exist.
       seeds: Run every combination with so many seeds, from the seed set below on.
+      defaults: What is not given.
       experiment: All settings that are the same in every combination.
     """
 
     over: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     out: str | None = None
     seeds: int = 1
+    defaults: Annotated[Defaults, tyro.conf.arg(name="")] = Defaults()
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
 
 
 def experiment_name(argv: list[str]) -> str:
-    """Takes the experiment from the front of the arguments, and its variant from wherever it stands.
+    """Takes the experiment from the front of the arguments; the quickstart where there is none.
 
     Args:
       argv: the arguments; they lose what is taken.
 
-    Returns:
-      The name of a preset.
-
     Raises:
-      UsageError: there is no such experiment, or it has no such variant.
+      UsageError: there is no such experiment.
     """
     name = argv.pop(0) if argv and not argv[0].startswith("-") else "quickstart"
     if name not in EXPERIMENTS:
         raise UsageError(hints.unknown("experiment", name, tuple(EXPERIMENTS)))
-    return name + _take_variant(name, argv)
+    return name
 
 
-def _take_variant(name: str, argv: list[str]) -> str:
-    """Takes `--variant` from the arguments: what follows the experiment's name where it is not the paper's."""
-    place = next((i for i, word in enumerate(argv) if word.partition("=")[0] == "--variant"), None)
-    if place is None:
-        return ""
-    _, given, variant = argv.pop(place).partition("=")
-    if not given:
-        variant = argv.pop(place) if place < len(argv) else ""
-    if name.endswith("-released"):
-        raise UsageError(f"{name} is a variant already, --variant is of {name.removesuffix('-released')}")
-    known = ["paper", *(other.removeprefix(f"{name}-") for other in EXPERIMENTS if other.startswith(f"{name}-"))]
-    if variant not in known:
-        raise UsageError(hints.unknown(f"variant of {name}", variant, known))
-    return "" if variant == "paper" else f"-{variant}"
+def variant_name(name: str, variant: str) -> str:
+    """The name of an experiment's variant.
+
+    Args:
+      name: the experiment, which may be a variant already.
+      variant: paper or released.
+
+    Raises:
+      UsageError: it has no such variant.
+
+    >>> variant_name("letters-iid", "released")
+    'letters-iid-released'
+    """
+    if variant == _variant_of(name):
+        return name
+    if name.endswith(_RELEASED):
+        raise UsageError(f"{name} is a variant already, --variant is of {name.removesuffix(_RELEASED)}")
+    if name + _RELEASED not in EXPERIMENTS:
+        raise UsageError(f"{name} has no variant {variant}")
+    return name + _RELEASED
+
+
+def _variant_of(name: str) -> Literal["paper", "released"]:
+    return "released" if name.endswith(_RELEASED) else "paper"
 
 
 def parse(name: str, argv: Sequence[str], *, kind: type[Run] | type[Sweep] = Run) -> Run | Sweep | None:
     """Settings from options.
 
     Args:
-      name: the experiment whose settings are the defaults.
+      name: the experiment.
       argv: the options.
       kind: of which command.
 
@@ -113,36 +138,38 @@ def parse(name: str, argv: Sequence[str], *, kind: type[Run] | type[Sweep] = Run
       UsageError: an option is unknown, or its value is not one; `SettingsError` where values do not go together.
     """
     program = f"fedmd-jax {kind.__name__.lower()} {name}"
-    experiment = smoke(EXPERIMENTS[name]) if SMOKE in argv else EXPERIMENTS[name]
-    argv = [word for word in argv if word != SMOKE]
-    cli = partial(
-        tyro.cli,
-        kind,
-        default=kind(experiment=experiment),
-        args=argv,
-        prog=program,
-        description=f"{_DESCRIPTION}\n\n{_EXPERIMENTS}",
-        config=(tyro.conf.DisallowNone,),
-    )
-
-    if set(argv) & set(HELP):
+    words = [word for word in argv if word not in HELP]
+    usual = Defaults(variant=_variant_of(name))
+    defaults, _ = _ask_tyro(Defaults, usual, words, program)
+    experiment = EXPERIMENTS[variant_name(name, defaults.variant)]
+    default = kind(defaults=usual, experiment=smoke(experiment) if defaults.smoke else experiment)
+    if len(words) < len(argv):
+        description = f"{_DESCRIPTION}\n\n{_EXPERIMENTS}"
         with contextlib.suppress(SystemExit):
-            cli()
+            tyro.cli(kind, default=default, args=argv, prog=program, description=description)
         return None
-    message = io.StringIO()
-    try:
-        with bad_input(), contextlib.redirect_stdout(message), contextlib.redirect_stderr(message):
-            settings, unknown = cli(return_unknown_args=True)
-    except SystemExit:
-        raise UsageError(f"{_message(message.getvalue())} (see {program} --help)") from None
+    settings, unknown = _ask_tyro(kind, default, words, program)
     if unknown:
         raise UsageError(f"{_unknown_argument(unknown)} (see {program} --help)")
     return settings
 
 
+def _ask_tyro(kind: type[T], default: T, argv: Sequence[str], program: str) -> tuple[T, list[str]]:
+    """What the arguments make of the default, and those arguments that say nothing of it."""
+    message = io.StringIO()
+    try:
+        with bad_input(), contextlib.redirect_stdout(message), contextlib.redirect_stderr(message):
+            return tyro.cli(kind, default=default, args=argv, prog=program, return_unknown_args=True)
+    except SystemExit:
+        raise UsageError(f"{_message(message.getvalue())} (see {program} --help)") from None
+
+
 # tyro and Python, in the words of this program.
 _REWORDED = (
     (r"^Error parsing (experiment\.)?", ""),
+    (r"no type matching (.+?) could be instantiated from \[(.*)\]\.", r"wanted \1, got \2"),
+    (r"\{None\}\|INT", "None or an integer"),
+    (r"\{None\}\|\{\[FLOAT \[FLOAT \.\.\.\]\]\}", "None or numbers"),
     (r"invalid literal for int\(\) with base 10: ", "wanted an integer, got "),
     (r"could not convert string to float: ", "wanted a number, got "),
 )
@@ -163,7 +190,7 @@ def _unknown_argument(unknown: Sequence[str]) -> str:
     option = next((word for word in unknown if word.startswith("-")), None)
     if option is None:
         return f"unexpected argument {unknown[0]!r}; the experiment stands right after run, all else is --option value"
-    known = (*setting_options(Experiment), "--out", "--seeds", "--over", "--variant", SMOKE)
+    known = (*setting_options(Experiment), *setting_options(Defaults), "--out", "--seeds", "--over")
     return hints.unknown("option", option.partition("=")[0], known, list_known=False)
 
 

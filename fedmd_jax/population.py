@@ -16,7 +16,7 @@ from fedmd_jax.checks import check_count
 from fedmd_jax.clients import Home, check_home
 from fedmd_jax.cohorts import Cohort, CohortSize, cohort_of, cohort_sizes, draw_cohort, put_clients, take_clients
 from fedmd_jax.evaluate import Evaluation
-from fedmd_jax.federation import Federation, Private, RoundMetrics, States, round_metrics
+from fedmd_jax.federation import Federation, Private, RoundMetrics, States, Validation, round_metrics
 from fedmd_jax.mapping import chunk_rows
 from fedmd_jax.spread import gather_clients
 from fedmd_jax.types import PrivateDataset, PublicDataset
@@ -78,7 +78,14 @@ def init_population(
 
 
 def transfer_learn_population(
-    federation: Federation, population: Population, public: PublicDataset, key: chex.PRNGKey, *, cohort_size: CohortSize
+    federation: Federation,
+    population: Population,
+    public: PublicDataset,
+    key: chex.PRNGKey,
+    public_validation: Validation | None = None,
+    private_validation: Validation | None = None,
+    *,
+    cohort_size: CohortSize,
 ) -> Population:
     """`federation.transfer_learn` of everybody, a cohort at a time.
 
@@ -87,17 +94,27 @@ def transfer_learn_population(
       population: consumed.
       public: the public dataset, labelled.
       key: shuffling and dropout.
+      public_validation: where the first half stops early, what it looks at: one unstacked dataset for everybody, or per
+        group a stacked one, [K, ...].
+      private_validation: the same for the second half.
       cohort_size: how many clients the device sees at once; changes nothing else.
+
+    Returns:
+      The population.
+
+    Raises:
+      ValueError: a half has early stopping without validation data or the reverse; nothing is consumed then.
     """
     for cohort, num_real in _everybody(federation, _sizes(federation, cohort_size)):
         states, private = (_take(federation, tree, cohort) for tree in population)
-        states = federation.transfer_learn(states, public, private, key, client_ids=cohort.client_ids)
+        validation = (_dataset_of(federation, data, cohort) for data in (public_validation, private_validation))
+        states = federation.transfer_learn(states, public, private, key, *validation, client_ids=cohort.client_ids)
         population = _put(population, cohort, states, num_real)
     return population
 
 
 def evaluate_population(
-    federation: Federation, population: Population, test: PrivateDataset | Private, *, cohort_size: CohortSize
+    federation: Federation, population: Population, test: Validation, *, cohort_size: CohortSize
 ) -> dict[str, Evaluation]:
     """`federation.evaluate` of everybody, a cohort at a time: the one thing here whose cost grows with the population.
 
@@ -113,7 +130,7 @@ def evaluate_population(
     parts = {name: [] for name in federation.groups}
     for cohort, num_real in _everybody(federation, _sizes(federation, cohort_size)):
         states = _take(federation, population.states, cohort)
-        evaluations = jax.device_get(federation.evaluate(states, _test_of(federation, test, cohort)))
+        evaluations = jax.device_get(federation.evaluate(states, _dataset_of(federation, test, cohort)))
         for name, evaluation in evaluations.items():
             parts[name].append(jax.tree.map(lambda leaf, n=num_real: leaf[:n], evaluation))
     return {name: jax.tree.map(lambda *leaves: np.concatenate(leaves), *those) for name, those in parts.items()}
@@ -127,7 +144,7 @@ def run_population(
     *,
     cohort_size: CohortSize,
     num_rounds: int,
-    test: PrivateDataset | Private,
+    test: Validation,
     first_round: int = 1,
     attendance: AttendancePolicy | None = None,
     callback: Callable[[RoundMetrics, Population], Any] | None = None,
@@ -181,7 +198,7 @@ def population_round(
     round_: int,
     *,
     cohort_size: CohortSize,
-    test: PrivateDataset | Private,
+    test: Validation,
     attendance: AttendancePolicy | None = None,
 ) -> tuple[Population, RoundMetrics]:
     """One round of `run_population`, with nothing checked: for loops of your own.
@@ -211,7 +228,7 @@ def population_round(
         weights=cohort.weights,
         attendance=None if attendance is None else attendance(round_, cohort.client_ids),
     )
-    evaluations = federation.evaluate(states, _test_of(federation, test, cohort))
+    evaluations = federation.evaluate(states, _dataset_of(federation, test, cohort))
     metrics = round_metrics(federation.groups, round_, evaluations, info)
     return _put(population, cohort, states), metrics
 
@@ -247,8 +264,9 @@ def _take(federation: Federation, tree: Private | States, cohort: Cohort) -> Pri
     return federation.spread({name: take_clients(tree[name], rows) for name, rows in cohort.rows.items()})
 
 
-def _test_of(federation: Federation, test: PrivateDataset | Private, cohort: Cohort) -> PrivateDataset | Private:
-    return test if isinstance(test, PrivateDataset) else _take(federation, test, cohort)
+def _dataset_of(federation: Federation, data: Validation | None, cohort: Cohort) -> Validation | None:
+    """What a cohort has of test or validation data, which may be everybody's."""
+    return data if data is None or isinstance(data, PrivateDataset) else _take(federation, data, cohort)
 
 
 def _put(population: Population, cohort: Cohort, new: States, num_real: int | None = None) -> Population:

@@ -156,3 +156,14 @@ def test_ctrl_c_leaves_nothing(capsys, tmp_path, mnist_files, monkeypatch):
 )
 def test_what_makes_no_sense_is_refused(argv, message, capsys):
     assert refusal(capsys, *argv) == message
+
+
+def test_the_help_of_a_data_set_names_its_files(capsys):
+    for name, data_set in CATALOGUE.items():
+        assert main(["data", "prepare", name, "--help"]) == 0
+        printed = capsys.readouterr().out
+        for source in data_set.sources:
+            assert all(f"  {file}\n" in printed for file in source.checksums)
+            assert " or ".join(source.folders) in printed
+        assert (data_set.url or "has no download") in printed
+        assert "--data.data-dir DIR" in printed

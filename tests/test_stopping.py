@@ -138,3 +138,94 @@ def test_what_cannot_be_is_refused():
         fit(0, 2, fmd.EarlyStopping(patience=1))
     with pytest.raises(ValueError, match="not of digest and revisit"):
         fmd.fedmd(toys.groups(), revisit_training=training(2, early_stopping=fmd.EarlyStopping(patience=1)))
+
+
+def stopping_federation(groups, **changes):
+    """Both halves of transfer learning stop early, clients at different epochs."""
+    how = {"num_epochs": 8, "batch_size": 8, "optimizer": toys.sgd(8).optimizer}
+    halves = {
+        "public_training": fmd.Training(early_stopping=fmd.EarlyStopping(patience=1, min_delta=0.02), **how),
+        "private_training": fmd.Training(early_stopping=fmd.EarlyStopping(patience=2), **how),
+    }
+    return toys.federation(groups, **{**halves, **changes})
+
+
+def own_validation(groups):
+    """Each client has its own, of its own size."""
+    ids = [client_id for group in groups.values() for client_id in group.client_ids]
+    return fmd.stack_private(groups, {i: toys.examples(300 + i, 5 + i) for i in ids})
+
+
+def test_both_halves_of_transfer_learning_look_at_their_own_validation_data():
+    """Of the federation, of one client alone, and of a population by cohorts."""
+    group = fmd.ArchitectureGroup(toys.linear(), range(5))
+    groups, public, key = {"linear": group}, toys.public(), jax.random.key(3)
+    private, own = toys.private(groups), own_validation(groups)
+    federation = stopping_federation(groups)
+    start = federation.init(jax.random.key(0), public, private)
+    first = jax.jit(partial(fmd.pretrain, group.architecture, training=federation.public_training))
+    second = jax.jit(partial(fmd.revisit, group.architecture, training=federation.private_training))
+    alone, num_epochs = [], set()
+    for k in range(5):
+        state, mine, held = (jax.tree.map(lambda leaf, k=k: leaf[k], tree["linear"]) for tree in (start, private, own))
+        key_first, key_second = (jax.random.fold_in(half, k) for half in jax.random.split(key))
+        state, loss = first(state, public, key_first, VALIDATION)
+        state, more = second(state, mine, key_second, held)
+        alone.append(state)
+        num_epochs.add((int(jnp.isfinite(loss).sum()), int(jnp.isfinite(more).sum())))
+    assert all(len(set(epochs)) > 1 for epochs in zip(*num_epochs, strict=True))
+
+    population = fmd.init_population(federation, jax.random.key(0), public, private, cohort_size=2)
+    population = fmd.transfer_learn_population(federation, population, public, key, VALIDATION, own, cohort_size=2)
+    together = federation.transfer_learn(start, public, private, key, VALIDATION, own)
+    for states in (together, population.states):
+        for k, expected in enumerate(alone):
+            one = jax.tree.map(lambda leaf, k=k: leaf[k], states["linear"])
+            chex.assert_trees_all_close(one, expected, rtol=2e-5, atol=2e-6)
+
+
+def test_transfer_learning_of_one_client_is_its_halves():
+    architecture, public, key = toys.linear(), toys.public(), jax.random.key(3)
+    private, held = (fmd.labelled_dataset(*toys.examples(seed, 10)) for seed in (3, 4))
+    first, second = (training(5, early_stopping=fmd.EarlyStopping(patience=patience)) for patience in (1, 2))
+    start = fmd.init_client(architecture, key, public.inputs[:1], digest=first, revisit=second)
+    found = fmd.transfer_learn(
+        architecture, start, public, private, key, VALIDATION, held, public_training=first, private_training=second
+    )
+    key_public, key_private = jax.random.split(key)
+    state, loss = fmd.pretrain(architecture, start, public, key_public, VALIDATION, training=first)
+    state, more = fmd.revisit(architecture, state, private, key_private, held, training=second)
+    chex.assert_trees_all_equal(found, (state, (loss, more)))
+
+
+@pytest.mark.parametrize(
+    ("public_validation", "private_validation", "changes", "message"),
+    [
+        (False, True, {}, "public_training: early stopping needs validation data, got none"),
+        (True, False, {}, "private_training: early stopping needs validation data, got none"),
+        (True, True, {"public_training": toys.sgd(8)}, "public_training: validation data is for early stop.*"),
+        (True, True, {"private_training": toys.sgd(8)}, "private_training: validation data is for early stop.*"),
+    ],
+)
+def test_validation_data_and_early_stopping_come_together(public_validation, private_validation, changes, message):
+    groups, public, key = toys.groups(), toys.public(), jax.random.key(3)
+    federation, private = stopping_federation(groups, **changes), toys.private(groups)
+    states = federation.init(key, public, private)
+    validation = [VALIDATION if given else None for given in (public_validation, private_validation)]
+    with pytest.raises(ValueError, match=message):
+        federation.transfer_learn(states, public, private, key, *validation)
+    jax.block_until_ready(federation.evaluate(states, VALIDATION))  # they are still there
+    name, halves = "linear", {"public_training": federation.public_training}
+    halves["private_training"] = federation.private_training
+    one, mine = (jax.tree.map(lambda leaf: leaf[0], tree[name]) for tree in (states, private))
+    with pytest.raises(ValueError, match=message):
+        fmd.transfer_learn(groups[name].architecture, one, public, mine, key, *validation, **halves)
+
+
+def test_validation_data_that_nobody_looks_at_are_refused_in_every_phase():
+    groups, public, key = toys.groups(), toys.public(), jax.random.key(3)
+    federation, private = toys.federation(groups), toys.private(groups)
+    states = federation.init(key, public, private)
+    for phase, data in (("pretrain", public), ("personalize", private), ("pool", VALIDATION)):
+        with pytest.raises(ValueError, match="validation data is for early stopping, but this training has none"):
+            getattr(federation, phase)(states, data, key, VALIDATION)

@@ -69,6 +69,8 @@ def prepare_data(
         _check_downloadable(data_set)
     original = read_original(data_set, _folder(source), checksums=checksums) if source is not None else None
     with _workplace(folder, name) as work:
+        if path := find_tfds(folder, name):  # another process has been faster
+            return Prepared(path, _check_usable(path, data_set), is_new=False)
         made = _download(name, work, folder / "downloads") if original is None else _write(name, original, work)
         _sync(made)
         path = folder / made.relative_to(work)
@@ -172,24 +174,48 @@ def _download(name: str, work: pathlib.Path, downloads: pathlib.Path) -> pathlib
 @contextlib.contextmanager
 def _workplace(folder: pathlib.Path, name: str) -> Iterator[pathlib.Path]:
     """An empty folder beside the target, for one process at a time, removed at the end."""
-    import fcntl  # here, since Windows has none, and has to do without this function only
-
     path = folder / f".{name.replace('/', '_')}.preparing"
-    path.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDONLY)
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # is gone with its process, however that ends
-        except BlockingIOError as error:
-            raise DataError(f"another process is preparing {name} in {folder}") from error
+        while (handle := _lock(path)) is None:
+            pass
+    except BlockingIOError as error:
+        raise DataError(f"another process is preparing {name} in {folder}") from error
+    try:
         try:
             for leftover in path.iterdir():
                 shutil.rmtree(leftover)
             yield path
         finally:
-            shutil.rmtree(path)
+            shutil.rmtree(path)  # before the lock goes, so that it is nobody else's
     finally:
         os.close(handle)
+
+
+def _lock(path: pathlib.Path) -> int | None:
+    """The locked handle of this folder; None where its owner before has removed it meanwhile.
+
+    Raises:
+      BlockingIOError: somebody else has locked it.
+    """
+    import fcntl  # here, since Windows has none, and has to do without this function only
+
+    with contextlib.suppress(FileExistsError):
+        path.mkdir()
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return None
+    is_there = False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # is gone with its process, however that ends
+        # A folder that has been removed can be locked, too, by those who had opened it before.
+        with contextlib.suppress(FileNotFoundError):
+            is_there = os.path.samestat(os.fstat(handle), path.stat())
+    finally:
+        if not is_there:
+            os.close(handle)
+    return handle if is_there else None
 
 
 def _sync(folder: pathlib.Path) -> None:

@@ -151,6 +151,13 @@ def read_seed_list(path: pathlib.Path) -> list[int] | None:
     return summary["seeds"]
 
 
+def is_smoke(path: pathlib.Path) -> bool:
+    """Whether a run, or one of several seeds in a directory, was started with `--smoke`."""
+    configs = [path / CONFIG, *sorted(path.glob(f"seed*/{CONFIG}"))]
+    commands = [_parse(config, whole=True)[0].get("command") for config in configs if config.is_file()]
+    return any("--smoke" in command.split() for command in commands if isinstance(command, str))
+
+
 # What a report needs to find, by key; a list holds its only item's kind any number of times.
 _NUMBER = (int, float)
 _ACCURACIES = {

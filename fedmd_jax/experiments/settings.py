@@ -65,7 +65,7 @@ class Phase:
       batch_size: Examples in a training step; a last, smaller batch is kept.
       learning_rate: Step size of Adam.
       patience: Early stopping, of transfer learning and the upper bound only: after so many epochs without a better
-        accuracy training ends, and the last weights are kept. Without it, or with 0, all epochs are run.
+        accuracy training ends, and the last weights are kept. None or 0: all epochs are run.
       min_delta: How much better than the best so far an accuracy must be for early stopping.
       monitor: Whose accuracy early stopping looks at: validation, a part of the data that is held out for it, or test,
         the test set, as in the released code.
@@ -114,7 +114,7 @@ class Data:
         as mnist or cifar10.
       private: Where the clients' private datasets D_k and the test set come from: embedded/letters, or a name in the
         data folder such as emnist/letters.
-      data_dir: The data folder, with arrays, original files or prepared TensorFlow Datasets. Without it: the
+      data_dir: The data folder, with arrays, original files or prepared TensorFlow Datasets. None: the
         environment variable FEDMD_JAX_DATA, else the directory of TensorFlow Datasets.
       num_public: Examples of the public dataset that are used, drawn with the seed.
       private_classes: Classes of the private dataset that take part (a to f in the paper). Their outputs follow those
@@ -175,11 +175,11 @@ class Experiment:
         as one group.
       width: Multiplies the filters and hidden units of all networks; 0.25 makes the paper's a CPU's size.
       weights: What each client's scores weigh in the consensus, one number per client (c_k in the paper's supplement).
-        Without it all weigh the same.
+        None: all weigh the same.
       data: Public and private images.
       public_training: Transfer learning, first half: each client trains on the public dataset.
       pretrained_dir: Folder where clients are kept after that half; another run with the same networks, public data,
-        seed, versions and device takes them from there. Without it nothing is kept.
+        seed, versions and device takes them from there. None: nothing is kept.
       private_training: Transfer learning, second half: then on its own private dataset.
       pooled_training: The upper bound: each network, after its public half, trained on the private datasets of all
         clients pooled together.
@@ -199,11 +199,11 @@ class Experiment:
       completion: How likely a client that takes part completes the round, one number for all clients or one per client;
         of one that does not the scores count, but its digest and its revisit are lost.
       score_bound: Scores are clipped to this size before they are averaged, which limits what one client can do to the
-        consensus. Without it they are averaged as they are.
+        consensus. None: they are averaged as they are.
       clients_per_chunk: How many clients of a group (those with equal networks) are trained at once, the others chunk
-        after chunk. Bounds memory; changes results by rounding. Without it as many as run fastest.
-      devices: Over how many devices the clients are spread, or all. Moves results by rounding. Without it all GPUs or
-        TPUs, and a CPU is one device.
+        after chunk. Bounds memory; changes results by rounding. None: as many as run fastest.
+      devices: Over how many devices the clients are spread, or all. Moves results by rounding. None: all GPUs or TPUs;
+        a CPU is one device.
       head_penalty: L2 penalty on the weights of the last layer, in every loss (1e-3 in the released code).
       seed: Decides everything that is random: data split, networks, shuffling, dropout, subsets.
 
@@ -256,7 +256,7 @@ class Experiment:
         if not self.networks or isinstance(self.networks, str):
             raise ValueError(f"networks must be a list of names, one per client, got {self.networks or 'none'!r}")
         if self.weights is not None and len(self.weights) != len(self.networks):
-            raise ValueError(f"weights must be one per client, {len(self.networks)}, got {len(self.weights)}")
+            raise ValueError(f"weights must be one per client, {len(self.networks)}, or None, got {len(self.weights)}")
         for name in ("availability", "completion"):
             values = getattr(self, name)
             if len(values) not in (1, len(self.networks)):

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedmd_jax.data import center, center_ink, mean_image, scale
+from fedmd_jax.data.prepare import _without_specks
 
 PIXELS = hnp.arrays(np.uint8, st.tuples(st.integers(1, 9), st.just(3), st.just(2), st.just(1)))
 
@@ -71,6 +72,7 @@ def test_sets_that_do_not_fit_are_refused(others, message):
         center(np.ones((2, 3, 3, 1), np.float32), others)
 
 
+GREYS = st.sampled_from([0, 0, 0, 0, 5, 40, 255])
 INK = hnp.arrays(np.uint8, (28, 28), elements=st.sampled_from([0, 0, 0, 255]))
 
 
@@ -110,3 +112,43 @@ def test_a_halo_is_no_ink():
 def test_ink_has_one_channel():
     with pytest.raises(ValueError, match=r"images must be uint8 \[N, H, W, 1\], got uint8 \[1, 2, 2, 3\]"):
         center_ink(np.zeros((1, 2, 2, 3), np.uint8))
+
+
+def parts_of(image):
+    """Sets of pixels that touch at edges or corners, one after the other."""
+    left, parts = set(zip(*map(np.ndarray.tolist, np.nonzero(image)), strict=True)), []
+    while left:
+        part, edge = set(), [left.pop()]
+        while edge:
+            row, column = edge.pop()
+            part.add((row, column))
+            near = {(row + i, column + j) for i in (-1, 0, 1) for j in (-1, 0, 1)} & left
+            left -= near
+            edge += near
+        parts.append(part)
+    return parts
+
+
+@given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9)), elements=GREYS))
+def test_small_parts_are_specks(images):
+    expected = images.copy()
+    for image in expected:
+        ink = {frozenset(part): sum(int(image[pixel]) for pixel in part) for part in parts_of(image)}
+        for part in ink:
+            if ink[part] < 0.1 * max(ink.values()):
+                for pixel in part:
+                    image[pixel] = 0
+    np.testing.assert_array_equal(_without_specks(images), expected)
+
+
+@given(st.integers(0, 27), st.integers(0, 27), st.integers(32, 255), st.sampled_from([1, 6]))
+def test_a_speck_moves_no_letter_and_a_stroke_does(row, column, grey, size):
+    letter = np.zeros((28, 28), np.uint8)
+    letter[9:19, 10:13] = 200
+    other = letter.copy()
+    other[row : row + size, column : column + size] = grey
+    if len(parts_of(other)) == 1:  # it touches the letter
+        return
+    alone, both = center_ink(np.stack([letter, other])[..., None])
+    is_speck = int(other.sum()) - int(letter.sum()) < 0.1 * letter.sum()
+    assert np.array_equal(alone, both) == is_speck

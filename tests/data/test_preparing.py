@@ -1,6 +1,8 @@
 """Data sets prepared from fake files of every known form; CI has no tensorflow, and nothing here has a network."""
 
+import contextlib
 import errno
+import fcntl
 import importlib.util
 import io
 import json
@@ -9,6 +11,8 @@ import pathlib
 import subprocess
 import sys
 import tarfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -416,6 +420,62 @@ def test_only_one_prepares_at_a_time(source, tmp_path, write_idx):
         message = complaint("mnist", source=source, data_dir=tmp_path / "data", checksums=False)
         assert message == f"another process is preparing mnist in {tmp_path / 'data'}"
     assert prepare_fake("mnist", source, tmp_path / "data").is_new
+
+
+def between(monkeypatch, place, name, other):
+    """Lets somebody else act right before the first call of a function."""
+    real = getattr(place, name)
+
+    def late(*args, **kwargs):
+        monkeypatch.setattr(place, name, real)
+        other()
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(place, name, late)
+
+
+@pytest.mark.parametrize("moment", ["before the folder is locked", "before it is opened"])
+def test_what_another_has_prepared_meanwhile_is_taken(moment, source, tmp_path, write_idx, monkeypatch):
+    mnist_files(source, write_idx)
+    others = []
+    place, name = (fcntl, "flock") if moment == "before the folder is locked" else (preparing, "read_original")
+    between(monkeypatch, place, name, lambda: others.append(prepare_fake("mnist", source, tmp_path / "data")))
+    ours = prepare_fake("mnist", source, tmp_path / "data")
+    assert [other.is_new for other in others] == [True]
+    assert ours == others[0]._replace(is_new=False)
+    assert not (tmp_path / "data" / ".mnist.preparing").exists()
+
+
+def test_a_lock_on_a_folder_that_is_gone_is_none(tmp_path, monkeypatch):
+    """Its owner has removed it, and the next one has made another."""
+    others = contextlib.ExitStack()
+    first = preparing._workplace(tmp_path, "mnist")
+    first.__enter__()
+
+    def change():
+        first.__exit__(None, None, None)
+        others.enter_context(preparing._workplace(tmp_path, "mnist"))
+
+    between(monkeypatch, fcntl, "flock", change)
+    ours = preparing._workplace(tmp_path, "mnist")
+    with others, pytest.raises(DataError, match="another process is preparing mnist"):
+        ours.__enter__()
+
+
+def test_many_at_once_take_turns(tmp_path):
+    barrier, entered = threading.Barrier(4), []
+
+    def work(number):
+        barrier.wait()
+        while entered.count(number) < 25:
+            with contextlib.suppress(DataError), preparing._workplace(tmp_path / "data", "mnist") as path:
+                (path / str(number)).mkdir()
+                assert [each.name for each in path.iterdir()] == [str(number)]
+                entered.append(number)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert everything_in(tmp_path / "data") == []
 
 
 def test_what_is_there_is_left_alone(source, tmp_path, write_idx):

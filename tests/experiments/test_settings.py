@@ -64,7 +64,7 @@ def test_data_out_of_range(settings, message):
         ({"devices": "many"}, "devices must be an integer of at least 1, got 'many'"),
         ({"clients_per_chunk": 0}, "clients_per_chunk must be an integer of at least 1, got 0"),
         ({"seed": 2**32}, r"seed must be below 2\*\*32, got 4294967296"),
-        ({"weights": (1.0,)}, "weights must be one per client, 2, got 1"),
+        ({"weights": (1.0,)}, "weights must be one per client, 2, or None, got 1"),
         ({"weights": (1.0, -1.0)}, "weights must be finite and not negative, got 1.0, -1.0"),
         ({"weights": (1.0, float("nan"))}, "weights must be finite and not negative, got 1.0, nan"),
         ({"temperature": 0.0, "distance": "kl"}, "temperature must be positive and finite, got 0.0"),

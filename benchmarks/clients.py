@@ -65,7 +65,7 @@ class Ours:
             mesh=mesh,
         )
         self.states = federation.init(jax.random.key(0), self.public, self.private)
-        self.private = fmd.shard_clients(self.private, mesh)
+        self.private = federation.put(self.private)
         self._round = federation.round
 
     def round(self) -> None:

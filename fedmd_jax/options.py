@@ -168,6 +168,7 @@ def _ask_tyro(kind: type[T], default: T, argv: Sequence[str], program: str) -> t
 _REWORDED = (
     (r"^Error parsing (experiment\.)?", ""),
     (r"no type matching (.+?) could be instantiated from \[(.*)\]\.", r"wanted \1, got \2"),
+    (r"\{None\}\|INT\|\{all\}", "None, all or an integer"),
     (r"\{None\}\|INT", "None or an integer"),
     (r"\{None\}\|\{\[FLOAT \[FLOAT \.\.\.\]\]\}", "None or numbers"),
     (r"invalid literal for int\(\) with base 10: ", "wanted an integer, got "),

@@ -88,6 +88,7 @@ def test_what_is_not_optional_cannot_be_unset(option):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ("--devices x", "--devices: wanted None, all or an integer, got 'x'"),
         ("--clients-per-chunk x", "--clients-per-chunk: wanted None or an integer, got 'x'"),
         ("--digest.patience 1.5", "--digest.patience: wanted None or an integer, got '1.5'"),
         ("--weights 1 x", "--weights: wanted None or numbers, got '1', 'x'"),

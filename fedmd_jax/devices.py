@@ -36,6 +36,16 @@ def client_costs(groups: Groups, inputs: chex.Array) -> dict[str, float]:
     Args:
       groups: the architecture groups.
       inputs: any batch, [B, ...]; only shape and dtype are used, nothing is computed.
+
+    >>> from fedmd_jax.clients import ArchitectureGroup
+    >>> from fedmd_jax.types import Architecture
+    >>> def linear(num_outputs):
+    ...     def init(key, inputs):
+    ...         return jnp.zeros((inputs.shape[1], num_outputs)), {}
+    ...     return Architecture(init, lambda params, state, inputs, *, train: (inputs @ params, state))
+    >>> groups = {"small": ArchitectureGroup(linear(2), (0,)), "large": ArchitectureGroup(linear(5), (1,))}
+    >>> client_costs(groups, jnp.zeros((1, 10)))
+    {'small': 40.0, 'large': 100.0}
     """
     return {name: _flops(group.architecture, inputs) for name, group in groups.items()}
 
@@ -64,6 +74,13 @@ def map_groups(
 
     Raises:
       ValueError: arguments that are spread in different ways, or over other numbers of devices.
+
+    >>> from fedmd_jax.clients import ArchitectureGroup
+    >>> groups = {"a": ArchitectureGroup(None, (0, 1)), "b": ArchitectureGroup(None, (2,))}
+    >>> add = map_groups(lambda architecture, own, shared: own + shared, (0, None), groups=groups)
+    >>> sums = add({"a": jnp.array([1.0, 2.0]), "b": jnp.array([3.0])}, jnp.array(10.0))
+    >>> {name: own.tolist() for name, own in sums.items()}
+    {'a': [11.0, 12.0], 'b': [13.0]}
     """
     in_axes = tuple(in_axes)
 
@@ -107,6 +124,13 @@ def sum_groups(
     Returns:
       A function of weights, per group [K], and of arguments as those of `map_groups`, with the `ClientSums` of
       everybody: one sum per device, and `finite` per group.
+
+    >>> from fedmd_jax.clients import ArchitectureGroup
+    >>> groups = {"a": ArchitectureGroup(None, (0, 1)), "b": ArchitectureGroup(None, (2,))}
+    >>> sum_squares = sum_groups(lambda architecture, own: own**2, (0,), groups=groups)
+    >>> weights = {"a": jnp.array([1.0, 0.5]), "b": jnp.array([1.0])}
+    >>> sum_squares(weights, {"a": jnp.array([1.0, 2.0]), "b": jnp.array([3.0])}).total.tolist()
+    [12.0]
     """
     in_axes = tuple(in_axes)
 

@@ -103,7 +103,8 @@ def spread_clients(clients: PerGroup, mesh: Mesh | None, *, costs: Mapping[str, 
 def gather_clients(clients: PerGroup) -> dict[str, chex.ArrayTree]:
     """The other way: per group, stacked [K, ...] without padding; what no mesh has a part in, as it is.
 
-    This is what a checkpoint keeps: it does not depend on the mesh.
+    This is what a checkpoint keeps: it does not depend on the mesh. Groups that fill their devices evenly are the very
+    arrays, not copies: of states, the next phase consumes them.
 
     Args:
       clients: spread or not.
@@ -181,7 +182,7 @@ def _read(view, tree):
         return jax.eval_shape(view, tree)
     if all(isinstance(leaf, (np.ndarray, jax.core.Tracer)) for leaf in leaves):
         return view(tree)
-    return jax.tree.map(jnp.asarray, view(jax.device_get(tree)))
+    return jax.tree.map(jnp.array, view(jax.device_get(tree)))  # copies, since states are donated
 
 
 def _put(tree, sharding):

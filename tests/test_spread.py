@@ -1,3 +1,5 @@
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -75,6 +77,14 @@ def test_a_program_reads_a_group_too():
 def test_without_a_mesh_nothing_happens():
     assert fmd.spread_clients(STATES, None) is STATES
     assert fmd.gather_clients(STATES) == STATES
+
+
+def test_what_was_gathered_outlives_states_that_are_donated():
+    mesh = fmd.client_mesh(4)
+    spread = fmd.spread_clients({name: STATES[name] for name in ("normed", "mlp")}, mesh)
+    kept = fmd.gather_clients(spread)
+    jax.block_until_ready(jax.jit(partial(jax.tree.map, lambda leaf: -leaf - 1), donate_argnums=0)(spread))
+    chex.assert_trees_all_equal(kept, {name: STATES[name] for name in kept})
 
 
 def test_costs_decide_who_is_where():

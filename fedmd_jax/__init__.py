@@ -7,6 +7,7 @@ Reference:
   Li and Wang, FedMD: Heterogenous Federated Learning via Model Distillation, 2019 (arXiv 1910.03581).
 """
 
+from fedmd_jax.checkpoint import CheckpointError, Checkpoints, load_tree, save_tree
 from fedmd_jax.clients import ArchitectureGroup, client_keys, stack_private
 from fedmd_jax.cohorts import Cohort, cohort_sizes, draw_cohort, put_clients, take_clients
 from fedmd_jax.communication import Communication, communication_bytes
@@ -45,6 +46,8 @@ __version__ = "0.1.0"
 __all__ = [
     "Architecture",
     "ArchitectureGroup",
+    "CheckpointError",
+    "Checkpoints",
     "ClientMetrics",
     "ClientState",
     "Cohort",
@@ -80,6 +83,7 @@ __all__ = [
     "init_population",
     "kl",
     "labelled_dataset",
+    "load_tree",
     "mae",
     "map_clients",
     "mse",
@@ -91,6 +95,7 @@ __all__ = [
     "run_federation",
     "run_local",
     "run_population",
+    "save_tree",
     "score",
     "shard_clients",
     "stack_private",

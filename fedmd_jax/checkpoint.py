@@ -2,34 +2,17 @@
 
 A federation goes on where it was interrupted, with the same keys, since round r uses `fold_in(key, r)`:
 
->>> import tempfile, jax, fedmd_jax as fmd, numpy as np
->>> import flax.linen as nn
->>> class Net(nn.Module):
-...     @nn.compact
-...     def __call__(self, x, train):
-...         return nn.Dense(2)(x)
->>> rng = np.random.default_rng(0)
->>> groups = {"net": fmd.ArchitectureGroup(fmd.architecture_from_linen(Net()), client_ids=[0, 1])}
->>> public, test = (fmd.labelled_dataset(rng.normal(size=(20, 3)), rng.integers(0, 2, 20)) for _ in range(2))
->>> public = fmd.public_dataset(public.inputs, public.labels)
->>> private = fmd.stack_private(groups, {k: (rng.normal(size=(6, 3)), rng.integers(0, 2, 6)) for k in (0, 1)})
->>> federation = fmd.fedmd(groups, subset_size=10)
->>> key, folder = jax.random.key(0), tempfile.TemporaryDirectory()
->>> def go_on(num_rounds):
-...     states = federation.init(jax.random.key(1), public, private)
-...     with fmd.Checkpoints(folder.name) as checkpoints:
-...         done = checkpoints.latest or 0
-...         if done:
-...             states = checkpoints.load(done, states)
-...         _, history = fmd.run_federation(
-...             federation, states, public, private, key, test=test, num_rounds=num_rounds - done, first_round=done + 1,
-...             callback=lambda metrics, states: checkpoints.save(metrics.round, states, score=metrics.mean_accuracy))
-...     return [metrics.round for metrics in history]
->>> go_on(2)
-[0, 1, 2]
->>> go_on(4)
-[3, 4]
->>> folder.cleanup()
+```
+with fmd.Checkpoints("folder") as checkpoints:
+    done = checkpoints.latest or 0
+    if done:
+        states = checkpoints.load(done, states)
+    states, history = fmd.run_federation(
+        federation, states, public, private, key, test=test, num_rounds=20 - done, first_round=done + 1,
+        callback=lambda metrics, states: checkpoints.save(metrics.round, states, score=metrics.mean_accuracy))
+```
+
+So do `run_local`, and `run_population` with the `states` of its population.
 """
 
 import contextlib
@@ -98,7 +81,7 @@ def load_tree(path: pathlib.Path, like: chex.ArrayTree) -> chex.ArrayTree:
         size = _num_bytes((None, dtype, shape))
         part = content[offset : offset + size].view(jax.numpy.dtype(dtype)).reshape(shape)
         offset += size
-        leaves.append(part.copy() if isinstance(leaf, np.ndarray) else _put(part, leaf))
+        leaves.append(part.copy() if isinstance(leaf, (np.ndarray, np.generic)) else _put(part, leaf))
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
@@ -117,6 +100,14 @@ class Checkpoints:
 
     A checkpoint is a directory named by its round, which appears when it is complete: a process that is killed leaves
     nothing but what its name begins with a dot, which the next one removes. One process at a time writes.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder, Checkpoints(folder, keep=1) as checkpoints:
+    ...     for round_, score in enumerate([0.5, 0.8, 0.7, 0.6]):
+    ...         checkpoints.save(round_, {"w": np.full(2, round_)}, score=score)
+    ...     checkpoints.wait()
+    ...     checkpoints.rounds, checkpoints.load(3, {"w": np.zeros(2, int)})
+    ([1, 3], {'w': array([3, 3])})
 
     Attributes:
       path: the folder, made by the first `save`.

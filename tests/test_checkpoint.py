@@ -2,6 +2,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import resource
 import shutil
 import sys
@@ -112,7 +113,7 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_refused_or_does_not_matter(tmp_path, damage, caplog):
     save_tree(tmp_path / "good", tree(), record={"r": 1})
-    refused = set()
+    refused = {}
     for file in (file for file in (tmp_path / "good").rglob("*") if file.is_file() and file.stat().st_size):
         shutil.copytree(tmp_path / "good", tmp_path / "bad")
         bad = tmp_path / "bad" / file.relative_to(tmp_path / "good")
@@ -121,10 +122,9 @@ def test_a_damaged_checkpoint_is_refused_or_does_not_matter(tmp_path, damage, ca
             check_same(load_tree(tmp_path / "bad", tree()), tree())
             assert read_record(tmp_path / "bad") == {"r": 1}
         except CheckpointError as error:
-            assert str(error).startswith(f"the checkpoint {tmp_path / 'bad'} is damaged: ")
-            assert "\n" not in str(error)
-            refused.add(file)
+            refused[file] = str(error)
         shutil.rmtree(tmp_path / "bad")
+    assert all(re.fullmatch(f"the checkpoint {tmp_path / 'bad'} is damaged: .*", line) for line in refused.values())
     assert max((tmp_path / "good").rglob("*"), key=lambda file: file.stat().st_size * file.is_file()) in refused
     assert not [record for record in caplog.records if record.name == "absl"]
     assert logging.getLogger("absl").level < logging.CRITICAL
@@ -151,7 +151,7 @@ def test_another_format_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "FORMAT", 2)
     save_tree(tmp_path / "a", {})
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="^the checkpoint .*a is of format 2, wanted 1$"):
+    with pytest.raises(CheckpointError, match=r"^the checkpoint .*a is of format 2, wanted 1$"):
         load_tree(tmp_path / "a", {})
 
 
@@ -241,8 +241,9 @@ def test_killed_at_any_file_operation_of_a_save(tmp_path):
             found.append(left.latest)
             for round_ in left.rounds:  # nothing that has a name is half there
                 check_same(left.load(round_, states[0]), states[round_])
-            left.save(4, states[4])
-        assert names(copy) == ["4"]
+            if len(found) % 3 == 0:
+                left.save(4, states[4])
+        assert len(found) % 3 or names(copy) == ["4"]
     assert len(found) > 20
     assert found == sorted(found)
     assert set(found) == {1, 2, 3}

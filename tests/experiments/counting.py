@@ -10,7 +10,10 @@ from fedmd_jax.types import ClientState, RoundInfo
 
 
 def counting(prepared):
-    """The same with functions that train nothing: a client's only number says which of them it went through."""
+    """The same with functions that train nothing: a client's only number says which of them it went through.
+
+    It does so for six digits; after that it still depends on all.
+    """
     groups = prepared.federation.groups
 
     def new_states(*_):
@@ -18,7 +21,9 @@ def counting(prepared):
 
     def appended(digit):
         def append(states, *_):
-            return {name: state._replace(params=10 * state.params + digit) for name, state in states.items()}, {}
+            return {
+                name: state._replace(params=(10 * state.params + digit) % 999_983) for name, state in states.items()
+            }, {}
 
         return append
 

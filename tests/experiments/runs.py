@@ -1,9 +1,5 @@
 """Made-up results of a federation, and the run directory they make."""
 
-import os
-import sys
-
-from fedmd_jax.cli import main
 from fedmd_jax.communication import Communication
 from fedmd_jax.experiments.recorder import Recorder
 from fedmd_jax.experiments.settings import Experiment
@@ -39,11 +35,3 @@ def write(path, experiment, *, num_done=None, local=0.05, pooled=0.9):
     if pooled is not None:
         recorder.pooled(dict.fromkeys(range(len(experiment.networks)), pooled))
     return recorder.finish(SENT, SECONDS, interrupted=num_done < experiment.num_rounds)
-
-
-def main_in_a_process(argv, log):
-    """The command line as the whole of a process, with what it prints in a file."""
-    with log.open("a") as file:
-        for stream in (1, 2):
-            os.dup2(file.fileno(), stream)
-        sys.exit(main(argv))

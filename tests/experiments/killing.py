@@ -1,0 +1,93 @@
+"""A program: kills a run again and again, lets it come to its end, and compares it with one that was left alone.
+
+JAX is imported once and does nothing in this process, so that it can be forked: a run then starts within a second or two.
+"""
+
+import os
+import pathlib
+import random
+import signal
+import sys
+import time
+
+from experiments.counting import counting
+
+from fedmd_jax import cli
+from fedmd_jax.checkpoint import Checkpoints
+from fedmd_jax.experiments import kept, session
+from fedmd_jax.experiments import run_directory as files
+from fedmd_jax.experiments.interrupts import CtrlC
+from fedmd_jax.experiments.procedure import prepare
+
+NUM_KILLS = 20
+OPTIONS = [
+    "--networks",
+    "mlp",
+    "mlp",
+    "--data.num-public",
+    "100",
+    "--data.num-test",
+    "30",
+    "--subset-size",
+    "20",
+    "--num-rounds",
+    "150",
+    "--public-training.num-epochs",
+    "1",
+    "--private-training.num-epochs",
+    "1",
+    "--pooled-training.num-epochs",
+    "1",
+]
+
+
+def start(*argv):
+    """The process of a run whose programs train nothing."""
+    if pid := os.fork():
+        return pid
+    session.prepare = lambda experiment: counting(prepare(experiment))
+    sys.stdout = pathlib.Path(os.devnull).open("w")
+    with CtrlC() as ctrl_c:
+        os._exit(cli._guarded(["run", *map(str, argv)], ctrl_c))
+
+
+def end_of(pid):
+    """The exit code of a process, negative for a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def progress(path):
+    """How far a run is: the size of its metrics, and which clients it keeps."""
+    metrics, folders = path / files.METRICS, (path / files.CHECKPOINTS / phase for phase in kept.PHASES)
+    return metrics.exists() and metrics.stat().st_size, *(Checkpoints(folder).latest for folder in folders)
+
+
+def kill(pid, path, number, delay):
+    """Waits for progress, and for so many seconds, and kills."""
+    before, give_up = progress(path), time.monotonic() + 60
+    while progress(path) == before and time.monotonic() < give_up:
+        time.sleep(0.002)
+    time.sleep(delay)
+    os.kill(pid, signal.SIGTERM if number == NUM_KILLS // 2 else signal.SIGKILL)
+    return end_of(pid)
+
+
+def main(folder):
+    """0 where all is as it should be."""
+    whole, path, rng = folder / "whole", folder / "run", random.Random(5)
+    assert end_of(start("--out", whole, *OPTIONS)) == 0
+    ends, stages = [], []
+    for number in range(NUM_KILLS):
+        argv = ["--resume", path] if path.exists() else ["--out", path, *OPTIONS]
+        ends.append(kill(start(*argv), path, number, rng.uniform(0, 0.05)))
+        stages.append(progress(path))
+    print(f"{stages=}\n{ends=}")
+    assert sorted(ends) == [-signal.SIGKILL] * (NUM_KILLS - 1) + [128 + signal.SIGTERM]
+    assert len(set(stages)) > NUM_KILLS // 2
+    assert end_of(start("--resume", path)) == 0
+    assert (path / files.METRICS).read_bytes() == (whole / files.METRICS).read_bytes()
+    assert {file.name for file in path.iterdir()} == {file.name for file in whole.iterdir()}
+
+
+if __name__ == "__main__":
+    main(pathlib.Path(sys.argv[1]))

@@ -1,6 +1,6 @@
 """A program: kills a run again and again, lets it come to its end, and compares it with one that was left alone.
 
-JAX is imported once and does nothing in this process, so that it can be forked: a run then starts within a second or two.
+JAX is imported once and does nothing in this process, so that it can be forked: a run then starts within a second.
 """
 
 import os
@@ -46,7 +46,7 @@ def start(*argv):
     if pid := os.fork():
         return pid
     session.prepare = lambda experiment: counting(prepare(experiment))
-    sys.stdout = pathlib.Path(os.devnull).open("w")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     with CtrlC() as ctrl_c:
         os._exit(cli._guarded(["run", *map(str, argv)], ctrl_c))
 

@@ -4,8 +4,8 @@
 
 Runs the experiments one seed after the other, as `fedmd-jax run` does, keeps what came out in
 `benchmarks/results/paper/*.json`, with command, commit, date, device and versions, and writes the table of everything
-that is there into `benchmarks/README.md`. Data sets are found as `fedmd-jax` finds them (FEDMD_JAX_DATA). With --table
-nothing is run.
+that is there into `benchmarks/README.md`, with its curves. Data sets are found as `fedmd-jax` finds them
+(FEDMD_JAX_DATA). With --table nothing is run.
 """
 
 import argparse
@@ -19,9 +19,11 @@ import tempfile
 from collections.abc import Iterable
 
 from fedmd_jax.cli import main as fedmd_jax
+from fedmd_jax.experiments.results.figures import new_figure, to_png
 
 HERE = pathlib.Path(__file__).parent
 RESULTS = HERE / "results" / "paper"
+CURVES = "curves.png"
 README = HERE / "README.md"
 BEGIN, END = "<!-- the table of paper.py -->", "<!-- its end -->"
 EXPERIMENTS = ("letters-iid", "letters-writers", "cifar-iid", "cifar-superclass")
@@ -67,11 +69,10 @@ def table(records: Iterable[dict]) -> str:
     """Markdown: mean and standard deviation over the seeds of one setting, commit and device; and what was not made."""
     found: dict[tuple, list[dict]] = {}
     for record in sorted(records, key=lambda record: record["seed"]):
-        name = record["experiment"].removesuffix("-released")
-        setting = (name, record["variant"], record["width"])
-        found.setdefault((*setting, str(record["device"]), record["commit"]), []).append(record)
+        found.setdefault((*setting(record), device(record), record["commit"]), []).append(record)
     wanted = {(name, *how) for name in EXPERIMENTS for how in itertools.product(("paper", "released"), (0.25, 1.0))}
-    missing = {(*setting, "", "") for setting in wanted - {key[:3] for key in found}}
+    wanted |= {("letters-iid", "tuned", width) for width in (0.25, 1.0)}
+    missing = {(*each, "", "") for each in wanted - {key[:3] for key in found}}
     heads = ["experiment", "variant", "width", "seeds", "transfer", "local only", "FedMD", "pooled", "gain"]
     heads += ["over local", "to pooled", "minutes", "device", "commit, date"]
     rows = [heads, ["---"] * len(heads)]
@@ -79,6 +80,16 @@ def table(records: Iterable[dict]) -> str:
         results = cells(found[key]) if key in found else ["**not made**", *[""] * (len(heads) - 4)]
         rows.append([key[0], key[1], f"{key[2]:g}", *results])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def setting(record: dict) -> tuple[str, str, float]:
+    """Experiment, variant and width."""
+    return record["experiment"].removesuffix(f"-{record['variant']}"), record["variant"], record["width"]
+
+
+def device(record: dict) -> str:
+    """`1 x cpu`."""
+    return f"{record['device']['count']} x {record['device']['kind']}"
 
 
 def cells(records: list[dict]) -> list[str]:
@@ -96,7 +107,7 @@ def cells(records: list[dict]) -> list[str]:
         *(over_seeds([mean[column] for mean in means], 3) for column in COLUMNS),
         *(over_seeds([mean[column] for mean in means], 1) for column in points),
         over_seeds([record["seconds"]["total"] / 60 for record in records], 0) + reused(records),
-        str(last["device"]),
+        device(last),
         f"{last['commit']}, {last['date']}",
     ]
 
@@ -107,18 +118,44 @@ def reused(records: list[dict]) -> str:
     return f", without public training of {num_reused}" if num_reused else ""
 
 
+def curves(records: Iterable[dict]) -> bytes:
+    """Mean accuracy over clients after each round, a panel for each setting, a line for each seed, as a PNG."""
+    panels: dict[tuple, list[dict]] = {}
+    for record in sorted(records, key=lambda record: (EXPERIMENTS.index(setting(record)[0]), *setting(record)[1:])):
+        panels.setdefault(setting(record), []).append(record)
+    figure = new_figure(4.2 * len(panels), 3.6)
+    for axes, (key, group) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for record in group:
+            axes.plot(record["mean_accuracy_by_round"], color="black", linewidth=1.2, alpha=0.6)
+        bounds = {"local only": ("local_accuracy", "tab:blue"), "pooled": ("pooled_accuracy", "tab:red")}
+        for name, (column, color) in bounds.items():
+            for record in group:
+                label = name if record is group[0] else None
+                axes.axhline(record["mean"][column], color=color, linestyle="--", linewidth=1, alpha=0.6, label=label)
+        axes.set_title(f"{key[0]}, {key[1]}, width {key[2]:g}", fontsize=9, loc="left")
+        axes.set_xlabel("round (0: after transfer learning)")
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize=8, loc="lower right")
+    figure.supylabel("accuracy, mean of ten clients", fontsize=9)
+    return to_png(figure)
+
+
 def write_table() -> None:
-    """Replaces what stands between the two marks."""
+    """Replaces what stands between the two marks, and the curves."""
     records = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
     before, rest = README.read_text().split(BEGIN)
     _, after = rest.split(END)
-    README.write_text(f"{before}{BEGIN}\n\n{table(records)}\n\n{END}{after}")
+    drawn = ""
+    if records:
+        (RESULTS / CURVES).write_bytes(curves(records))
+        drawn = f"![Mean accuracy by round](results/paper/{CURVES})\n\n"
+    README.write_text(f"{before}{BEGIN}\n\n{table(records)}\n\n{drawn}{END}{after}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--experiments", nargs="+", choices=EXPERIMENTS, default=EXPERIMENTS)
-    parser.add_argument("--variant", choices=("paper", "released"), default="paper")
+    parser.add_argument("--variant", choices=("paper", "released", "tuned"), default="paper")
     parser.add_argument("--width", type=float, default=1.0, help="of the networks; 0.25 suits a CPU")
     parser.add_argument("--seed", type=int, default=0, help="the first one")
     parser.add_argument("--seeds", type=int, default=1, help="how many")

@@ -15,12 +15,12 @@ import pytest
 from experiments import runs
 
 import fedmd_jax
-from fedmd_jax import cli
 from fedmd_jax.cli import main
 from fedmd_jax.data import save_images
-from fedmd_jax.experiments import EXPERIMENTS, session
+from fedmd_jax.experiments import EXPERIMENTS, Experiment, session
 from fedmd_jax.experiments import run_directory as files
 from fedmd_jax.experiments.progress import Lines
+from fedmd_jax.options import parse, setting_options
 
 TINY = shlex.split(
     "--networks mlp mlp --data.num-public 200 --data.num-test 60 --subset-size 50 --public-training.num-epochs 1 "
@@ -78,7 +78,7 @@ def test_the_config_is_enough_to_run_again(finished):
     assert {"platform", "kind", "count"} == set(config["device"])
     program, command, name, *options = shlex.split(config["command"])
     assert [program, command, name, *options] == ["fedmd-jax", *argv]
-    again = dataclasses.asdict(cli.parse(name, options).experiment)
+    again = dataclasses.asdict(parse(name, options).experiment)
     assert json.loads(json.dumps(again)) == config["settings"]
 
 
@@ -452,7 +452,7 @@ HELP = r"\(see fedmd-jax run quickstart --help\)"
         ("--networks", "networks must be a list of names, one per client, got 'none'"),
         ("--subset-size 300 --data.num-public 200", "subset_size must be at most the public dataset, .* got 300"),
         ("--data.num-public 8001", "the public dataset embedded/digits has 8000 examples, num_public wants 8001"),
-        ("--data.num-test 2401", "the test split of embedded/letters has 2400 examples, num_test wants 2401"),
+        ("--data.num-test 2401", "the test part of embedded/letters has 2400 examples, num_test wants 2401"),
         (f"{NETWORKS} --data.examples-per-class 101", "3 clients with 101 examples per class need 303 of each, but .*"),
         ("--data.private-classes 0 6", r"embedded/letters has no examples of the private_classes \[6\], it has .*"),
         ("--data.public embedded/mnist", "the embedded data sets are embedded/digits and embedded/letters, got .*"),
@@ -559,7 +559,7 @@ def run_help(monkeypatch, capsys):
 def test_the_help_of_run_explains_every_setting(run_help):
     assert max(map(len, run_help.splitlines())) <= 100
     words = " ".join(re.sub(", --no-[a-z]+", "", run_help.replace("│", " ")).split())
-    for option in (*cli._options(cli.Experiment), "--out"):
+    for option in (*setting_options(Experiment), "--out"):
         _, found, after = words.partition(f" {option}")
         assert found, option
         explanation = after.split(" --")[0].partition("(default: ")[0]
@@ -569,7 +569,7 @@ def test_the_help_of_run_explains_every_setting(run_help):
 
 
 def test_every_setting_is_documented_in_its_class():
-    for kind in (cli.Experiment, cli.Experiment.__dataclass_fields__["data"].type):
+    for kind in (Experiment, Experiment.__dataclass_fields__["data"].type):
         for field in dataclasses.fields(kind):
             assert f"\n      {field.name}: " in kind.__doc__
 

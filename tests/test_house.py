@@ -19,6 +19,7 @@ FLOORS = [
     {"federation"},
     {"population", "checkpoint"},
     {"experiments", "data_command"},
+    {"options"},
     {"cli"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -29,7 +29,7 @@ class Datasets(NamedTuple):
     public: PublicDataset
     private: dict[int, tuple[np.ndarray, np.ndarray]]  # client id -> inputs [n, H, W, channels], labels [n]
     pooled: PrivateDataset  # the private examples of all clients, unstacked
-    test: PrivateDataset  # unstacked, for everybody
+    test: PrivateDataset  # unstacked, for everybody: what `Data.evaluate_on` says
     num_classes: int  # C, public and private classes together
     public_test: PrivateDataset | None  # unstacked; None where nobody asks for it
 
@@ -58,9 +58,12 @@ def load(data: Data, *, num_clients: int, seed: int, public_test: bool = False) 
         "num_public", f"public dataset {data.public}", np.arange(len(public.labels)), data.num_public, rng
     )
     private, test, shares = _SPLITS[data.split](data, num_clients, rng)
+    if data.evaluate_on == "validation":
+        nobodys = np.setdiff1d(np.arange(len(private.labels)), np.concatenate(shares))
+        test = Images(private.images[nobodys], private.labels[nobodys])
     _check_shapes(data, public, private, test)
     candidates = np.flatnonzero(np.isin(test.labels, data.private_classes))
-    test_rows = _choose("num_test", f"test split of {data.private}", candidates, data.num_test, rng)
+    test_rows = _choose("num_test", f"{data.evaluate_on} part of {data.private}", candidates, data.num_test, rng)
 
     owned = np.concatenate(shares)
     public_inputs, owned_inputs, test_inputs = center(

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 from fedmd_jax.communication import Communication
 from fedmd_jax.experiments import run_directory as files
-from fedmd_jax.experiments.figures import plot
 from fedmd_jax.experiments.procedure import Observer
-from fedmd_jax.experiments.report import summarize
+from fedmd_jax.experiments.results.figures import plot
+from fedmd_jax.experiments.results.report import summarize
 from fedmd_jax.experiments.run_directory import Record
 from fedmd_jax.experiments.settings import Experiment
 from fedmd_jax.federation import RoundMetrics

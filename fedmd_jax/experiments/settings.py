@@ -14,6 +14,7 @@ from fedmd_jax.stopping import EarlyStopping
 Subset = Literal["random", "stratified"]
 Monitor = Literal["validation", "test"]
 Split = Literal["classes", "superclasses", "writers"]
+EvaluateOn = Literal["test", "validation"]
 DistanceName = Literal["mae", "mse", "kl"]
 
 
@@ -117,13 +118,15 @@ class Data:
       examples_per_class: Private examples that each client owns of each class; no two clients share one. Not with
         writers.
       min_examples: Private examples, of all classes together, that a writer must have to be a client.
-      num_test: Private test examples, of no client, on which every client is evaluated; drawn with the seed.
+      evaluate_on: What accuracy is measured on: test, the test split; or validation, private training images of no
+        client, with which settings can be chosen without a look at the test set. Not with writers.
+      num_test: How many images that is, the same for every client; drawn with the seed.
       validation_share: Part of the public examples, and of the pooled private ones, that is held out of training where
         early stopping looks at validation data; drawn with the seed. Rounds use all public examples.
 
     Raises:
       ValueError: a count below 1, a share that is not between 0 and 1, no private class, a class twice, or one that is
-        no integer from 0.
+        no integer from 0, validation images with writers.
     """
 
     public: str = "embedded/digits"
@@ -134,6 +137,7 @@ class Data:
     split: Split = "classes"
     examples_per_class: int = 3
     min_examples: int = 12
+    evaluate_on: EvaluateOn = "test"
     num_test: int = 1200
     validation_share: float = 0.1
 
@@ -141,6 +145,9 @@ class Data:
         _check_counts(1, num_public=self.num_public, examples_per_class=self.examples_per_class, num_test=self.num_test)
         _check_counts(1, min_examples=self.min_examples)
         _check_choices(Split, split=self.split)
+        _check_choices(EvaluateOn, evaluate_on=self.evaluate_on)
+        if self.split == "writers" and self.evaluate_on == "validation":
+            raise ValueError("evaluate_on must be test with writers, whose images are too few to hold out others")
         if not isinstance(self.validation_share, (int, float)) or not 0 < self.validation_share < 1:
             raise ValueError(f"validation_share must be between 0 and 1, got {self.validation_share!r}")
         classes = self.private_classes

@@ -1,9 +1,10 @@
-"""A data folder of tiny images, and a run without training."""
+"""A data folder of tiny images, and an experiment with them."""
 
 import numpy as np
 import pytest
 
 from fedmd_jax.data import save_images
+from fedmd_jax.experiments.settings import Data, Experiment, Phase
 
 PUBLIC_CLASSES, PRIVATE_CLASSES = 4, 5
 
@@ -25,3 +26,28 @@ def data_folder(tmp_path_factory):
     save_images(folder, "marks", "test", *images(2, 8, PRIVATE_CLASSES))
     save_images(folder, "large", "train", *images(3, 10, PUBLIC_CLASSES, size=6))
     return folder
+
+
+@pytest.fixture
+def experiment(data_folder):
+    phase = Phase(num_epochs=1, batch_size=16)
+    return Experiment(
+        networks=("mlp:n1=3", "mlp", "mlp:n1=3"),
+        weights=(1.0, 2.0, 3.0),
+        data=Data(
+            public="dots",
+            private="marks",
+            data_dir=str(data_folder),
+            num_public=30,
+            private_classes=(0, 1, 2),
+            examples_per_class=3,
+            num_test=20,
+        ),
+        public_training=phase,
+        private_training=phase,
+        pooled_training=phase,
+        digest=phase,
+        revisit=phase,
+        num_rounds=2,
+        subset_size=10,
+    )

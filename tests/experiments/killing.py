@@ -31,7 +31,7 @@ OPTIONS = [
     "--subset-size",
     "20",
     "--num-rounds",
-    "150",
+    "300",
     "--public-training.num-epochs",
     "1",
     "--private-training.num-epochs",
@@ -57,15 +57,17 @@ def end_of(pid):
 
 
 def progress(path):
-    """How far a run is: the size of its metrics, and which clients it keeps."""
+    """How far a run is: the size of its metrics, and the last rounds of which it keeps clients, -1 for none."""
     metrics, folders = path / files.METRICS, (path / files.CHECKPOINTS / phase for phase in kept.PHASES)
-    return metrics.exists() and metrics.stat().st_size, *(Checkpoints(folder).latest for folder in folders)
+    rounds = [-1 if (latest := Checkpoints(folder).latest) is None else latest for folder in folders]
+    return metrics.stat().st_size if metrics.exists() else 0, rounds
 
 
 def kill(pid, path, number, delay):
-    """Waits for progress, and for so many seconds, and kills."""
-    before, give_up = progress(path), time.monotonic() + 60
-    while progress(path) == before and time.monotonic() < give_up:
+    """Waits for new lines or for other clients, and then for so many seconds, and kills."""
+    what, give_up = number % 2, time.monotonic() + 60
+    before = progress(path)[what]
+    while progress(path)[what] <= before and time.monotonic() < give_up:
         time.sleep(0.002)
     time.sleep(delay)
     os.kill(pid, signal.SIGTERM if number == NUM_KILLS // 2 else signal.SIGKILL)
@@ -79,8 +81,8 @@ def main(folder):
     ends, stages = [], []
     for number in range(NUM_KILLS):
         argv = ["--resume", path] if path.exists() else ["--out", path, *OPTIONS]
-        ends.append(kill(start(*argv), path, number, rng.uniform(0, 0.05)))
-        stages.append(progress(path))
+        ends.append(kill(start(*argv), path, number, rng.uniform(0, 0.1)))
+        stages.append(str(progress(path)))
     print(f"{stages=}\n{ends=}")
     assert sorted(ends) == [-signal.SIGKILL] * (NUM_KILLS - 1) + [128 + signal.SIGTERM]
     assert len(set(stages)) > NUM_KILLS // 2

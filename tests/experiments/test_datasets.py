@@ -70,6 +70,30 @@ def test_every_set_is_centred_by_the_public_mean_and_keeps_its_labels(data, mean
         assert [order[label] for label in private.labels[rows].tolist()] == labels.tolist()
 
 
+def test_validation_images_are_training_images_that_nobody_owns(data, mean):
+    data = dataclasses.replace(data, evaluate_on="validation", num_test=9)
+    datasets = load(data, num_clients=3, seed=0)
+    stored = load_images("marks", "train", data_dir=data.data_dir)
+    rows = numbers(datasets.test.inputs, mean)
+    np.testing.assert_allclose(datasets.test.inputs, stored.images[rows] / 255 - mean, atol=1e-6)
+    assert not set(rows) & set(numbers(datasets.pooled.inputs, mean))
+    assert sorted(rows) == sorted(
+        set(np.flatnonzero(np.isin(stored.labels, (4, 1, 2)))) - set(numbers(datasets.pooled.inputs, mean))
+    )
+    with pytest.raises(ValueError, match="the validation part of marks has 9 examples, num_test wants 10"):
+        load(dataclasses.replace(data, num_test=10), num_clients=3, seed=0)
+
+
+def test_what_is_evaluated_on_changes_no_training(data):
+    on_test, on_validation = (
+        load(dataclasses.replace(data, evaluate_on=which, num_test=9), num_clients=3, seed=0)
+        for which in ("test", "validation")
+    )
+    for one, other in zip(on_test.private.values(), on_validation.private.values(), strict=True):
+        np.testing.assert_array_equal(one[0], other[0])
+    np.testing.assert_array_equal(on_test.public.inputs, on_validation.public.inputs)
+
+
 def test_no_private_example_is_owned_twice_and_the_pooled_ones_are_all_of_them(data, mean):
     datasets = load(data, num_clients=3, seed=0)
     owned = [number for inputs, _ in datasets.private.values() for number in numbers(inputs, mean)]
@@ -90,7 +114,7 @@ def test_the_seed_decides(data):
     ("settings", "message"),
     [
         ({"num_public": 41}, "the public dataset dots has 40 examples, num_public wants 41"),
-        ({"num_test": 25}, "the test split of marks has 24 examples, num_test wants 25"),
+        ({"num_test": 25}, "the test part of marks has 24 examples, num_test wants 25"),
         ({"examples_per_class": 5}, r"3 clients with 5 examples per class need 15 of each, but class 4 has 12, .*"),
         ({"private_classes": (0, 9)}, r"marks has no examples of the private_classes \[9\], it has \[0, 1, 2, 3, 4\]"),
         ({"public": "large"}, r"public and private images must have one shape, got \(6, 6, 1\) for large, .*"),

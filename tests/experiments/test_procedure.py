@@ -16,34 +16,8 @@ from fedmd_jax.experiments.procedure import (
     group_clients,
     prepare,
 )
-from fedmd_jax.experiments.settings import Data, Experiment, Phase
 from fedmd_jax.experiments.stopwatch import Stopwatch
 from fedmd_jax.federation import fedmd
-
-
-@pytest.fixture
-def experiment(data_folder):
-    phase = Phase(num_epochs=1, batch_size=16)
-    return Experiment(
-        networks=("mlp:n1=3", "mlp", "mlp:n1=3"),
-        weights=(1.0, 2.0, 3.0),
-        data=Data(
-            public="dots",
-            private="marks",
-            data_dir=str(data_folder),
-            num_public=30,
-            private_classes=(0, 1, 2),
-            examples_per_class=3,
-            num_test=20,
-        ),
-        public_training=phase,
-        private_training=phase,
-        pooled_training=phase,
-        digest=phase,
-        revisit=phase,
-        num_rounds=2,
-        subset_size=10,
-    )
 
 
 def test_clients_with_equal_networks_are_a_group_and_keep_their_weights(experiment):

@@ -13,7 +13,7 @@ In the released code two clients with the same kinds may own the same images; he
 
 import dataclasses
 
-from fedmd_jax.experiments import cifar_iid, letters_iid
+from fedmd_jax.experiments.presets import cifar_iid, letters_iid
 from fedmd_jax.experiments.settings import Phase
 
 PAPER = dataclasses.replace(

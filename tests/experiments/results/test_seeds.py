@@ -7,7 +7,14 @@ import pytest
 from experiments import runs
 
 from fedmd_jax.experiments import run_directory as files
-from fedmd_jax.experiments.seeds import brief, describe_seeds, read_seeds, seed_jobs, summarize_seeds, write_seeds
+from fedmd_jax.experiments.results.seeds import (
+    brief,
+    describe_seeds,
+    read_seeds,
+    seed_jobs,
+    summarize_seeds,
+    write_seeds,
+)
 
 LOCAL = (0.05, 0.07, 0.03)
 

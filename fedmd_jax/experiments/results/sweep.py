@@ -7,9 +7,9 @@ import re
 from collections.abc import Mapping, Sequence
 
 from fedmd_jax.experiments.errors import UsageError
-from fedmd_jax.experiments.figures import new_figure, to_png
+from fedmd_jax.experiments.results.figures import new_figure, to_png
+from fedmd_jax.experiments.results.seeds import accuracy, points
 from fedmd_jax.experiments.run_directory import Record
-from fedmd_jax.experiments.seeds import accuracy, points
 
 TABLE, PLOT = "sweep.csv", "sweep.png"
 # What is told of every combination, each as mean and standard deviation over seeds.

@@ -5,9 +5,9 @@ import itertools
 import pytest
 from experiments import runs
 
-from fedmd_jax.experiments import sweep
 from fedmd_jax.experiments.errors import SettingsError, UsageError
-from fedmd_jax.experiments.seeds import seed_jobs, write_seeds
+from fedmd_jax.experiments.results import sweep
+from fedmd_jax.experiments.results.seeds import seed_jobs, write_seeds
 
 KNOWN = ("distance", "digest.num-epochs", "weights", "networks", "pooled")
 

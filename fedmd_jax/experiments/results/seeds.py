@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from fedmd_jax.experiments import run_directory as files
-from fedmd_jax.experiments.figures import Run, plot_seeds
-from fedmd_jax.experiments.report import ACCURACIES
+from fedmd_jax.experiments.results.figures import Run, plot_seeds
+from fedmd_jax.experiments.results.report import ACCURACIES
 from fedmd_jax.experiments.run_directory import Record
 from fedmd_jax.experiments.settings import Experiment
 

@@ -5,7 +5,7 @@ import pytest
 from experiments import runs
 from matplotlib.image import imread
 
-from fedmd_jax.experiments.figures import plot
+from fedmd_jax.experiments.results.figures import plot
 from fedmd_jax.experiments.run_directory import PLOT, read_run
 
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -12,8 +12,8 @@ Expected:  at full width .83 pooled and a few points less at the end (Table 4); 
 
 import dataclasses
 
-from fedmd_jax.experiments import letters_iid
 from fedmd_jax.experiments.networks import paper_name
+from fedmd_jax.experiments.presets import letters_iid
 from fedmd_jax.experiments.settings import Data, Phase
 from fedmd_jax.models import TABLE_1, TABLE_2
 

@@ -15,7 +15,7 @@ of those who are no client. LEAF's letters are cut out and centred as MNIST's di
 
 import dataclasses
 
-from fedmd_jax.experiments import letters_iid
+from fedmd_jax.experiments.presets import letters_iid
 from fedmd_jax.experiments.settings import Data, Phase
 
 PAPER = dataclasses.replace(

@@ -1,6 +1,6 @@
 from experiments import runs
 
-from fedmd_jax.experiments.report import describe, table
+from fedmd_jax.experiments.results.report import describe, table
 
 
 def test_the_table(tmp_path):

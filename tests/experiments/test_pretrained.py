@@ -1,0 +1,90 @@
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedmd_jax.experiments.pretrained import Pretrained, fingerprint
+from fedmd_jax.experiments.procedure import Observer, compiled_once, prepare, pretrained_from
+from fedmd_jax.experiments.settings import Phase
+from fedmd_jax.experiments.stopwatch import Stopwatch
+
+
+class Notes(Observer):
+    """What is told, as text: metrics are compared to the last digit."""
+
+    def __init__(self):
+        self.phases, self.results = [], []
+
+    def phase(self, title):
+        self.phases.append(title)
+
+    def round(self, metrics):
+        self.results.append(metrics)
+
+    def pooled(self, accuracy):
+        self.results.append(accuracy)
+
+
+def run(experiment):
+    notes = Notes()
+    prepared = prepare(experiment)
+    with compiled_once(prepared, Stopwatch()) as run_it:
+        run_it(prepared, notes)
+    return notes
+
+
+def test_a_second_run_takes_the_clients_of_the_first_and_ends_the_same(experiment, tmp_path):
+    without = run(experiment)
+    kept = dataclasses.replace(experiment, pretrained_dir=str(tmp_path / "kept"))
+    assert pretrained_from(prepare(kept)) is None
+    first = run(kept)
+    assert pretrained_from(prepare(kept)) is not None
+    second = run(kept)
+    assert first.results == second.results == without.results
+    assert first.phases == without.phases
+    assert [title for title in second.phases if str(tmp_path) in title] == [
+        f"transfer learning: public data, done in {prepare(kept).pretrained.path}"
+    ]
+    other_rounds = dataclasses.replace(kept, distance="kl", private_training=Phase(num_epochs=2, batch_size=4))
+    assert pretrained_from(prepare(other_rounds)) is not None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"networks": ("mlp:n1=3", "mlp", "mlp:n1=4")},
+        {"width": 2.0},
+        {"head_penalty": 0.0},
+        {"public_training": Phase(num_epochs=2, batch_size=16)},
+        {"public_training": Phase(num_epochs=1, batch_size=16, patience=1)},
+        {"clients_per_chunk": 1},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_decides_the_clients_decides_their_place(experiment, change, tmp_path):
+    kept = dataclasses.replace(experiment, pretrained_dir=str(tmp_path))
+    assert prepare(kept).pretrained.path != prepare(dataclasses.replace(kept, **change)).pretrained.path
+
+
+def test_the_fingerprint_sees_every_number_shape_and_kind():
+    data = [np.arange(4.0), np.arange(3)]
+    prints = [
+        fingerprint({"a": 1}, data),
+        fingerprint({"a": 2}, data),
+        fingerprint({"a": 1}, [data[0] + 1e-6, data[1]]),
+        fingerprint({"a": 1}, [data[0].reshape(2, 2), data[1]]),
+        fingerprint({"a": 1}, [data[0], data[1].astype(np.int32)]),
+    ]
+    assert len(set(prints)) == len(prints)
+    assert fingerprint({"a": 1}, data) == prints[0]
+
+
+def test_states_come_back_to_the_bit(tmp_path):
+    states = {"mlp:n1=3": {"w": jnp.array([[0.1, -0.0], [jnp.nan, 1e-40]]), "count": jnp.array([3], jnp.int32)}}
+    kept = Pretrained(tmp_path / "deep" / "place")
+    kept.save(states)
+    found = kept.load(states)
+    assert found["mlp:n1=3"]["w"].tobytes() == states["mlp:n1=3"]["w"].tobytes()
+    assert found["mlp:n1=3"]["count"].tolist() == [3]

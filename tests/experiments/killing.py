@@ -6,6 +6,7 @@ JAX is imported once and does nothing in this process, so that it can be forked:
 import os
 import pathlib
 import random
+import shlex
 import signal
 import sys
 import time
@@ -20,25 +21,10 @@ from fedmd_jax.experiments.interrupts import CtrlC
 from fedmd_jax.experiments.procedure import prepare
 
 NUM_KILLS = 20
-OPTIONS = [
-    "--networks",
-    "mlp",
-    "mlp",
-    "--data.num-public",
-    "100",
-    "--data.num-test",
-    "30",
-    "--subset-size",
-    "20",
-    "--num-rounds",
-    "300",
-    "--public-training.num-epochs",
-    "1",
-    "--private-training.num-epochs",
-    "1",
-    "--pooled-training.num-epochs",
-    "1",
-]
+OPTIONS = shlex.split(
+    "--networks mlp mlp --data.num-public 100 --data.num-test 30 --subset-size 20 --num-rounds 300 "
+    "--public-training.num-epochs 1 --private-training.num-epochs 1 --pooled-training.num-epochs 1"
+)
 
 
 def start(*argv):

@@ -7,11 +7,12 @@ Reference:
   Li and Wang, FedMD: Heterogenous Federated Learning via Model Distillation, 2019 (arXiv 1910.03581).
 """
 
+from fedmd_jax.attendance import draw_attendance, simulate_attendance
 from fedmd_jax.checkpoint import CheckpointError, Checkpoints, load_tree, save_tree
 from fedmd_jax.clients import ArchitectureGroup, client_keys, stack_private
 from fedmd_jax.cohorts import Cohort, cohort_sizes, draw_cohort, put_clients, take_clients
 from fedmd_jax.communication import Communication, communication_bytes
-from fedmd_jax.consensus import total_weight, weighted_consensus
+from fedmd_jax.consensus import weighted_consensus
 from fedmd_jax.evaluate import Evaluation, evaluate
 from fedmd_jax.federation import (
     ClientMetrics,
@@ -39,13 +40,14 @@ from fedmd_jax.population import (
 from fedmd_jax.round import consensus_weights, fedmd_round
 from fedmd_jax.stopping import EarlyStopping
 from fedmd_jax.subset import draw_public_subset, draw_stratified_subset, take_in_order
-from fedmd_jax.types import Architecture, ClientState, PrivateDataset, PublicDataset, RoundInfo
+from fedmd_jax.types import Architecture, Attendance, ClientState, PrivateDataset, PublicDataset, RoundInfo
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Architecture",
     "ArchitectureGroup",
+    "Attendance",
     "CheckpointError",
     "Checkpoints",
     "ClientMetrics",
@@ -71,6 +73,7 @@ __all__ = [
     "consensus_weights",
     "cross_entropy",
     "digest",
+    "draw_attendance",
     "draw_cohort",
     "draw_public_subset",
     "draw_stratified_subset",
@@ -98,10 +101,10 @@ __all__ = [
     "save_tree",
     "score",
     "shard_clients",
+    "simulate_attendance",
     "stack_private",
     "take_clients",
     "take_in_order",
-    "total_weight",
     "transfer_learn",
     "transfer_learn_population",
     "weighted_consensus",

@@ -1,12 +1,14 @@
 """The server's part: many clients' scores become one consensus, without leaving the device."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import chex
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from fedmd_jax.mapping import add_devices, weighted_sum_clients
+from fedmd_jax.mapping import ClientSums, add_devices, weighted_sum_clients
 
 PerGroup = Mapping[str, chex.Array]
 
@@ -14,14 +16,15 @@ PerGroup = Mapping[str, chex.Array]
 def weighted_consensus(scores: PerGroup, weights: PerGroup, *, mesh: Mesh | None = None) -> chex.Array:
     """Weighted mean of the scores of all clients of all groups.
 
-    A client of weight zero contributes nothing, not even a NaN. Where all weights are zero there is no consensus: the
-    result is zeros, and the caller decides what to do (`fedmd_round` lets nobody digest).
+    A client of weight zero, or whose scores are not all finite, contributes nothing, not even a NaN. Where that is
+    everybody there is no consensus: the result is zeros, and the caller decides what to do (`fedmd_round` lets nobody
+    digest).
 
     Args:
       scores: per group, [K, M, C].
       weights: per group, [K], not negative (a negative one counts as zero); they need not sum to one.
       mesh: where the clients of each group are sharded over its only axis; the one collective is an all-reduce of
-        [M, C].
+        [M + 1, C].
 
     Returns:
       Consensus, [M, C].
@@ -37,40 +40,76 @@ def weighted_consensus(scores: PerGroup, weights: PerGroup, *, mesh: Mesh | None
     [[5.0, 2.0]]
     """
     chex.assert_rank(list(scores.values()), 3)
-    check_weights(weights, {name: score.shape[0] for name, score in scores.items()})
-    shares = consensus_shares(weights)
+    check_per_client("weight", weights, {name: score.shape[0] for name, score in scores.items()})
+    weights = scale_weights(weights)
     add_scores = weighted_sum_clients(lambda own: own, (0,), mesh)
-    return add_devices(sum(add_scores(shares[name], scores[name]) for name in scores), mesh)
+    return mean_of_sums([add_scores(weights[name], scores[name]) for name in scores], mesh)[0]
 
 
-def consensus_shares(weights: PerGroup) -> dict[str, chex.Array]:
-    """What each client's scores contribute to the consensus: weights that sum to one over all groups, or all zeros.
+def mean_of_sums(sums: Sequence[ClientSums], mesh: Mesh | None = None) -> tuple[chex.Array, chex.Array]:
+    """The mean of all clients who are in these sums of scores.
+
+    The weights travel with the scores, as one more row, so that one array crosses devices, once.
 
     Args:
-      weights: per group, [K]; negative ones count as zero.
+      sums: of each group, total [D, M, C].
+      mesh: of the sums.
 
-    >>> shares = consensus_shares({"a": jnp.array([1.0, 2.0]), "b": jnp.array([1.0])})
-    >>> {name: share.tolist() for name, share in shares.items()}
-    {'a': [0.25, 0.5], 'b': [0.25]}
+    Returns:
+      The mean [M, C], zeros where nobody is in it, and whether anybody is, [].
+
+    >>> mean, anybody = mean_of_sums([ClientSums(jnp.array([[[3.0, 6.0]]]), jnp.array([1.5]), None)])
+    >>> mean.tolist(), bool(anybody)
+    ([[2.0, 4.0]], True)
     """
-    # First by the largest, so that the sum cannot overflow.
-    largest = jnp.max(jnp.stack([jnp.max(weight) for weight in weights.values()]))
-    weights = {name: jnp.maximum(weight, 0.0) / _or_one(largest) for name, weight in weights.items()}
-    total = _or_one(total_weight(weights))
-    return {name: weight / total for name, weight in weights.items()}
+    total, weight = sum(each.total for each in sums), sum(each.weight for each in sums)
+    row = jnp.broadcast_to(weight[:, None, None].astype(total.dtype), (*weight.shape, 1, total.shape[-1]))
+    together = add_devices(jnp.concatenate([total, row], axis=1), mesh)  # [M + 1, C]
+    scores, weight = together[:-1], together[-1, 0]
+    return scores / jnp.where(weight > 0, weight, 1.0), weight > 0
 
 
-def total_weight(weights: PerGroup) -> chex.Array:
-    """Sum of the weights of all clients, []; negative ones count as zero."""
-    return sum(jnp.sum(jnp.maximum(weight, 0.0)) for weight in weights.values())
+def scale_weights(weights: PerGroup) -> dict[str, chex.Array]:
+    """The same weights, in a unit in which they add up to 1 or less: no sum of scores times weights overflows.
+
+    The unit is a power of two: it takes no bit of any weight, and so the mean of some clients does not hang on the
+    weights of others, who are absent, to the bit.
+
+    Args:
+      weights: per group, [K]; negative ones become zero. One that is 1e30 times smaller than the largest may vanish.
+
+    >>> scaled = scale_weights({"a": jnp.array([1.0, 3.0]), "b": jnp.array([-1.0])})
+    >>> {name: weight.tolist() for name, weight in scaled.items()}
+    {'a': [0.0625, 0.1875], 'b': [0.0]}
+    """
+    weights = {name: jnp.maximum(weight, 0.0) for name, weight in weights.items()}
+    largest = jax.lax.stop_gradient(jnp.max(jnp.stack([jnp.max(weight) for weight in weights.values()])))
+    _, exponent = jnp.frexp(largest)  # the largest is below 2**exponent
+    num_clients = sum(math.prod(weight.shape) for weight in weights.values())
+    unit = jnp.ldexp(jnp.ones_like(largest), -exponent - (num_clients - 1).bit_length())
+    return {name: weight * unit for name, weight in weights.items()}
 
 
-def check_weights(weights: PerGroup, num_clients: Mapping[str, int]) -> None:
-    """A `ValueError` where the groups, or the numbers of their clients, are not those of the weights."""
-    wanted, found = {name: (k,) for name, k in num_clients.items()}, {name: w.shape for name, w in weights.items()}
+def bound_scores(scores: chex.Array, bound: float | None) -> chex.Array:
+    """Every score between -bound and bound; what is not finite stays so, since that is no score.
+
+    Args:
+      scores: [M, C].
+      bound: positive; None leaves scores as they are. One of n clients of equal weight then moves no entry of the
+        consensus by more than 2 * bound / n, whatever it sends.
+
+    References:
+      Not in Li and Wang 2019. Norm bounding of contributions: Sun et al. 2019, "Can You Really Backdoor Federated
+      Learning?", there of weight updates.
+
+    >>> bound_scores(jnp.array([[1.0, -9.0, jnp.inf]]), 2.0).tolist()
+    [[1.0, -2.0, inf]]
+    """
+    return scores if bound is None else jnp.where(jnp.isfinite(scores), jnp.clip(scores, -bound, bound), scores)
+
+
+def check_per_client(what: str, values: PerGroup, num_clients: Mapping[str, int]) -> None:
+    """A `ValueError` where the groups, or the numbers of their clients, are not those of the values."""
+    wanted, found = {name: (k,) for name, k in num_clients.items()}, {name: v.shape for name, v in values.items()}
     if wanted != found:
-        raise ValueError(f"one weight per client is needed, of shapes {wanted}, got {found}")
-
-
-def _or_one(weight):
-    return jnp.where(weight > 0, weight, 1.0)
+        raise ValueError(f"one {what} per client is needed, of shapes {wanted}, got {found}")

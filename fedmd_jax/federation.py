@@ -1,7 +1,8 @@
 """A whole federation: every phase compiled once, and the loop that runs the rounds."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,9 +13,11 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from fedmd_jax.attendance import AttendancePolicy
 from fedmd_jax.checks import check_count, check_examples, check_inputs, check_labels_in_head
 from fedmd_jax.clients import Groups, check_groups, client_keys, group_client_ids
 from fedmd_jax.evaluate import Evaluation, evaluate
+from fedmd_jax.isolation import unless_broken
 from fedmd_jax.local import Distance, Training, init_client, pretrain, revisit
 from fedmd_jax.losses import mae
 from fedmd_jax.mapping import ClientsPerChunk, check_chunks, chunk_of, map_clients, shard_clients
@@ -31,7 +34,10 @@ class Federation:
     """Compiled functions over all groups; every `states` argument but those of `pool` and `evaluate` is donated.
 
     `new_states`, `pretrain`, `personalize`, `pool`, `revisit` and `round` take `client_ids=`, per group [n], where the
-    clients given are not all of the groups; `round` then wants their `weights=`, too.
+    clients given are not all of the groups; `round` then wants their `weights=`, too. `round` also takes `attendance=`.
+
+    A client that a phase of training leaves with what is not finite stays as it was before that phase; all its losses
+    are NaN then.
 
     Where `pretrain`, `personalize` or `pool` stops early, it takes a last argument, the validation data: one unstacked
     dataset for everybody.
@@ -93,6 +99,7 @@ def fedmd(
     revisit_training: Training = Training(num_epochs=2, batch_size=5),
     distance: Distance = mae,
     draw_subset: Callable = draw_public_subset,
+    score_bound: float | None = None,
     clients_per_chunk: ClientsPerChunk = "auto",
     mesh: Mesh | None = None,
 ) -> Federation:
@@ -108,6 +115,8 @@ def fedmd(
       revisit_training: towards the private labels, each round.
       distance: `mae`, `kl` or any (logits [B, C], targets [B, C]) -> [B].
       draw_subset: which public subset a round uses.
+      score_bound: scores are clipped to this size before they are averaged, so that no client moves the consensus
+        further; None leaves them as they are.
       clients_per_chunk: in every phase, how many clients of a group run at once on a device, the others one chunk after
         the other: one number for all groups, or per group; None is all, "auto" what is fastest (`choose_chunk`).
         Bounds memory, changes no more than rounding.
@@ -117,8 +126,8 @@ def fedmd(
       The federation. Defaults are those of the released code for letters (iid), without its early stopping.
 
     Raises:
-      ValueError: no group, a client in two groups, early stopping in a round, a subset size below 1, a chunk of no
-        client or of no group, a group that the mesh cannot share out.
+      ValueError: no group, a client in two groups, early stopping in a round, a subset size below 1, a score bound
+        that is not positive, a chunk of no client or of no group, a group that the mesh cannot share out.
 
     References:
       Li and Wang 2019, Algorithm 1; settings from the configurations of the released code.
@@ -126,6 +135,8 @@ def fedmd(
     check_groups(groups)
     check_count("subset_size", subset_size)
     check_chunks(clients_per_chunk, groups)
+    if score_bound is not None and not 0 < score_bound < math.inf:
+        raise ValueError(f"score_bound must be positive and finite, got {score_bound!r}")
     if digest_training.early_stopping or revisit_training.early_stopping:
         raise ValueError("early stopping is of transfer learning and of the pooled bound, not of digest and revisit")
     _check_mesh(groups, mesh)
@@ -138,6 +149,7 @@ def fedmd(
         revisit_training=revisit_training,
         distance=distance,
         draw_subset=draw_subset,
+        score_bound=score_bound,
         clients_per_chunk=clients_per_chunk,
         mesh=mesh,
     )
@@ -147,8 +159,7 @@ def fedmd(
         for training in (private_training, pooled_training):
             _check_optimizer_memory(groups, public.inputs, training.optimizer, revisit_training.optimizer)
 
-    def map_group(name, clients, fn, in_axes, **settings):
-        fn = partial(fn, groups[name].architecture, **settings)
+    def map_group(name, clients, fn, in_axes):
         chunk = chunk_of(clients_per_chunk, name, clients.params, mesh)
         return map_clients(fn, in_axes, mesh, clients_per_chunk=chunk)
 
@@ -164,28 +175,35 @@ def fedmd(
         check(public, private)
         return shard_clients(new_states(key, public.inputs[:1]), mesh)
 
-    def train(one_client, data_axis, training):
+    def train(one_client, data_axis, training, *, losses_count=False):
         """One training phase of every client of every group; `data` is shared, or per group and client."""
+        # An epoch may have gone wrong and been got over; what early stopping saves has no loss.
+        guard = partial(unless_broken, losses_count=losses_count)
 
         def train_groups(states, data, key, validation=None, *, client_ids=None):
             client_ids = group_client_ids(groups) if client_ids is None else client_ids
             trained, losses = {}, {}
             for name, ids in client_ids.items():
-                fn = map_group(name, states[name], one_client, (0, data_axis, 0, None), training=training)
+                one = partial(guard(partial(one_client, groups[name].architecture, training=training)), True)
+                fn = map_group(name, states[name], one, (0, data_axis, 0, None))
                 group_data = data if data_axis is None else data[name]
-                trained[name], losses[name] = fn(states[name], group_data, client_keys(key, ids), validation)
+                arguments = states[name], group_data, client_keys(key, ids), validation
+                trained[name], measured, finite = fn(*arguments)
+                losses[name] = jnp.where(finite[:, None], measured, jnp.nan)
             return trained, losses
 
         return train_groups
 
     def revisit_groups(states, private, key, client_ids=None):
-        return train(revisit, 0, revisit_training)(states, private, round_keys(key).revisit, client_ids=client_ids)
+        revisit_as_in_rounds = train(revisit, 0, revisit_training, losses_count=True)
+        return revisit_as_in_rounds(states, private, round_keys(key).revisit, client_ids=client_ids)
 
     def evaluate_groups(states, test):
         shared = isinstance(test, PrivateDataset)
         results = {}
         for name, clients in states.items():
-            evaluate_clients = map_group(name, clients, evaluate, (0, None if shared else 0))
+            one = partial(evaluate, groups[name].architecture)
+            evaluate_clients = map_group(name, clients, one, (0, None if shared else 0))
             results[name] = evaluate_clients(clients, test if shared else test[name])
         return results
 
@@ -223,22 +241,28 @@ def _check_mesh(groups: Groups, mesh: Mesh | None) -> None:
             )
 
 
+OK = "ok"
+
+
 class ClientMetrics(NamedTuple):
     """What is known of one client after one round; losses are those of the last epoch, penalty included."""
 
     client_id: int
     architecture: str
     accuracy: float
-    digest_loss: float | None  # None in round 0, and in a round without a consensus
-    revisit_loss: float | None  # None in round 0
+    digest_loss: float | None  # None in round 0, and where nothing was digested
+    revisit_loss: float | None  # None in round 0, and where nothing was revisited
+    # "ok", or one or more of, with commas: "absent", "incomplete" (digest and revisit were lost), "scores not finite"
+    # (it was not heard), "digest not finite", "revisit not finite" (it is as it was before), `with_faults`.
+    status: str = OK
 
 
 class RoundMetrics(NamedTuple):
     """What is known after one round; round 0 is after transfer learning, before any collaboration."""
 
     round: int
-    clients: tuple[ClientMetrics, ...]  # those who took part, ordered by client id
-    digested: bool  # False where all consensus weights were zero
+    clients: tuple[ClientMetrics, ...]  # those who could take part, ordered by client id
+    digested: bool  # False where nobody with a weight was heard
 
     @property
     def mean_accuracy(self) -> float:
@@ -256,6 +280,7 @@ def run_federation(
     num_rounds: int,
     test: PrivateDataset | Private,
     first_round: int = 1,
+    attendance: AttendancePolicy | None = None,
     callback: Callable[[RoundMetrics, States], Any] | None = None,
 ) -> tuple[States, list[RoundMetrics]]:
     """Runs the rounds, evaluating before each digest, so that the history has one entry more than there are rounds.
@@ -270,6 +295,8 @@ def run_federation(
       test: one dataset for everybody, or per group a stacked one.
       first_round: the number of the first of these rounds; 1 + r goes on where r rounds have been run, and ends with
         the same bits as if it had not been interrupted.
+      attendance: (round, client ids per group) -> who takes part, such as `simulate_attendance` makes; by default
+        everybody.
       callback: called with the metrics and the states after each of the R + 1 evaluations. The next round consumes
         those states: copy what you keep.
 
@@ -283,11 +310,13 @@ def run_federation(
     check_count("first_round", first_round)
     federation.check(public, private, test)
     private = shard_clients(dict(private), federation.mesh)
+    client_ids = group_client_ids(federation.groups)
     history = []
     for round_ in range(0 if first_round == 1 else first_round, first_round + num_rounds):
         info = None
         if round_ > 0:
-            states, info = federation.round(states, public, private, jax.random.fold_in(key, round_))
+            attending = {} if attendance is None else {"attendance": attendance(round_, client_ids)}
+            states, info = federation.round(states, public, private, jax.random.fold_in(key, round_), **attending)
         metrics = round_metrics(federation.groups, round_, federation.evaluate(states, test), info)
         history.append(metrics)
         if callback is not None:
@@ -338,17 +367,66 @@ def run_local(
 def round_metrics(
     groups: Groups, round_: int, evaluations: Mapping[str, Evaluation], info: RoundInfo | None
 ) -> RoundMetrics:
-    """Fetches a round's results from the device and sorts them by client, those who took part."""
+    """Fetches a round's results from the device and sorts them by client, those who could take part."""
     evaluations, info = jax.device_get((dict(evaluations), info))
     clients = []
     client_ids = {name: group.client_ids for name, group in groups.items()} if info is None else info.client_ids
     for name, ids in client_ids.items():
         for position, client_id in enumerate(map(int, ids)):
-            digest_loss = float(info.digest_loss[name][position, -1]) if info and info.digested else None
-            revisit_loss = float(info.revisit_loss[name][position, -1]) if info else None
             accuracy = float(evaluations[name].accuracy[position])
-            clients.append(ClientMetrics(client_id, name, accuracy, digest_loss, revisit_loss))
+            of_round = (None, None) if info is None else _client_of_round(info, name, position)
+            clients.append(ClientMetrics(client_id, name, accuracy, *of_round))
     return RoundMetrics(round_, tuple(sorted(clients)), bool(info is None or info.digested))
+
+
+def undone_clients(groups: Groups, losses: Mapping[str, chex.Array]) -> set[int]:
+    """The ids of those whose training was undone, since it did not end in finite numbers.
+
+    Args:
+      groups: of the federation.
+      losses: per group [K, E], from `pretrain`, `personalize`, `pool` or `revisit` of all clients.
+    """
+    return {
+        client_id
+        for name, of_group in losses.items()
+        for client_id, of_client in zip(groups[name].client_ids, np.asarray(of_group), strict=True)
+        if np.isnan(of_client).all()
+    }
+
+
+def with_faults(metrics: RoundMetrics, faults: Mapping[str, Collection[int]]) -> RoundMetrics:
+    """The same, and in the status of clients what went wrong before the round.
+
+    Args:
+      metrics: of a round.
+      faults: what went wrong -> the ids of the clients.
+    """
+
+    def status(client):
+        told = [what for what, ids in faults.items() if client.client_id in ids]
+        return ", ".join([*told, *([] if told and client.status == OK else [client.status])])
+
+    return metrics._replace(clients=tuple(client._replace(status=status(client)) for client in metrics.clients))
+
+
+def _client_of_round(info: RoundInfo, name: str, position: int) -> tuple[float | None, float | None, str]:
+    """Digest loss, revisit loss and status of one client; a loss only where the training was not thrown away."""
+
+    def of_client(field):
+        return field[name][position]
+
+    available, completed = map(of_client, info.attendance)
+    scores, digest, revisit = map(of_client, (info.scores_finite, info.digest_finite, info.revisit_finite))
+    happened = {
+        "absent": not available,
+        "incomplete": available and not completed,
+        "scores not finite": available and not scores,
+        "digest not finite": completed and not digest,
+        "revisit not finite": completed and not revisit,
+    }
+    digest_loss = float(info.digest_loss[name][position, -1]) if info.digested and completed and digest else None
+    revisit_loss = float(info.revisit_loss[name][position, -1]) if completed and revisit else None
+    return digest_loss, revisit_loss, ", ".join(what for what, so in happened.items() if so) or OK
 
 
 def public_dataset(inputs: Any, labels: Any = None) -> PublicDataset:

@@ -1,8 +1,8 @@
 """Functions of one client, mapped over the clients of a group: at once, in chunks, one by one, over devices."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
-from typing import Any, Literal
+from functools import partial, reduce
+from typing import Any, Literal, NamedTuple
 
 import chex
 import jax
@@ -116,18 +116,26 @@ def map_clients(
     return _spread(mapped, in_axes, mesh)
 
 
+class ClientSums(NamedTuple):
+    """What is left of what many clients gave: sums over those who are heard, and who gave what can be used."""
+
+    total: Any  # [D, ...]: results times weights, one sum per device
+    weight: chex.Array  # [D]: weights of those who are in it
+    finite: chex.Array  # [K], bool: whether all of a client's result is finite
+
+
 def weighted_sum_clients(
     fn: Callable[..., Any],
     in_axes: Sequence[int | None],
     mesh: Mesh | None = None,
     *,
     clients_per_chunk: int | None = None,
-) -> Callable[..., Any]:
+) -> Callable[..., ClientSums]:
     """The weighted sum over a group's clients of what `fn` gives for one: `map_clients` for a result nobody keeps.
 
-    Only the results of one chunk are ever held. A client of weight zero contributes nothing, not even a NaN. Each
-    device sums its own clients; sums of several groups are added device by device before anything crosses devices, and
-    then `add_devices` does.
+    Only the results of one chunk are ever held. A client contributes nothing, not even a NaN, where its weight is zero
+    or its result is not finite in all places. Each device sums its own clients; sums of several groups are added device
+    by device before anything crosses devices, and then `add_devices` does.
 
     Args:
       fn: a function of one client; positional arguments only.
@@ -136,14 +144,16 @@ def weighted_sum_clients(
       clients_per_chunk: as in `map_clients`.
 
     Returns:
-      A function of weights [K] and stacked arguments, with one sum per device, [D, ...]; D is 1 without a mesh.
+      A function of weights [K] and stacked arguments, with the sums of each device; D is 1 without a mesh. Negative
+      weights count as zero.
 
     Raises:
       ValueError: clients_per_chunk is neither None nor an integer of at least 1, or not every client has one weight.
 
     >>> sum_squares = weighted_sum_clients(jnp.square, (0,), clients_per_chunk=2)
-    >>> sum_squares(jnp.array([1.0, 0.5, 0.0]), jnp.array([1.0, 2.0, jnp.nan])).tolist()
-    [3.0]
+    >>> sums = sum_squares(jnp.array([1.0, 0.5, 4.0]), jnp.array([1.0, 2.0, jnp.nan]))
+    >>> sums.total.tolist(), sums.weight.tolist(), sums.finite.tolist()
+    ([3.0], [1.5], [True, True, False])
     """
     in_axes = tuple(in_axes)
     _check_chunk(clients_per_chunk)
@@ -154,25 +164,29 @@ def weighted_sum_clients(
         of_chunk = _of_chunk(fn, in_axes, num_clients, clients_per_chunk)
 
         def sum_chunk(weights, *arguments):
-            return jax.tree.map(partial(_weighted_sum, weights), of_chunk(*arguments))
+            return _sum_heard(weights, of_chunk(*arguments))
 
         if clients_per_chunk is None or num_clients == 1:
             return sum_chunk(weights, *arguments)
         rows, real = _chunks(num_clients, clients_per_chunk)
 
         def of_rows(rows, real):
-            return sum_chunk(jnp.where(real, weights[rows], 0.0), *_take(in_axes, arguments, rows))
+            *sums, finite = sum_chunk(jnp.where(real, weights[rows], 0.0), *_take(in_axes, arguments, rows))
+            return sums, finite
 
-        def step(total, chunk):
-            return jax.tree.map(jnp.add, total, of_rows(*chunk)), None
+        def step(sums, chunk):
+            more, finite = of_rows(*chunk)
+            return jax.tree.map(jnp.add, sums, more), finite
 
         nothing = jax.tree.map(
-            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(of_rows, rows[0], real[0])
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(of_rows, rows[0], real[0])[0]
         )
-        return jax.lax.scan(step, nothing, (rows, real))[0]
+        sums, finite = jax.lax.scan(step, nothing, (rows, real))
+        return ClientSums(*sums, finite.reshape(-1)[:num_clients])
 
     def one_sum(*arguments):
-        return jax.tree.map(lambda leaf: leaf[None], summed(*arguments))
+        *sums, finite = summed(*arguments)
+        return ClientSums(*jax.tree.map(lambda leaf: leaf[None], sums), finite)
 
     # Every device has all weights: they are a few numbers, and a layout for them would spread to what computes them.
     return _spread(one_sum, (None, *in_axes), mesh)
@@ -221,6 +235,14 @@ def shard_clients(tree: chex.ArrayTree, mesh: Mesh | None) -> chex.ArrayTree:
     if mesh is None:
         return tree
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(*mesh.axis_names)))
+
+
+def on_every_device(tree: chex.ArrayTree, mesh: Mesh | None) -> chex.ArrayTree:
+    """A few numbers of which every device has all; as they are where there is no mesh.
+
+    Without it the compiler may spread them, since some of their users are, and must gather them again for the others.
+    """
+    return tree if mesh is None else jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def _check_chunk(clients_per_chunk):
@@ -273,8 +295,19 @@ def _take(in_axes, arguments, rows):
     ]
 
 
+def _sum_heard(weights, results):
+    """`ClientSums` of [k] and [k, ...], or of a weight and a result."""
+    finite = partial(_all_finite, num_batch=weights.ndim)
+    finite = reduce(jnp.logical_and, map(finite, jax.tree.leaves(results)))
+    weights = jnp.where(finite & (weights > 0), weights, 0.0)
+    return ClientSums(jax.tree.map(partial(_weighted_sum, weights), results), jnp.sum(weights), finite)
+
+
+def _all_finite(leaf, *, num_batch):
+    return jnp.all(jnp.isfinite(leaf), axis=tuple(range(num_batch, leaf.ndim)))
+
+
 def _weighted_sum(weights, results):
-    """Of [k] and [k, ...], or of a weight and a result."""
     heard = jnp.expand_dims(weights > 0, range(weights.ndim, results.ndim))
     silenced = jnp.where(heard, results, 0.0)  # 0 * NaN would be NaN
     return jnp.tensordot(weights, silenced, axes=weights.ndim, precision=jax.lax.Precision.HIGHEST)

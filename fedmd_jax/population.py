@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedmd_jax.attendance import AttendancePolicy
 from fedmd_jax.checks import check_count
 from fedmd_jax.clients import Home, check_home
 from fedmd_jax.cohorts import Cohort, CohortSize, cohort_of, cohort_sizes, draw_cohort, put_clients, take_clients
@@ -127,6 +128,7 @@ def run_population(
     num_rounds: int,
     test: PrivateDataset | Private,
     first_round: int = 1,
+    attendance: AttendancePolicy | None = None,
     callback: Callable[[RoundMetrics, Population], Any] | None = None,
 ) -> tuple[Population, list[RoundMetrics]]:
     """Runs rounds, each with a cohort of its own that is evaluated after its round.
@@ -142,6 +144,8 @@ def run_population(
       num_rounds: R.
       test: one dataset for everybody, or per group a stacked one, [K, ...].
       first_round: the number of the first of these rounds; 1 + r goes on where r rounds have been run.
+      attendance: (round, client ids of the cohort per group) -> who of them takes part, such as `simulate_attendance`
+        makes; by default all of them.
       callback: called with the metrics and the population after each round; the next one consumes it.
 
     Returns:
@@ -160,7 +164,7 @@ def run_population(
     history = []
     for round_ in range(first_round, first_round + num_rounds):
         population, metrics = population_round(
-            federation, population, public, key, round_, cohort_size=cohort_size, test=test
+            federation, population, public, key, round_, cohort_size=cohort_size, test=test, attendance=attendance
         )
         history.append(metrics)
         if callback is not None:
@@ -177,6 +181,7 @@ def population_round(
     *,
     cohort_size: CohortSize,
     test: PrivateDataset | Private,
+    attendance: AttendancePolicy | None = None,
 ) -> tuple[Population, RoundMetrics]:
     """One round of `run_population`, with nothing checked: for loops of your own.
 
@@ -188,6 +193,7 @@ def population_round(
       round_: the number of this one, at least 1.
       cohort_size: clients per round.
       test: as in `run_population`.
+      attendance: as in `run_population`.
 
     Returns:
       The population, and the metrics of those who took part.
@@ -202,6 +208,7 @@ def population_round(
         jax.random.fold_in(key, round_),
         client_ids=cohort.client_ids,
         weights=cohort.weights,
+        attendance=None if attendance is None else attendance(round_, cohort.client_ids),
     )
     evaluations = federation.evaluate(states, _test_of(federation, test, cohort))
     metrics = round_metrics(federation.groups, round_, evaluations, info)

@@ -9,13 +9,15 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from fedmd_jax.attendance import attendance_or_everybody
 from fedmd_jax.clients import Groups, client_keys, group_client_ids
-from fedmd_jax.consensus import check_weights, consensus_shares, total_weight
+from fedmd_jax.consensus import bound_scores, check_per_client, mean_of_sums, scale_weights
+from fedmd_jax.isolation import unless_broken
 from fedmd_jax.local import Training, digest, revisit, score
 from fedmd_jax.losses import mae
-from fedmd_jax.mapping import ClientsPerChunk, add_devices, chunk_of, map_clients, weighted_sum_clients
+from fedmd_jax.mapping import ClientsPerChunk, chunk_of, map_clients, on_every_device, weighted_sum_clients
 from fedmd_jax.subset import draw_public_subset
-from fedmd_jax.types import ClientState, PrivateDataset, PublicDataset, RoundInfo
+from fedmd_jax.types import Architecture, Attendance, ClientState, PrivateDataset, PublicDataset, RoundInfo
 
 
 class RoundKeys(NamedTuple):
@@ -45,10 +47,16 @@ def fedmd_round(
     draw_subset: Callable = draw_public_subset,
     client_ids: Mapping[str, chex.Array] | None = None,
     weights: Mapping[str, chex.Array] | None = None,
+    attendance: Attendance | None = None,
+    score_bound: float | None = None,
     clients_per_chunk: ClientsPerChunk = "auto",
     mesh: Mesh | None = None,
 ) -> tuple[dict[str, ClientState], RoundInfo]:
     """One FedMD round: communicate, aggregate, distribute, digest, revisit.
+
+    A client that sends what is not finite is not heard, and one whose digest or revisit ends in what is not finite
+    stays as it was before: everybody else goes through the same round as without it, to the bit. Where nobody is heard
+    nobody digests, and the revisits go on.
 
     Args:
       states: per group, stacked clients [K, ...].
@@ -64,6 +72,9 @@ def fedmd_round(
       client_ids: per group, [K]: whose states and private datasets these are; by default all clients of the groups.
         With `weights` it may come at run time: one compiled round for any cohort of this size.
       weights: per group, [K]; by default those of the groups.
+      attendance: who scores, and whose training is kept; may come at run time. Those absent stay as they are, to the
+        bit. By default everybody, to the end.
+      score_bound: scores are clipped to this size before they are averaged; None leaves them as they are.
       clients_per_chunk: how many clients of a group run at once on a device, None is all, "auto" what is fastest; one
         setting for all groups or per group.
       mesh: devices for the clients of each group.
@@ -72,7 +83,7 @@ def fedmd_round(
       The clients after the round, and what the round tells about itself.
 
     Raises:
-      ValueError: weights of other groups, or of other numbers of clients, than take part.
+      ValueError: weights or attendance of other groups, or of other numbers of clients, than could take part.
 
     References:
       Li and Wang 2019, Algorithm 1.
@@ -81,33 +92,38 @@ def fedmd_round(
     subset = draw_subset(keys.subset, public, subset_size)
     client_ids = group_client_ids(groups) if client_ids is None else client_ids
     weights = consensus_weights(groups) if weights is None else weights
-    check_weights(weights, {name: len(ids) for name, ids in client_ids.items()})
-    shares = consensus_shares(weights)
+    check_per_client("weight", weights, {name: len(ids) for name, ids in client_ids.items()})
+    attendance = on_every_device(attendance_or_everybody(attendance, client_ids), mesh)
+    weights = scale_weights({name: jnp.where(attendance.available[name], weights[name], 0.0) for name in groups})
     chunk = {name: chunk_of(clients_per_chunk, name, states[name].params, mesh) for name in groups}
 
-    sums = []  # 1. communicate: every client scores the public subset; what is kept is a sum, [devices, M, C]
+    sums = {}  # 1. communicate: every client scores the public subset; what is kept is a sum, [devices, M, C]
     for name, group in groups.items():
-        score_one = partial(score, group.architecture)
+        score_one = partial(_score, group.architecture, bound=score_bound)
         sum_scores = weighted_sum_clients(score_one, (0, None), mesh, clients_per_chunk=chunk[name])
-        sums.append(sum_scores(shares[name], states[name], subset.inputs))
+        sums[name] = sum_scores(weights[name], states[name], subset.inputs)
 
-    consensus = add_devices(sum(sums), mesh)  # 2. aggregate [M, C]
-    anybody = total_weight(weights) > 0  # without a consensus there is nothing to digest
+    consensus, anybody = mean_of_sums(list(sums.values()), mesh)  # 2. aggregate [M, C]; nobody: nothing to digest
 
-    new_states, digest_loss, revisit_loss = {}, {}, {}
+    new_states, digest_loss, revisit_loss, digest_finite, revisit_finite = {}, {}, {}, {}, {}
     for name, group in groups.items():  # 3. distribute
-        digest_one = partial(digest, group.architecture, training=digest_training, distance=distance)
-        digest_clients = map_clients(digest_one, (0, None, None, 0), mesh, clients_per_chunk=chunk[name])
-        arguments = (states[name], subset.inputs, consensus, client_keys(keys.digest, client_ids[name]))
+        completed = attendance.completed[name]
+        digest_one = unless_broken(partial(digest, group.architecture, training=digest_training, distance=distance))
+        digest_clients = map_clients(digest_one, (0, 0, None, None, 0), mesh, clients_per_chunk=chunk[name])
+        arguments = (completed, states[name], subset.inputs, consensus, client_keys(keys.digest, client_ids[name]))
         skip = partial(_skip, num_epochs=digest_training.num_epochs)
-        clients, digest_loss[name] = jax.lax.cond(anybody, digest_clients, skip, *arguments)  # 4. digest
+        # 4. digest
+        clients, digest_loss[name], digest_finite[name] = jax.lax.cond(anybody, digest_clients, skip, *arguments)
 
-        revisit_one = partial(revisit, group.architecture, training=revisit_training)
-        revisit_clients = map_clients(revisit_one, (0, 0, 0), mesh, clients_per_chunk=chunk[name])
-        arguments = (clients, private[name], client_keys(keys.revisit, client_ids[name]))
-        new_states[name], revisit_loss[name] = revisit_clients(*arguments)  # 5. revisit
+        revisit_one = unless_broken(partial(revisit, group.architecture, training=revisit_training))
+        revisit_clients = map_clients(revisit_one, (0, 0, 0, 0), mesh, clients_per_chunk=chunk[name])
+        arguments = (completed, clients, private[name], client_keys(keys.revisit, client_ids[name]))
+        # 5. revisit
+        new_states[name], revisit_loss[name], revisit_finite[name] = revisit_clients(*arguments)
 
-    return new_states, RoundInfo(digest_loss, revisit_loss, dict(client_ids), anybody)
+    scores_finite = {name: each.finite for name, each in sums.items()}
+    finite = scores_finite, digest_finite, revisit_finite
+    return new_states, RoundInfo(digest_loss, revisit_loss, dict(client_ids), anybody, attendance, *finite)
 
 
 def consensus_weights(groups: Groups) -> dict[str, chex.Array]:
@@ -115,6 +131,11 @@ def consensus_weights(groups: Groups) -> dict[str, chex.Array]:
     return {name: jnp.asarray(group.weights, dtype=jnp.float32) for name, group in groups.items()}
 
 
-def _skip(clients, _, consensus, keys, *, num_epochs):
+def _score(architecture: Architecture, state: ClientState, inputs: chex.Array, *, bound: float | None) -> chex.Array:
+    return bound_scores(score(architecture, state, inputs), bound)
+
+
+def _skip(completed, clients, _, consensus, keys, *, num_epochs):
     """Everybody as before, and a loss of zero in every epoch."""
-    return clients, jnp.zeros((keys.shape[0], num_epochs), jnp.promote_types(consensus.dtype, jnp.float32))
+    losses = jnp.zeros((keys.shape[0], num_epochs), jnp.promote_types(consensus.dtype, jnp.float32))
+    return clients, losses, jnp.ones_like(completed)

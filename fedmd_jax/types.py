@@ -57,10 +57,23 @@ class PrivateDataset(NamedTuple):
     num_examples: chex.Array  # [], int32: the first `num_examples` rows are real, the rest is padding
 
 
+class Attendance(NamedTuple):
+    """Who takes part in a round, and how far they get; see `attendance`."""
+
+    available: dict[str, chex.Array]  # per group [K], bool: scores, and hears the consensus
+    completed: dict[str, chex.Array]  # per group [K], bool: digest and revisit are kept, too; of those available only
+
+
 class RoundInfo(NamedTuple):
     """What a round tells about itself; nothing in it is carried on."""
 
     digest_loss: dict[str, chex.Array]  # per group [K, E]: epoch means, penalty included; 0 where nobody digested
     revisit_loss: dict[str, chex.Array]  # per group [K, E]
-    client_ids: dict[str, chex.Array]  # per group [K]: who took part
-    digested: chex.Array  # [], bool: False when all consensus weights are zero, and so no client has digested
+    client_ids: dict[str, chex.Array]  # per group [K]: who could take part
+    digested: chex.Array  # [], bool: False when nobody with a weight is heard, and so no client has digested
+    attendance: Attendance
+    # Per group [K], bool: whether all was finite, be it used or not. What is not finite is not: scores are not heard,
+    # after a digest or a revisit the client is as it was before.
+    scores_finite: dict[str, chex.Array]
+    digest_finite: dict[str, chex.Array]  # True where nobody digested
+    revisit_finite: dict[str, chex.Array]

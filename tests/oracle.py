@@ -64,7 +64,9 @@ def zeros_like(params):
 
 
 class Client:
-    """Parameters and two optimizer memories."""
+    """Parameters and two optimizer memories; whether it is there, and whether its training comes to something."""
+
+    available = completed = True
 
     def __init__(self, params, x, y, weight):
         self.params = {name: np.asarray(value, np.float64) for name, value in params.items()}
@@ -72,13 +74,18 @@ class Client:
         self.x, self.y, self.weight = np.asarray(x, np.float64), y, weight
 
 
-def fedmd_round(clients, subset, *, digest, revisit):
-    """Returns the digest and revisit losses of every client, [K][E]."""
-    total = sum(client.weight for client in clients)
-    consensus = sum(client.weight / total * scores(client.params, subset) for client in clients)
+def fedmd_round(clients, subset, *, digest, revisit, score_bound=np.inf):
+    """Returns the digest and revisit losses of every client, [K][E]; nothing of one who does not complete."""
+    sent = [(client.weight, scores(client.params, subset)) for client in clients if client.available]
+    heard = [(weight, np.clip(z, -score_bound, score_bound)) for weight, z in sent if np.isfinite(z).all()]
+    total = sum(weight for weight, _ in heard)
+    consensus = sum(weight * z for weight, z in heard) / total if total else None
     losses = []
     for client in clients:
-        digest_loss = train(client.params, client.digest_velocity, subset, consensus, mae, **digest)
-        revisit_loss = train(client.params, client.revisit_velocity, client.x, client.y, cross_entropy, **revisit)
+        digest_loss = revisit_loss = None
+        if client.completed and consensus is not None:
+            digest_loss = train(client.params, client.digest_velocity, subset, consensus, mae, **digest)
+        if client.completed:
+            revisit_loss = train(client.params, client.revisit_velocity, client.x, client.y, cross_entropy, **revisit)
         losses.append((digest_loss, revisit_loss))
     return losses

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fedmd_jax as fmd
+from fedmd_jax.consensus import bound_scores, scale_weights
 
 RNG = np.random.default_rng(0)
 SCORES = {
@@ -50,10 +51,63 @@ def test_a_client_without_weight_changes_nothing_not_even_with_nan():
         np.testing.assert_allclose(fmd.weighted_consensus(scores, weights), expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("num_devices", [None, 2])
+def test_one_number_that_is_not_finite_is_as_no_weight_to_the_bit(poison, num_devices):
+    mesh = None if num_devices is None else fmd.client_mesh(num_devices)
+    consensus = jax.jit(lambda s, w: fmd.weighted_consensus(s, w, mesh=mesh))
+    without = consensus(SCORES, {"a": WEIGHTS["a"].at[1].set(0.0), "b": WEIGHTS["b"]})
+    broken = {"a": SCORES["a"].at[1, 2, 0].set(poison), "b": SCORES["b"]}
+    np.testing.assert_array_equal(consensus(broken, WEIGHTS), without)
+    # Neither does the size of its weight matter.
+    np.testing.assert_array_equal(consensus(broken, {"a": WEIGHTS["a"].at[1].set(1e4), "b": WEIGHTS["b"]}), without)
+
+
+def test_where_nobody_is_heard_there_is_zero():
+    nonsense = jax.tree.map(lambda scores: jnp.full_like(scores, jnp.nan), SCORES)
+    assert not fmd.weighted_consensus(nonsense, WEIGHTS).any()
+
+
+def test_enormous_scores_do_not_overflow():
+    largest = jax.tree.map(lambda scores: jnp.full_like(scores, 3e38), SCORES)
+    np.testing.assert_allclose(fmd.weighted_consensus(largest, WEIGHTS), 3e38, rtol=1e-5)
+
+
+NUMBERS = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+@given(st.integers(0, 7), st.lists(NUMBERS, min_size=18, max_size=18), st.floats(0.1, 10))
+@settings(max_examples=30, deadline=None)
+def test_with_a_bound_one_of_n_clients_moves_the_consensus_by_two_nths_of_it_at_most(client, sent, bound):
+    def consensus(scores):
+        bounded = jax.vmap(lambda own: bound_scores(own, bound))(scores)
+        return fmd.weighted_consensus({"b": bounded}, {"b": jnp.ones(8)})
+
+    moved = consensus(SCORES["b"].at[client].set(jnp.reshape(jnp.array(sent, jnp.float32), (6, 3))))
+    assert (jnp.abs(moved) <= bound * (1 + 1e-5)).all()
+    assert (jnp.abs(moved - consensus(SCORES["b"])) <= 2 * bound / 8 * (1 + 1e-5)).all()
+
+
+def test_a_bound_leaves_what_is_within_and_what_is_no_score():
+    scores = jnp.array([[-3.0, 0.5, jnp.nan], [jnp.inf, -jnp.inf, 2.0]])
+    expected = [[-2.0, 0.5, np.nan], [np.inf, -np.inf, 2.0]]
+    np.testing.assert_array_equal(bound_scores(scores, 2.0), expected)
+    assert bound_scores(scores, None) is scores
+
+
+@given(st.lists(st.just(0.0) | st.floats(2.0**-20, 2.0**30, width=32), min_size=1, max_size=9))
+@settings(max_examples=50, deadline=None)
+def test_scaled_weights_are_the_same_to_the_bit_and_small(weights):
+    (scaled,) = scale_weights({"a": jnp.array(weights, jnp.float32)}).values()
+    scaled = np.asarray(scaled, float)
+    assert scaled.sum() <= 1
+    for weight, other in zip(weights, scaled, strict=True):
+        assert weight * scaled.max() == other * max(weights)
+
+
 def test_all_weights_zero_is_zero_and_not_nan():
     weights = jax.tree.map(jnp.zeros_like, WEIGHTS)
     assert not fmd.weighted_consensus(SCORES, weights).any()
-    assert fmd.total_weight(weights) == 0
 
 
 def test_enormous_weights_do_not_overflow_and_tiny_ones_do_not_vanish():

@@ -140,10 +140,10 @@ def test_on_a_mesh(key):
     chex.assert_trees_all_close(states, expected, rtol=1e-4, atol=1e-5)
     for metrics, expected_metrics in zip(history, expected_history, strict=True):
         for client, other in zip(metrics.clients, expected_metrics.clients, strict=True):
-            assert client[:2] == other[:2]
+            assert (*client[:2], client.status) == (*other[:2], other.status)
             np.testing.assert_allclose(client.accuracy, other.accuracy, atol=1.5 / 60)  # one example, at most
             if metrics.round > 0:
-                np.testing.assert_allclose(client[3:], other[3:], rtol=1e-4)
+                np.testing.assert_allclose(client[3:5], other[3:5], rtol=1e-4)
 
 
 def test_a_mesh_that_cannot_share_out_a_group_is_refused():
@@ -259,6 +259,7 @@ def test_a_network_for_other_inputs_is_refused(key):
     [
         (lambda: fmd.fedmd({}), "at least one architecture group"),
         (lambda: fmd.fedmd(GROUPS, subset_size=0), "subset_size must be an integer of at least 1, got 0"),
+        (lambda: fmd.fedmd(GROUPS, score_bound=0.0), "score_bound must be positive and finite, got 0.0"),
         (
             lambda: fmd.run_federation(None, None, None, None, None, num_rounds=-1, test=None),
             "must not be negative, got -1",

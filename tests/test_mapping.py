@@ -1,6 +1,7 @@
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -40,15 +41,20 @@ def test_chunks_change_nothing(clients_per_chunk, num_devices):
 @pytest.mark.parametrize("clients_per_chunk", [None, 1, 3, 8])
 @pytest.mark.parametrize("num_devices", [None, 2])
 def test_a_weighted_sum_is_that_of_a_loop(clients_per_chunk, num_devices):
-    """Also where the last chunk is not full, and where the result of a client without weight is NaN."""
+    """Also where the last chunk is not full, and where a result without weight or with one is not finite."""
     mesh = None if num_devices is None else fmd.client_mesh(num_devices)
     sum_results = fmd.weighted_sum_clients(one_client, (0, None, 0), mesh, clients_per_chunk=clients_per_chunk)
     weights = jnp.array([0.5, 1.0, 2.0, 0.0, 3.0, 0.25, 1.0, 4.0])
+    heard = weights.at[6].set(0.0)
     results = [one_client(OWN[k], SHARED, MORE[k]) for k in range(8)]
-    expected = jax.tree.map(lambda *leaves: sum(w * leaf for w, leaf in zip(weights, leaves, strict=True)), *results)
-    sums = jax.jit(sum_results)(weights, OWN.at[3].set(jnp.nan), SHARED, MORE)
-    assert sums["twice"].shape == (num_devices or 1, 3)
-    chex.assert_trees_all_close(jax.jit(add_devices, static_argnums=1)(sums, mesh), expected, rtol=1e-6)
+    expected = jax.tree.map(lambda *leaves: sum(w * leaf for w, leaf in zip(heard, leaves, strict=True)), *results)
+    own, more = OWN.at[3, 0].set(jnp.nan), MORE.at[6].set(jnp.inf)  # of the latter only one of two results is infinite
+    sums = jax.jit(sum_results)(weights, own, SHARED, more)
+    assert sums.total["twice"].shape == (num_devices or 1, 3)
+    add = jax.jit(add_devices, static_argnums=1)
+    chex.assert_trees_all_close(add(sums.total, mesh), expected, rtol=1e-6)
+    np.testing.assert_allclose(add(sums.weight, mesh), heard.sum())
+    assert sums.finite.tolist() == [True, True, True, False, True, True, False, True]
 
 
 def test_one_by_one_maps_nothing():

@@ -41,7 +41,7 @@ def test_only_the_consensus_crosses_chips(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     figures = json.loads(file.read_text())
     assert figures["chips"] == 4
-    assert figures["collectives"] == {"all-reduce f32[24,16]": 1}
+    assert figures["collectives"] == {"all-reduce f32[25,16]": 1}
 
 
 def test_what_the_compiler_gathers_is_counted(script):
@@ -57,7 +57,7 @@ def test_what_the_compiler_gathers_is_counted(script):
         program = toys.federation(groups, mesh=mesh).round.lower(*arguments).compile().as_text()
         return script.count_collectives(program)
 
-    assert collectives(mesh) == {script.Collective("all-reduce", ("f32[12,4]",)): 1}
+    assert collectives(mesh) == {script.Collective("all-reduce", ("f32[13,4]",)): 1}
     assert "all-gather" in {collective.name for collective in collectives(None)}
 
 

@@ -19,7 +19,9 @@ class Ahead:
     XLA compiles a program on one core for seconds, and holds nothing while it does so.
     """
 
-    def __init__(self, executor: Executor, watch: Stopwatch, phase: str, fn: Any, *args: Any, begin: bool = True):
+    def __init__(
+        self, executor: Executor, watch: Stopwatch, phase: str, fn: Any, *args: Any, begin: bool = True, **named: Any
+    ):
         """Begins to compile, unless told to wait until it is called.
 
         Args:
@@ -29,24 +31,25 @@ class Ahead:
           fn: from `jax.jit`.
           *args: arrays, or their shapes, as they will be given first.
           begin: whether to begin now.
+          **named: the same by name.
         """
         self._executor, self._watch, self._phase, self._fn = executor, watch, phase, fn
         self._compiled: dict[Any, Future] = {}
         if begin:
-            self._compile(args)
+            self._compile(args, named)
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: Any, **named: Any) -> Any:
         """The result, when it is there; arguments of other shapes than before are compiled for."""
         with self._watch("compile"):
-            compiled = self._compile(args).result()
+            compiled = self._compile(args, named).result()
         with self._watch(self._phase):
-            return jax.block_until_ready(compiled(*args))
+            return jax.block_until_ready(compiled(*args, **named))
 
-    def _compile(self, args: Any) -> Future:
-        shapes = jax.tree.map(jax.typeof, args)
+    def _compile(self, args: Any, named: Any) -> Future:
+        shapes = jax.tree.map(jax.typeof, (args, named))
         known = (*jax.tree.leaves(shapes), jax.tree.structure(shapes))
         if known not in self._compiled:
-            self._compiled[known] = self._executor.submit(lambda: self._fn.lower(*shapes).compile())
+            self._compiled[known] = self._executor.submit(lambda: self._fn.lower(*shapes[0], **shapes[1]).compile())
         return self._compiled[known]
 
 
@@ -62,7 +65,8 @@ def compiling(
       needed: names of the programs that the run will call; the others stay as they are.
       later: of these, which are compiled when they are called, and not before.
       **data: `public`, `private`, `pooled` and `test`, as they will be given, or their shapes; `pretraining` where
-        transfer learning is on other public examples, and `validation` by the name of a program that stops early.
+        transfer learning is on other public examples, `validation` by the name of a program that stops early, and
+        `attendance` where not everybody takes part in all rounds.
     """
     key = jax.random.key(0)
     public, private, pooled, test = (data[name] for name in ("public", "private", "pooled", "test"))
@@ -78,6 +82,7 @@ def compiling(
         "pool": ("pooled", states, pooled, key),
     }
     validation = data.get("validation", {})
+    named = {"round": {"attendance": data["attendance"]}} if "attendance" in data else {}
     executor = ThreadPoolExecutor(max_workers=os.cpu_count())
     try:
         ahead = {
@@ -89,6 +94,7 @@ def compiling(
                 *args,
                 *([validation[name]] if name in validation else []),
                 begin=name not in later,
+                **named.get(name, {}),
             )
             for name, (phase, *args) in programs.items()
             if name in needed

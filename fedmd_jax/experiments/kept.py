@@ -24,11 +24,16 @@ class Kept(Protocol):
     def last(self, phase: str) -> int | None:
         """The last round of a phase of which clients are kept, None where there is none."""
 
-    def save(self, phase: str, round_: int, states: States, *, score: float | None = None) -> None:
-        """Keeps a copy, if it is worth it."""
+    def save(
+        self, phase: str, round_: int, states: States, *, score: float | None = None, note: Record | None = None
+    ) -> None:
+        """Keeps a copy, if it is worth it, with a note of what was found on the way."""
 
     def load(self, phase: str, shapes: States) -> States:
         """The clients of the last round of a phase."""
+
+    def note(self, phase: str) -> Record:
+        """What was noted with them."""
 
 
 class InMemory:
@@ -46,7 +51,9 @@ class InMemory:
         """0 or None."""
         return 0 if phase in self._states else None
 
-    def save(self, phase: str, round_: int, states: States, *, score: float | None = None) -> None:
+    def save(
+        self, phase: str, round_: int, states: States, *, score: float | None = None, note: Record | None = None
+    ) -> None:
         """Keeps what is wanted."""
         if phase in self._wanted:
             self._states[phase] = jax.tree.map(jnp.copy, states)
@@ -54,6 +61,10 @@ class InMemory:
     def load(self, phase: str, shapes: States) -> States:
         """Gives the copy away."""
         return self._states.pop(phase)
+
+    def note(self, phase: str) -> Record:
+        """Nothing that the run would not know."""
+        return {}
 
 
 class OnDisk:
@@ -121,7 +132,9 @@ class OnDisk:
         self._wait(phase)
         return self._folders[phase].latest
 
-    def save(self, phase: str, round_: int, states: States, *, score: float | None = None) -> None:
+    def save(
+        self, phase: str, round_: int, states: States, *, score: float | None = None, note: Record | None = None
+    ) -> None:
         """Begins to write; not a round that is none of every so many, nor one that would have to wait for another.
 
         Raises:
@@ -130,7 +143,7 @@ class OnDisk:
         folder = self._folders[phase]
         if phase in (ROUNDS, LOCAL) and round_ < self._num_rounds and (round_ % self._every or folder.busy):
             return
-        record = {"run": self._identity, "phase": phase, "position": self._position()}
+        record = {"run": self._identity, "phase": phase, "position": self._position(), "note": note or {}}
         with self._held(), _writing():
             for other in self._folders.values():
                 if other is not folder:
@@ -141,6 +154,10 @@ class OnDisk:
         """The last that is on disk."""
         round_ = self.last(phase)
         return self._folders[phase].load(round_, shapes)
+
+    def note(self, phase: str) -> Record:
+        """What was noted with the last that is on disk."""
+        return self._folders[phase].record(self.last(phase))["note"]
 
     def close(self) -> None:
         """Returns when everything is on disk; `WriteError` where that has failed."""

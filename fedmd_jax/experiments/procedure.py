@@ -9,7 +9,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from fedmd_jax.clients import ArchitectureGroup, stack_private
+from fedmd_jax.attendance import attendance_or_everybody, simulate_attendance
+from fedmd_jax.clients import ArchitectureGroup, group_client_ids, stack_private
 from fedmd_jax.communication import Communication, communication_bytes
 from fedmd_jax.experiments.ahead import compiling
 from fedmd_jax.experiments.datasets import Datasets, hold_out, load
@@ -18,7 +19,17 @@ from fedmd_jax.experiments.networks import architecture_from_name
 from fedmd_jax.experiments.pretrained import Pretrained, fingerprint
 from fedmd_jax.experiments.settings import Experiment
 from fedmd_jax.experiments.stopwatch import Stopwatch
-from fedmd_jax.federation import Federation, RoundMetrics, States, fedmd, round_metrics, run_federation, run_local
+from fedmd_jax.federation import (
+    Federation,
+    RoundMetrics,
+    States,
+    fedmd,
+    round_metrics,
+    run_federation,
+    run_local,
+    undone_clients,
+    with_faults,
+)
 from fedmd_jax.mapping import chunk_of
 from fedmd_jax.subset import draw_public_subset, draw_stratified_subset
 from fedmd_jax.types import PrivateDataset, PublicDataset
@@ -104,6 +115,7 @@ def prepare(experiment: Experiment) -> Prepared:
         revisit_training=experiment.revisit.training(),
         distance=experiment.distance_function(),
         draw_subset=draw_public_subset if experiment.subset == "random" else draw_stratified_subset,
+        score_bound=experiment.score_bound,
         clients_per_chunk=experiment.clients_per_chunk or "auto",
     )
     private = stack_private(groups, datasets.private)
@@ -199,6 +211,8 @@ def compiled_once(
     wanted = {"round": True, "revisit": experiment.local, "pool": experiment.pooled}
     idle = {"round", "revisit"} if experiment.num_rounds == 0 else set()
     needed |= {name for name, is_wanted in wanted.items() if is_wanted} - idle
+    if experiment.probabilities() is not None:
+        shapes["attendance"] = attendance_or_everybody(None, group_client_ids(federation.groups))
     with compiling(federation, watch, needed=needed, later=later, **shapes) as federation:
         yield partial(_run_phases, federation)
 
@@ -224,6 +238,10 @@ def _done_before(experiment: Experiment, kept: Kept) -> set[str]:
     return done
 
 
+# What can go wrong in transfer learning, in this order.
+_FAULTS = _PUBLIC_FAULT, _PRIVATE_FAULT = ("public training not finite", "private training not finite")
+
+
 class _Keys(NamedTuple):
     """All follow from the seed, so that none need be kept."""
 
@@ -232,6 +250,7 @@ class _Keys(NamedTuple):
     private: jax.Array
     rounds: jax.Array
     pooled: jax.Array
+    attendance: jax.Array
 
 
 class _Run(NamedTuple):
@@ -243,6 +262,7 @@ class _Run(NamedTuple):
     kept: Kept
     keys: _Keys
     shapes: States
+    faults: dict[str, list[int]]  # of transfer learning, found as it goes on
 
 
 def _run_phases(federation: Federation, prepared: Prepared, observer: Observer, kept: Kept | None = None) -> None:
@@ -251,8 +271,9 @@ def _run_phases(federation: Federation, prepared: Prepared, observer: Observer, 
     if kept is None:
         wanted = {PRETRAINED: experiment.pooled, TRANSFERRED: experiment.local}
         kept = InMemory([phase for phase, is_wanted in wanted.items() if is_wanted])
-    keys = _Keys(*jax.random.split(jax.random.key(experiment.seed), 5))
-    run = _Run(federation, prepared, observer, kept, keys, client_shapes(prepared))
+    key = jax.random.key(experiment.seed)
+    keys = _Keys(*jax.random.split(key, 5), jax.random.fold_in(key, 5))  # `split` takes the first five of `fold_in`
+    run = _Run(federation, prepared, observer, kept, keys, client_shapes(prepared), {})
     _rounds(run)
     if experiment.local:
         _local(run)
@@ -263,6 +284,7 @@ def _run_phases(federation: Federation, prepared: Prepared, observer: Observer, 
 def _clients_pretrained(run: _Run) -> States:
     """Clients after the public half of transfer learning, where the upper bound begins."""
     if run.kept.last(PRETRAINED) is not None:
+        run.faults.update(run.kept.note(PRETRAINED))
         return run.kept.load(PRETRAINED, run.shapes)
     _, _, datasets, _, pretraining, _, validation, shared = run.prepared
     run.observer.phase("preparing the networks")
@@ -272,22 +294,25 @@ def _clients_pretrained(run: _Run) -> States:
         states = shared.load(states)
     else:
         run.observer.phase("transfer learning: public data")
-        states, _ = run.federation.pretrain(states, pretraining, run.keys.public, *_named(validation, "pretrain"))
+        states, losses = run.federation.pretrain(states, pretraining, run.keys.public, *_named(validation, "pretrain"))
+        run.faults[_PUBLIC_FAULT] = sorted(undone_clients(run.federation.groups, losses))
         if shared is not None:
             shared.save(states)
-    run.kept.save(PRETRAINED, 0, states)
+    run.kept.save(PRETRAINED, 0, states, note=run.faults)
     return states
 
 
 def _clients_transferred(run: _Run) -> States:
     """Clients after transfer learning, where the rounds begin and the control does."""
     if run.kept.last(TRANSFERRED) is not None:
+        run.faults.update(run.kept.note(TRANSFERRED))
         return run.kept.load(TRANSFERRED, run.shapes)
     states = _clients_pretrained(run)
     run.observer.phase("transfer learning: private data")
     validation = _named(run.prepared.validation, "personalize")
-    states, _ = run.federation.personalize(states, run.prepared.private, run.keys.private, *validation)
-    run.kept.save(TRANSFERRED, 0, states)
+    states, losses = run.federation.personalize(states, run.prepared.private, run.keys.private, *validation)
+    run.faults[_PRIVATE_FAULT] = sorted(undone_clients(run.federation.groups, losses))
+    run.kept.save(TRANSFERRED, 0, states, note=run.faults)
     return states
 
 
@@ -298,11 +323,15 @@ def _rounds(run: _Run) -> None:
     states = run.kept.load(ROUNDS, run.shapes) if num_done else _clients_transferred(run)
 
     def tell(metrics: RoundMetrics, states: States) -> None:
-        run.observer.round(metrics)
-        if metrics.round > 0:
+        if metrics.round == 0:
+            faults = {what: run.faults[what] for what in _FAULTS if what in run.faults}
+            run.observer.round(with_faults(metrics, faults))
+        else:
+            run.observer.round(metrics)
             run.kept.save(ROUNDS, metrics.round, states, score=metrics.mean_accuracy)
 
     run.observer.phase(ROUNDS)
+    probabilities = run.prepared.experiment.probabilities()
     run_federation(
         run.federation,
         states,
@@ -312,6 +341,7 @@ def _rounds(run: _Run) -> None:
         num_rounds=num_rounds - num_done,
         first_round=num_done + 1,
         test=run.prepared.datasets.test,
+        attendance=None if probabilities is None else simulate_attendance(run.keys.attendance, **probabilities),
         callback=tell,
     )
 

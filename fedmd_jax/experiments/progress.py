@@ -9,7 +9,7 @@ from typing import TextIO
 import tqdm
 
 from fedmd_jax.experiments.procedure import ROUNDS, Observer
-from fedmd_jax.federation import RoundMetrics
+from fedmd_jax.federation import OK, RoundMetrics
 
 _SECONDS_BETWEEN_TICKS = 0.5
 
@@ -117,4 +117,6 @@ def make_progress(num_rounds: int) -> Progress:
 
 
 def _note(metrics: RoundMetrics) -> str:
-    return "" if metrics.digested else ", no consensus: all weights are zero"
+    num_faulty = sum(client.status != OK for client in metrics.clients)
+    faulty = f", {num_faulty} of {len(metrics.clients)} clients absent or failed" if num_faulty else ""
+    return faulty + ("" if metrics.digested else ", no consensus: nobody with a weight was heard")

@@ -56,7 +56,11 @@ class Recorder(Observer):
         self._origin = files.origin()
         if resume_at is not None:
             self._lock = files.lock(path)
-            self._metrics = files.reopen(path, resume_at)
+            try:
+                self._metrics = files.reopen(path, resume_at)
+            except Exception:
+                self._lock.close()
+                raise
             return
         config = {
             "experiment": name,
@@ -138,6 +142,7 @@ def round_records(metrics: RoundMetrics) -> list[Record]:
             "accuracy": client.accuracy,
             "digest_loss": _finite(client.digest_loss),
             "revisit_loss": _finite(client.revisit_loss),
+            "status": client.status,
         }
         for client in metrics.clients
     ]

@@ -206,6 +206,9 @@ def read_run(path: pathlib.Path) -> tuple[Record, list[Record]]:
         raise RunDirectoryError(f"the run in {path} {state}: it has no {SUMMARY}")
     [summary] = _parse(path / SUMMARY, whole=True)
     _check(path / SUMMARY, summary, _SUMMARY)
+    for client in summary["clients"]:
+        faults = client.get("faults") or {}
+        _check(path / SUMMARY, faults, {what: [int] for what in faults}, f"faults of client {client['client_id']}")
     metrics = [record for record in _parse(path / METRICS) if record.get("event") == "round"]
     for record in metrics:
         _check(path / METRICS, record, _ROUND)
@@ -236,12 +239,12 @@ _SUMMARY = {
     "experiment": str,
     "seed": int,
     "num_rounds_done": int,
-    "clients": [{"client_id": int, "architecture": str, **_ACCURACIES}],
+    "clients": [{"client_id": int, "architecture": str, "faults": (dict, type(None)), **_ACCURACIES}],
     "mean": _ACCURACIES,
     "communication": {f"{kind}_bytes_per_client_round": _NUMBER for kind in ("upload", "download", "fedavg")},
     "seconds": {"total": _NUMBER},
 }
-_ROUND = {"round": int, "client_id": int, "accuracy": _NUMBER}
+_ROUND = {"round": int, "client_id": int, "accuracy": _NUMBER, "status": (str, type(None))}
 
 
 def _parse(path: pathlib.Path, *, whole: bool = False) -> list[Record]:

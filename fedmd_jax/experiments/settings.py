@@ -39,6 +39,12 @@ def _check_not_negative(**lists: Sequence[Any]) -> None:
             raise ValueError(f"{name} must be finite and not negative, got {_listed(values)}")
 
 
+def _check_probabilities(**lists: Sequence[Any]) -> None:
+    for name, values in lists.items():
+        if not all(isinstance(value, (int, float)) and 0 <= value <= 1 for value in values):
+            raise ValueError(f"{name} must be between 0 and 1, got {_listed(values)}")
+
+
 def _check_choices(choices: Any, **values: Any) -> None:
     for name, value in values.items():
         if value not in get_args(choices):
@@ -187,6 +193,12 @@ class Experiment:
       temperature: Divides the scores before the softmax of kl.
       digest: Digest: each client trains its network to approach the consensus on the public subset.
       revisit: Revisit: each client trains its network on its own private dataset for a few epochs.
+      availability: How likely a client takes part in a round, one number for all clients or one per client; who does
+        not neither scores nor trains.
+      completion: How likely a client that takes part completes the round, one number for all clients or one per client;
+        of one that does not the scores count, but its digest and its revisit are lost.
+      score_bound: Scores are clipped to this size before they are averaged, which limits what one client can do to the
+        consensus. Without it they are averaged as they are.
       clients_per_chunk: How many clients of a group (those with equal networks) are trained at once, the others chunk
         after chunk. Bounds memory; changes results by rounding. Without it as many as run fastest.
       head_penalty: L2 penalty on the weights of the last layer, in every loss (1e-3 in the released code).
@@ -215,6 +227,9 @@ class Experiment:
     temperature: float = 1.0
     digest: Phase = Phase(num_epochs=1, batch_size=256)
     revisit: Phase = Phase(num_epochs=2, batch_size=5)
+    availability: tuple[float, ...] = (1.0,)
+    completion: tuple[float, ...] = (1.0,)
+    score_bound: float | None = None
     clients_per_chunk: int | None = None
     head_penalty: float = 1e-3
     checkpoint_every: int = 1
@@ -225,8 +240,11 @@ class Experiment:
         _check_counts(1, subset_size=self.subset_size)
         if self.clients_per_chunk is not None:
             _check_counts(1, clients_per_chunk=self.clients_per_chunk)
+        if self.score_bound is not None:
+            _check_positive(score_bound=self.score_bound)
         _check_positive(temperature=self.temperature, width=self.width)
         _check_not_negative(head_penalty=[self.head_penalty], weights=self.weights or [])
+        _check_probabilities(availability=self.availability, completion=self.completion)
         _check_choices(Subset, subset=self.subset)
         _check_choices(DistanceName, distance=self.distance)
         self._check_together()
@@ -236,6 +254,12 @@ class Experiment:
             raise ValueError(f"networks must be a list of names, one per client, got {self.networks or 'none'!r}")
         if self.weights is not None and len(self.weights) != len(self.networks):
             raise ValueError(f"weights must be one per client, {len(self.networks)}, got {len(self.weights)}")
+        for name in ("availability", "completion"):
+            values = getattr(self, name)
+            if len(values) not in (1, len(self.networks)):
+                raise ValueError(
+                    f"{name} must be one number, or one per client, {len(self.networks)}, got {len(values)}"
+                )
         if self.subset_size > self.data.num_public:
             raise ValueError(
                 f"subset_size must be at most the public dataset, num_public = {self.data.num_public} examples, "
@@ -253,6 +277,16 @@ class Experiment:
             )
         if self.seed >= 2**32:
             raise ValueError(f"seed must be below 2**32, got {self.seed}")
+
+    def probabilities(self) -> dict[str, dict[int, float]] | None:
+        """Availability and completion by client id; None where everybody always takes part to the end."""
+        if all(value == 1 for value in (*self.availability, *self.completion)):
+            return None
+        num_clients = len(self.networks)
+        both = {"availability": self.availability, "completion": self.completion}
+        return {
+            name: dict(enumerate(values * num_clients if len(values) == 1 else values)) for name, values in both.items()
+        }
 
     def distance_function(self) -> Distance:
         """`mae`, `mse`, or `kl` at the temperature."""

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fedmd_jax.evaluate import Evaluation
-from fedmd_jax.types import ClientState, RoundInfo
+from fedmd_jax.types import Attendance, ClientState, RoundInfo
 
 
 def counting(prepared):
@@ -30,7 +30,9 @@ def counting(prepared):
     def round_(states, *_):
         losses = {name: jnp.zeros((group.num_clients, 1)) for name, group in groups.items()}
         client_ids = {name: jnp.array(group.client_ids) for name, group in groups.items()}
-        return appended(4)(states)[0], RoundInfo(losses, losses, client_ids, jnp.array(True))
+        yes = {name: jnp.ones(group.num_clients, bool) for name, group in groups.items()}
+        info = RoundInfo(losses, losses, client_ids, jnp.array(True), Attendance(yes, yes), yes, yes, yes)
+        return appended(4)(states)[0], info
 
     def evaluate(states, _):
         return {name: Evaluation(state.params, state.params) for name, state in states.items()}

@@ -22,7 +22,7 @@ from fedmd_jax.experiments.procedure import prepare
 
 NUM_KILLS = 20
 OPTIONS = shlex.split(
-    "--networks mlp mlp --data.num-public 100 --data.num-test 30 --subset-size 20 --num-rounds 300 "
+    "--networks mlp --data.num-public 100 --data.num-test 30 --subset-size 20 --num-rounds 300 "
     "--public-training.num-epochs 1 --private-training.num-epochs 1 --pooled-training.num-epochs 1"
 )
 

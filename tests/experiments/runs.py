@@ -3,7 +3,7 @@
 from fedmd_jax.communication import Communication
 from fedmd_jax.experiments.recorder import Recorder
 from fedmd_jax.experiments.settings import Experiment
-from fedmd_jax.federation import ClientMetrics, RoundMetrics
+from fedmd_jax.federation import OK, ClientMetrics, RoundMetrics
 
 SENT = Communication(3200, 3200, 19200, 23560.0)
 SECONDS = {"compile": 3.0, "transfer": 1.25, "rounds": 2.0, "total": 7.5}
@@ -14,22 +14,34 @@ def experiment(num_clients=3, num_rounds=2, num_networks=2):
     return Experiment(networks=names, num_rounds=num_rounds, seed=7)
 
 
-def round_metrics(experiment, round_, *, digest_loss=0.5, digested=True):
-    """Client k is right about 0.1 + k / 100 + r / 500 of its examples."""
+def round_metrics(experiment, round_, *, digest_loss=0.5, digested=True, status=None):
+    """Client k is right about 0.1 + k / 100 + r / 500 of its examples; `status` by client id where it is not ok."""
+    status = status or {}
     digest_loss, revisit_loss = (digest_loss, 0.25) if round_ > 0 else (None, None)
     clients = (
-        ClientMetrics(client_id, name, min(1.0, 0.1 + client_id / 100 + round_ / 500), digest_loss, revisit_loss)
+        ClientMetrics(
+            client_id,
+            name,
+            min(1.0, 0.1 + client_id / 100 + round_ / 500),
+            digest_loss,
+            revisit_loss,
+            status.get(client_id, OK),
+        )
         for client_id, name in enumerate(experiment.networks)
     )
     return RoundMetrics(round_, tuple(clients), digested)
 
 
-def write(path, experiment, *, num_done=None, local=0.05, pooled=0.9):
-    """A run directory and its summary; the run is interrupted where fewer rounds are done than it should have."""
+def write(path, experiment, *, num_done=None, local=0.05, pooled=0.9, status=None):
+    """A run directory and its summary; the run is interrupted where fewer rounds are done than it should have.
+
+    `status` is by round and client id, where it is not ok.
+    """
+    status = status or {}
     recorder = Recorder(path, "made-up", experiment, command="fedmd-jax run made-up")
     num_done = experiment.num_rounds if num_done is None else num_done
     for round_ in range(num_done + 1):
-        recorder.round(round_metrics(experiment, round_))
+        recorder.round(round_metrics(experiment, round_, status=status.get(round_)))
     if local is not None:
         recorder.local(dict.fromkeys(range(len(experiment.networks)), local))
     if pooled is not None:

@@ -16,6 +16,7 @@ from fedmd_jax.experiments.procedure import (
     group_clients,
     prepare,
 )
+from fedmd_jax.experiments.settings import Phase
 from fedmd_jax.experiments.stopwatch import Stopwatch
 from fedmd_jax.federation import fedmd
 
@@ -45,14 +46,31 @@ def test_prepared(experiment):
             assert (prepared.private[name].labels[position] == labels).all()
 
 
-def test_chunks_reach_the_federation(experiment, monkeypatch):
+def test_settings_reach_the_federation(experiment, monkeypatch):
     given = {}
     monkeypatch.setattr(
         "fedmd_jax.experiments.procedure.fedmd",
         lambda groups, **settings: given.update(settings) or fedmd(groups, subset_size=10),
     )
-    prepare(dataclasses.replace(experiment, clients_per_chunk=2))
-    assert given["clients_per_chunk"] == 2
+    prepare(dataclasses.replace(experiment, clients_per_chunk=2, score_bound=3.0))
+    assert (given["clients_per_chunk"], given["score_bound"]) == (2, 3.0)
+
+
+def test_dropouts_stragglers_and_what_went_wrong_before_are_told(experiment):
+    """The first step of the public half goes too far; nothing is left to digest but for whom there is certainty."""
+    experiment = dataclasses.replace(
+        experiment,
+        public_training=Phase(num_epochs=2, batch_size=16, learning_rate=1e38),
+        availability=(1.0, 0.0, 1.0),
+        completion=(1.0, 1.0, 0.0),
+        local=False,
+        pooled=False,
+    )
+    told = []
+    listener = Observer()
+    listener.round = lambda metrics: told.append([client.status for client in metrics.clients])
+    run(prepare(experiment), listener, Stopwatch())
+    assert told == [["public training not finite"] * 3] + [["ok", "absent", "incomplete"]] * 2
 
 
 def test_what_is_sent(experiment):
@@ -143,9 +161,9 @@ def test_other_seeds_are_run_with_the_same_programs(experiment, monkeypatch):
     num_compiled = []
     compile_one = Ahead._compile
 
-    def counted(self, args):
+    def counted(self, *arguments):
         before = len(self._compiled)
-        compiled = compile_one(self, args)
+        compiled = compile_one(self, *arguments)
         num_compiled.append(len(self._compiled) - before)
         return compiled
 

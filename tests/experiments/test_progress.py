@@ -65,7 +65,18 @@ def test_a_round_without_consensus_says_so():
     for shown in (Bars(1, terminal), Lines(1, file)):
         show(shown, num_rounds=1, digested=False)
     for text in (terminal.getvalue(), file.getvalue()):
-        assert "no consensus: all weights are zero" in text
+        assert "no consensus: nobody with a weight was heard" in text
+
+
+def test_how_many_clients_failed_is_said():
+    terminal, file, experiment = Terminal(), io.StringIO(), runs.experiment(num_rounds=1)
+    metrics = runs.round_metrics(experiment, 1, status={2: "absent"})
+    for shown in (Bars(1, terminal), Lines(1, file)):
+        with shown:
+            shown.phase(ROUNDS)
+            shown.round(metrics)
+    for text in (terminal.getvalue(), file.getvalue()):
+        assert ", 1 of 3 clients absent or failed" in text
 
 
 def test_the_time_left_is_that_of_the_rounds_after_the_first(monkeypatch):

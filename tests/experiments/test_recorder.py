@@ -45,6 +45,7 @@ def test_every_round_is_on_disk_when_it_is_told(tmp_path):
         "accuracy": 0.1,
         "digest_loss": None,
         "revisit_loss": None,
+        "status": "ok",
     }
     assert (lines[-1]["digest_loss"], lines[-1]["revisit_loss"]) == (0.5, 0.25)
 
@@ -89,6 +90,7 @@ def test_the_summary(tmp_path):
         "final_accuracy": pytest.approx(0.12),
         "local_accuracy": 0.05,
         "pooled_accuracy": 0.9,
+        "faults": {},
     }
     assert summary["mean"] == {
         "transfer_accuracy": pytest.approx(0.11),
@@ -114,3 +116,29 @@ def test_the_summary_of_an_interrupted_run(tmp_path):
     assert summary["clients"][0]["local_accuracy"] is None
     for key in ("local_accuracy", "pooled_accuracy", "gain_over_local_points", "gap_to_pooled_points"):
         assert summary["mean"][key] is None
+
+
+def test_what_went_wrong_is_in_the_lines_and_in_the_summary(tmp_path):
+    status = {2: {0: "absent", 1: "scores not finite, digest not finite"}, 4: {1: "digest not finite"}}
+    summary = runs.write(tmp_path / "run", runs.experiment(num_rounds=5), status=status)
+    lines = {(line["round"], line["client_id"]): line["status"] for line in read_lines(tmp_path / "run")}
+    assert {place: told for place, told in lines.items() if told != "ok"} == {
+        (2, 0): "absent",
+        (2, 1): "scores not finite, digest not finite",
+        (4, 1): "digest not finite",
+    }
+    assert [client["faults"] for client in summary["clients"]] == [
+        {"absent": [2]},
+        {"scores not finite": [2], "digest not finite": [2, 4]},
+        {},
+    ]
+    assert files.read_run(tmp_path / "run")[0] == summary
+
+
+@pytest.mark.parametrize("damage", [{"absent": 3}, {"absent": ["x"]}, [3]])
+def test_damaged_faults_are_refused(tmp_path, damage):
+    summary = runs.write(tmp_path / "run", runs.experiment())
+    summary["clients"][1]["faults"] = damage
+    (tmp_path / "run" / files.SUMMARY).write_bytes(files.to_json(summary))
+    with pytest.raises(files.RunDirectoryError, match=r"faults.* is damaged or missing"):
+        files.read_run(tmp_path / "run")

@@ -55,6 +55,11 @@ def test_data_out_of_range(settings, message):
         ({"num_rounds": "x"}, "num_rounds must be an integer of at least 0, got 'x'"),
         ({"subset_size": 0}, "subset_size must be an integer of at least 1, got 0"),
         ({"subset_size": 5001}, "subset_size must be at most the public dataset, num_public = 5000 .*, got 5001"),
+        ({"availability": (0.5, 1.5)}, "availability must be between 0 and 1, got 0.5, 1.5"),
+        ({"completion": (float("nan"),)}, "completion must be between 0 and 1, got nan"),
+        ({"availability": ()}, "availability must be one number, or one per client, 2, got 0"),
+        ({"completion": (1.0,) * 3}, "completion must be one number, or one per client, 2, got 3"),
+        ({"score_bound": 0.0}, "score_bound must be positive and finite, got 0.0"),
         ({"clients_per_chunk": 0}, "clients_per_chunk must be an integer of at least 1, got 0"),
         ({"seed": 2**32}, r"seed must be below 2\*\*32, got 4294967296"),
         ({"weights": (1.0,)}, "weights must be one per client, 2, got 1"),
@@ -88,3 +93,11 @@ def test_presets_are_whole(name, change):
     assert dataclasses.replace(experiment) == experiment  # all checks again
     for network in set(experiment.networks):
         architecture_from_name(network, 16)
+
+
+def test_one_probability_for_all_or_one_each():
+    assert Experiment(networks=NETWORKS).probabilities() is None
+    assert Experiment(networks=NETWORKS, availability=(0.5,), completion=(1.0, 0.25)).probabilities() == {
+        "availability": {0: 0.5, 1: 0.5},
+        "completion": {0: 1.0, 1: 0.25},
+    }

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedmd_jax.experiments.results.report import find_faults
 from fedmd_jax.experiments.run_directory import Record
 
 Run = tuple[Record, Sequence[Record]]  # the content of summary.json, and the records of metrics.jsonl
@@ -17,6 +18,7 @@ class Curve(NamedTuple):
     accuracy: np.ndarray  # [S, R + 1]: round 0 to the last
     local: np.ndarray | None  # [S]: without digests
     pooled: np.ndarray | None  # [S]: the upper bound
+    faults: np.ndarray  # [R + 1], bool: whether anything went wrong in this round of any run
 
 
 def plot(summary: Record, metrics: Sequence[Record]) -> bytes:
@@ -59,7 +61,8 @@ def _plot(runs: Sequence[Run], seeds: str) -> bytes:
         _draw(axes, mean, color="black", linewidth=2.4, markersize=6, alpha=1.0)
     _decorate(axes, summary["num_rounds_done"])
     axes.set_title(_title(summary, mean, seeds), fontsize=9, loc="left")
-    _add_legend(figure, mean, colours, several=len(clients) > 1)
+    faulty = any(curve.faults.any() for curve in curves)
+    _add_legend(figure, mean, colours, several=len(clients) > 1, faulty=faulty)
     return to_png(figure)
 
 
@@ -78,6 +81,7 @@ def to_png(figure: Any) -> bytes:
 
 
 _MEAN = "mean of all clients"
+_FAULT = {"marker": "x", "markeredgewidth": 1.5}
 
 
 def _curve(runs: Sequence[Run], position: int) -> Curve:
@@ -89,7 +93,15 @@ def _curve(runs: Sequence[Run], position: int) -> Curve:
     ]
     # A run of an older version has no control.
     local, pooled = ([client.get(key) for client in clients] for key in ("local_accuracy", "pooled_accuracy"))
-    return Curve(np.array(accuracy), *(None if None in values else np.array(values) for values in (local, pooled)))
+    bounds = (None if None in values else np.array(values) for values in (local, pooled))
+    return Curve(np.array(accuracy), *bounds, np.any([_faults(*run, position) for run in runs], axis=0))
+
+
+def _faults(summary: Record, metrics: Sequence[Record], position: int) -> np.ndarray:
+    """In which rounds, [R + 1], something went wrong with the client at this place of the summary."""
+    of_client = find_faults(metrics).get(summary["clients"][position]["client_id"], {})
+    rounds = {round_ for rounds in of_client.values() for round_ in rounds}
+    return np.isin(np.arange(summary["num_rounds_done"] + 1), list(rounds))
 
 
 def _by_round(metrics: Sequence[Record], client_id: int, last: int) -> list[float]:
@@ -99,9 +111,10 @@ def _by_round(metrics: Sequence[Record], client_id: int, last: int) -> list[floa
 
 
 def _mean(curves: Sequence[Curve]) -> Curve:
-    """Over clients; what not every client has nobody has."""
-    columns = zip(*curves, strict=True)
-    return Curve(*(None if any(part is None for part in parts) else np.mean(parts, axis=0) for parts in columns))
+    """Over clients; what not every client has nobody has. Faults are of clients, not of their mean."""
+    *columns, faults = zip(*curves, strict=True)
+    means = (None if any(part is None for part in parts) else np.mean(parts, axis=0) for parts in columns)
+    return Curve(*means, np.zeros_like(faults[0]))
 
 
 def _colours(architectures: Sequence[str]) -> dict[str, Any]:
@@ -121,6 +134,9 @@ def _draw(axes: Any, curve: Curve, *, markersize: float, alpha: float, **style: 
     last, colour = len(centre) - 1, style["color"]
     axes.plot(range(last + 1), centre, alpha=alpha, **style)
     axes.plot(0, centre[0], "o", color=colour, markersize=markersize)
+    if curve.faults.any():
+        (rounds,) = np.nonzero(curve.faults)
+        axes.plot(rounds, centre[rounds], linestyle="none", color=colour, markersize=markersize + 2, **_FAULT)
     if len(curve.accuracy) > 1:
         axes.fill_between(
             range(last + 1), centre - spread, centre + spread, color=colour, alpha=0.15 * alpha, linewidth=0
@@ -174,7 +190,7 @@ def _title(summary: Record, mean: Curve, seeds: str) -> str:
     )
 
 
-def _add_legend(figure: Any, mean: Curve, colours: Mapping[str, Any], *, several: bool) -> None:
+def _add_legend(figure: Any, mean: Curve, colours: Mapping[str, Any], *, several: bool, faulty: bool) -> None:
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
@@ -186,4 +202,6 @@ def _add_legend(figure: Any, mean: Curve, colours: Mapping[str, Any], *, several
         handles.append(Line2D([], [], marker="^", markersize=5, label="local only (no digest)", **style))
     if mean.pooled is not None:
         handles.append(Line2D([], [], marker="_", markersize=10, mew=2, label="pooled upper bound", **style))
+    if faulty:
+        handles.append(Line2D([], [], markersize=6, label="absent or failed", **_FAULT, **style))
     figure.legend(handles=handles, loc="outside right upper", fontsize=8, frameon=False)

@@ -8,6 +8,7 @@ import numpy as np
 from fedmd_jax.communication import Communication
 from fedmd_jax.experiments.run_directory import Record
 from fedmd_jax.experiments.settings import Experiment
+from fedmd_jax.federation import OK
 
 ACCURACIES = ("transfer_accuracy", "final_accuracy", "local_accuracy", "pooled_accuracy")
 
@@ -35,6 +36,7 @@ def summarize(
     """
     last = max(record["round"] for record in metrics)
     first, final = (_by_client(metrics, round_) for round_ in (0, last))
+    faults = find_faults(metrics)
     clients = [
         {
             "client_id": client_id,
@@ -43,6 +45,7 @@ def summarize(
             "final_accuracy": final[client_id]["accuracy"],
             "local_accuracy": None if local is None else local[client_id],
             "pooled_accuracy": None if pooled is None else pooled[client_id],
+            "faults": faults.get(client_id, {}),
         }
         for client_id, record in sorted(first.items())
     ]
@@ -69,12 +72,29 @@ def summarize(
     }
 
 
+def find_faults(metrics: Sequence[Record]) -> dict[int, dict[str, list[int]]]:
+    """What went wrong: client id -> what, such as "digest not finite" or "absent" -> the rounds in which it did.
+
+    Args:
+      metrics: records of metrics.jsonl; those of an older version tell of nothing.
+
+    >>> find_faults([{"round": 2, "client_id": 5, "status": "incomplete, scores not finite"}])
+    {5: {'incomplete': [2], 'scores not finite': [2]}}
+    """
+    faults: dict[int, dict[str, list[int]]] = {}
+    for record in metrics:
+        status = record.get("status", OK)
+        for what in [] if status == OK else status.split(", "):
+            faults.setdefault(record["client_id"], {}).setdefault(what, []).append(record["round"])
+    return faults
+
+
 def describe(summary: Record) -> str:
-    """The table, and what the run has cost, as text of several lines."""
+    """The table, what went wrong if anything did, and what the run has cost, as text of several lines."""
     sent, seconds = summary["communication"], summary["seconds"]
     up, down, fedavg = (_bytes(sent[f"{kind}_bytes_per_client_round"]) for kind in ("upload", "download", "fedavg"))
     return (
-        f"{table(summary)}\n\n"
+        f"{table(summary)}\n{_describe_faults(summary)}\n"
         f"sent per client and round: {up} up, {down} down (FedAvg: {fedavg} each way)\n"
         f"seconds: {', '.join(f'{phase} {value:.0f}' for phase, value in seconds.items())}"
     )
@@ -89,6 +109,22 @@ def table(summary: Record) -> str:
     )
     rows = [_row(client["client_id"], client["architecture"], client, width) for client in summary["clients"]]
     return "\n".join([header, *rows, "-" * len(header), _row("mean", "", summary["mean"], width)])
+
+
+def _describe_faults(summary: Record) -> str:
+    """A line for each client and each thing that went wrong with it; nothing where nothing did."""
+    lines = [
+        f"client {client['client_id']} ({client['architecture']}): {what} in {_rounds(rounds, summary)}\n"
+        for client in summary["clients"]
+        for what, rounds in client.get("faults", {}).items()
+    ]
+    return "".join(["\n", *lines] if lines else [])
+
+
+def _rounds(rounds: Sequence[int], summary: Record) -> str:
+    if len(rounds) > 8:
+        return f"{len(rounds)} of {summary['num_rounds_done']} rounds"
+    return f"round{'s' if len(rounds) > 1 else ''} {', '.join(map(str, rounds))}"
 
 
 def _row(client: Any, architecture: str, accuracies: Record, width: int) -> str:

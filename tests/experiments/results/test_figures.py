@@ -5,7 +5,7 @@ import pytest
 from experiments import runs
 from matplotlib.image import imread
 
-from fedmd_jax.experiments.results.figures import plot
+from fedmd_jax.experiments.results.figures import plot, plot_seeds
 from fedmd_jax.experiments.run_directory import PLOT, read_run
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -46,3 +46,14 @@ def test_a_run_of_an_older_version_has_no_control(tmp_path):
     without = plot(summary, metrics)
     assert without.startswith(PNG)
     assert without != with_control
+
+
+def test_what_went_wrong_is_marked(tmp_path):
+    runs.write(tmp_path / "run", runs.experiment(num_rounds=4), status={2: {1: "absent"}, 3: {0: "scores not finite"}})
+    runs.write(tmp_path / "sound", runs.experiment(num_rounds=4))
+    marked, sound = (read_run(tmp_path / name) for name in ("run", "sound"))
+    pictures = {plot(*marked), plot(*sound), plot_seeds([marked, sound]), plot_seeds([sound, sound])}
+    assert len(pictures) == 4
+    for record in marked[1]:
+        del record["status"]  # as older versions have written it
+    assert plot(*marked) == plot(*sound)

@@ -30,3 +30,19 @@ def test_what_a_run_has_cost(tmp_path):
         "sent per client and round: 3.2 kB up, 3.2 kB down (FedAvg: 23.6 kB each way)",
         "seconds: compile 3, transfer 1, rounds 2, total 8",
     ]
+
+
+def test_what_went_wrong_stands_below_the_table(tmp_path):
+    status = {2: {1: "digest not finite"}, 5: {1: "incomplete, digest not finite"}}
+    status = {round_: {0: "absent", **status.get(round_, {})} for round_ in range(1, 10)}
+    summary = runs.write(tmp_path / "run", runs.experiment(num_rounds=10), status=status)
+    assert describe(summary).splitlines()[6:11] == [
+        "",
+        "client 0 (mlp:n1=1): absent in 9 of 10 rounds",
+        "client 1 (mlp:n1=2): digest not finite in rounds 2, 5",
+        "client 1 (mlp:n1=2): incomplete in round 5",
+        "",
+    ]
+    for client in summary["clients"]:
+        del client["faults"]  # as older versions have written it
+    assert len(describe(summary).splitlines()) == 9

@@ -1,0 +1,268 @@
+"""What one client does, or fails to do, must not reach the others: to the bit."""
+
+import chex
+import faults
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toys
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fedmd_jax as fmd
+from fedmd_jax.isolation import all_finite
+
+PUBLIC = toys.public()
+TEST = fmd.labelled_dataset(*toys.examples(200, 30))
+KEY = jax.random.key(7)
+LINEAR, MLP = faults.breakable(), faults.breakable(toys.tanh_mlp)
+GROUPS = {
+    "stack": fmd.ArchitectureGroup(LINEAR, (0, 1, 2), (1.0, 2.5, 0.7)),
+    "alone": fmd.ArchitectureGroup(MLP, (3,), (1.3,)),
+}
+PAIRS = {
+    "four": fmd.ArchitectureGroup(LINEAR, (0, 1, 2, 3), (1.0, 2.5, 0.7, 1.0)),
+    "two": fmd.ArchitectureGroup(MLP, (4, 5), (1.3, 0.2)),
+}
+SETUPS = [(GROUPS, None, 1), (GROUPS, None, 2), (GROUPS, None, None), (PAIRS, 2, None), (PAIRS, 2, 1)]
+
+
+class Rounds:
+    """One compiled round, to be run again and again from the same states."""
+
+    def __init__(self, groups, num_devices, clients_per_chunk):
+        mesh = None if num_devices is None else fmd.client_mesh(num_devices)
+        self.groups = groups
+        self.federation = toys.federation(groups, mesh=mesh, clients_per_chunk=clients_per_chunk)
+        self.private = toys.private(groups)
+        self.states = self.federation.init(jax.random.key(0), PUBLIC, self.private)
+        # Memories of a life before, so that it shows where one of them is lost.
+        self.states = jax.tree.map(lambda leaf: leaf + 0.01, self.states)
+        self.private = fmd.shard_clients(self.private, mesh)
+        self.weights, self.all = fmd.consensus_weights(groups), faults.attendance(groups)
+        self.mesh, self.compiled = mesh, None
+
+    def __call__(self, broken=None, *, weights=None, **attending):
+        """After the round: {client id: (state, losses)}, and what the round says."""
+        states = faults.switched(self.groups, self.states, broken or {})
+        states = fmd.shard_clients(jax.tree.map(jnp.copy, states), self.mesh)
+        runtime = {
+            "client_ids": fmd.clients.group_client_ids(self.groups),
+            "weights": weights or self.weights,
+            "attendance": faults.attendance(self.groups, **attending),
+        }
+        arguments = (states, PUBLIC, self.private, KEY)
+        if self.compiled is None:
+            self.compiled = self.federation.round.lower(*arguments, **runtime).compile()
+        states, info = jax.device_get(self.compiled(*arguments, **runtime))
+        return self.by_client((states, info.digest_loss, info.revisit_loss)), info
+
+    def before(self, broken):
+        return self.by_client((faults.switched(self.groups, self.states, broken),))
+
+    def by_client(self, trees):
+        """Without the switches."""
+        found = {}
+        for name, group in self.groups.items():
+            for k, client_id in enumerate(group.client_ids):
+                state, *losses = jax.tree.map(lambda leaf, k=k: np.asarray(leaf[k]), [tree[name] for tree in trees])
+                params = {key: leaf for key, leaf in state.params.items() if key != "switch"}
+                found[client_id] = (state._replace(params=params), *losses)
+        return found
+
+    def status(self, info):
+        evaluations = {
+            name: fmd.Evaluation(np.zeros(group.num_clients), np.zeros(group.num_clients))
+            for name, group in self.groups.items()
+        }
+        metrics = fmd.federation.round_metrics(self.groups, 1, evaluations, info)
+        return {client.client_id: client.status for client in metrics.clients}
+
+
+@pytest.fixture(scope="module", params=SETUPS, ids=lambda setup: f"devices={setup[1]},chunk={setup[2]}")
+def rounds(request):
+    return Rounds(*request.param)
+
+
+def without(clients, victim):
+    return {client_id: client for client_id, client in clients.items() if client_id != victim}
+
+
+def changed(after, before, field):
+    leaves = zip(*(jax.tree.leaves(getattr(state, field)) for state in (after, before)), strict=True)
+    return any((new != old).any() for new, old in leaves)
+
+
+@pytest.mark.parametrize("sign", [1, -1], ids=["NaN", "infinity"])
+def test_others_go_through_the_round_without_who_scores_nonsense(rounds, sign):
+    for victim in (1, 3):
+        after, info = rounds({victim: sign * faults.SCORES})
+        expected, _ = rounds(absent=[victim])
+        chex.assert_trees_all_equal(without(after, victim), without(expected, victim))
+        assert rounds.status(info)[victim] == "scores not finite"
+        # It is not heard, but hears.
+        assert all_finite(after[victim])
+        assert changed(after[victim][0], rounds.before({})[victim][0], "digest_opt_state")
+
+
+@pytest.mark.parametrize("sign", [1, -1], ids=["NaN", "infinity"])
+def test_training_that_ends_in_nonsense_is_undone(rounds, sign):
+    sound, _ = rounds()
+    nobody_heard, _ = rounds(weights=jax.tree.map(jnp.zeros_like, rounds.weights))
+    for victim in (1, 3):
+        before = rounds.before({})[victim][0]
+        for fault, what in ((faults.DIGEST, "digest"), (faults.REVISIT, "revisit")):
+            after, info = rounds({victim: sign * fault})
+            chex.assert_trees_all_equal(without(after, victim), without(sound, victim))
+            state = after[victim][0]
+            assert all_finite(state)
+            assert not changed(state, before, f"{what}_opt_state")
+            assert rounds.status(info) == {**dict.fromkeys(after, "ok"), victim: f"{what} not finite"}
+            if what == "digest":  # what is left is a revisit
+                chex.assert_trees_all_equal(state, nobody_heard[victim][0])
+            else:
+                chex.assert_trees_all_equal(state.digest_opt_state, sound[victim][0].digest_opt_state)
+                assert changed(state, before, "params")
+
+
+def test_a_loss_that_is_nonsense_undoes_what_looks_sound(rounds):
+    after, info = rounds({1: faults.LOSS})
+    chex.assert_trees_all_equal(without(after, 1), without(rounds()[0], 1))
+    chex.assert_trees_all_equal(after[1][0], rounds.before({})[1][0])
+    assert rounds.status(info)[1] == "digest not finite, revisit not finite"
+
+
+def test_who_is_absent_stays_as_it_is_and_so_does_a_straggler_who_is_heard(rounds):
+    sound, before = rounds()[0], rounds.before({})
+    for victim in (1, 3):
+        after, info = rounds(absent=[victim])
+        chex.assert_trees_all_equal(after[victim][0], before[victim][0])
+        assert rounds.status(info)[victim] == "absent"
+        after, info = rounds(stragglers=[victim])
+        chex.assert_trees_all_equal(after[victim][0], before[victim][0])
+        chex.assert_trees_all_equal(without(after, victim), without(sound, victim))
+        assert rounds.status(info)[victim] == "incomplete"
+
+
+def test_only_one_array_crosses_devices_once(rounds):
+    rounds()
+    text = rounds.compiled.as_text()
+    assert text.count(" all-reduce(") == (0 if rounds.mesh is None else 1)
+    for collective in ("all-gather", "all-to-all", "collective-permute", "reduce-scatter"):
+        assert collective not in text
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return Rounds(GROUPS, None, "auto")
+
+
+@given(st.sets(st.integers(0, 3)), st.sets(st.integers(0, 3)))
+@settings(max_examples=8, deadline=None)
+def test_absent_is_without_weight_is_not_heard(plain, silent, stragglers):
+    silent_weights = {
+        name: jnp.array([0.0 if i in silent else w for i, w in zip(group.client_ids, group.weights, strict=True)])
+        for name, group in GROUPS.items()
+    }
+    expected, info = plain(absent=silent, stragglers=stragglers)
+    assert info.digested == (len(silent) < 4)
+    for after, _ in (
+        plain(weights=silent_weights, stragglers=stragglers),
+        plain(dict.fromkeys(silent, faults.SCORES), stragglers=stragglers),
+    ):
+        for client_id in set(range(4)) - silent:
+            chex.assert_trees_all_equal(after[client_id], expected[client_id])
+
+
+@pytest.mark.parametrize("gone", [1, 3])
+def test_absent_is_not_being_in_the_federation(plain, gone):
+    """The program is another one."""
+    present = {name: [k for k, i in enumerate(group.client_ids) if i != gone] for name, group in GROUPS.items()}
+    present = {name: rows for name, rows in present.items() if rows}
+
+    def pick(group, rows):
+        ids, weights = ([values[k] for k in rows] for values in (group.client_ids, group.weights))
+        return fmd.ArchitectureGroup(group.architecture, ids, weights)
+
+    others = Rounds({name: pick(GROUPS[name], rows) for name, rows in present.items()}, None, "auto")
+    others.states = {name: fmd.take_clients(plain.states[name], np.array(rows)) for name, rows in present.items()}
+    chex.assert_trees_all_close(others()[0], without(plain(absent=[gone])[0], gone), rtol=2e-5, atol=2e-6)
+
+
+def test_where_nobody_is_there_nothing_happens(plain):
+    after, info = plain(absent=range(4))
+    assert not info.digested
+    chex.assert_trees_all_equal({i: client[0] for i, client in after.items()}, _states(plain.before({})))
+    assert set(plain.status(info).values()) == {"absent"}
+
+
+def test_where_nobody_is_heard_those_who_complete_revisit(plain):
+    after, info = plain(dict.fromkeys(range(4), faults.SCORES), stragglers=[2])
+    expected, _ = plain(weights=jax.tree.map(jnp.zeros_like, plain.weights), stragglers=[2])
+    assert not info.digested
+    chex.assert_trees_all_equal(after, expected)
+    chex.assert_trees_all_equal(after[2][0], plain.before({})[2][0])
+    status = plain.status(info)
+    assert (status[0], status[2]) == ("scores not finite", "incomplete, scores not finite")
+
+
+def test_a_state_that_is_nonsense_stays_its_own_trouble(plain):
+    """NaN as it may come from a damaged file."""
+    states = plain.states
+    params = states["stack"].params
+    plain.states = {**states, "stack": states["stack"]._replace(params={**params, "w": params["w"].at[1].set(jnp.nan)})}
+    after, info = plain()
+    plain.states = states
+    chex.assert_trees_all_equal(without(after, 1), without(plain(absent=[1])[0], 1))
+    assert plain.status(info)[1] == "scores not finite, digest not finite, revisit not finite"
+
+
+def _states(clients):
+    return {client_id: client[0] for client_id, client in clients.items()}
+
+
+@pytest.mark.parametrize("phase", ["pretrain", "personalize", "pool", "revisit"])
+def test_other_phases_undo_nonsense_too(plain, phase):
+    pooled = fmd.labelled_dataset(*toys.examples(300, 33))
+    fault, data = {
+        "pretrain": (faults.PUBLIC, PUBLIC),
+        "personalize": (faults.PRIVATE, plain.private),
+        "pool": (faults.POOL, pooled),
+        "revisit": (faults.REVISIT, plain.private),
+    }[phase]
+
+    def after(broken):
+        states = jax.tree.map(jnp.copy, faults.switched(GROUPS, plain.states, broken))
+        states, losses = getattr(plain.federation, phase)(states, data, KEY)
+        return plain.by_client((states, losses)), fmd.federation.undone_clients(GROUPS, losses)
+
+    (broken, undone), (sound, nobody) = after({1: fault, 3: -fault}), after({})
+    assert (undone, nobody) == ({1, 3}, set())
+    for client_id, before in plain.before({}).items():
+        if client_id in (1, 3):
+            chex.assert_trees_all_equal(broken[client_id][0], before[0])
+            assert changed(sound[client_id][0], before[0], "params")
+        else:
+            chex.assert_trees_all_equal(broken[client_id], sound[client_id])
+
+
+def test_early_stopping_may_leave_out_losses(plain):
+    """Epochs that are saved have no loss, which undoes nothing."""
+    training = fmd.Training(
+        num_epochs=6, batch_size=4, optimizer=toys.sgd(1).optimizer, early_stopping=fmd.EarlyStopping(patience=1)
+    )
+    federation = toys.federation(GROUPS, private_training=training)
+    states, losses = federation.personalize(jax.tree.map(jnp.copy, plain.states), plain.private, KEY, TEST)
+    assert any(jnp.isnan(loss).any() for loss in losses.values())
+    assert fmd.federation.undone_clients(GROUPS, losses) == set()
+    after = plain.by_client((states,))
+    assert all(changed(after[i][0], before[0], "params") for i, before in plain.before({}).items())
+
+
+def test_what_went_wrong_before_a_round_is_told_with_it():
+    clients = tuple(
+        fmd.ClientMetrics(i, "a", 0.5, None, None, status) for i, status in enumerate(["ok", "ok", "absent"])
+    )
+    metrics = fmd.federation.with_faults(fmd.RoundMetrics(0, clients, True), {"x": {0, 2}, "y": {0}, "z": set()})
+    assert [client.status for client in metrics.clients] == ["x, y", "ok", "x, absent"]

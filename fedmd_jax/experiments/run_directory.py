@@ -9,8 +9,9 @@ import os
 import pathlib
 import platform
 import shutil
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TextIO
+from typing import Any
 
 import jax
 
@@ -108,21 +109,29 @@ def append_lines(path: pathlib.Path, records: Sequence[Record]) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def lock(path: pathlib.Path) -> TextIO:
+class Lock:
+    """A file that is locked until it is closed, or until nobody has this object."""
+
+    def __init__(self, descriptor: int):
+        self.close = weakref.finalize(self, os.close, descriptor)  # does nothing the second time
+
+
+def lock(path: pathlib.Path) -> Lock:
     """The run directory for this process alone, until what is returned is closed or the process ends.
 
     Raises:
       RunDirectoryError: another process has it.
     """
-    file = (path / CONFIG).open()
+    file = os.open(path / CONFIG, os.O_RDONLY)
+    locked = Lock(file)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        file.close()
+        locked.close()
         raise RunDirectoryError(f"another process is running in {path}") from error
     except OSError:  # a file system without locks
         pass
-    return file
+    return locked
 
 
 def reopen(path: pathlib.Path, num_bytes: int) -> list[Record]:

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from fedmd_jax import checkpoint
 from fedmd_jax.checkpoint import Checkpoints
 from fedmd_jax.cli import main
-from fedmd_jax.experiments import EXPERIMENTS, kept, recorder, session
+from fedmd_jax.experiments import EXPERIMENTS, kept, procedure, recorder, session
 from fedmd_jax.experiments import run_directory as files
 from fedmd_jax.experiments.kept import OnDisk, difference
 from fedmd_jax.experiments.procedure import prepare
@@ -174,6 +174,18 @@ def test_without_checkpoints_a_run_begins_again(play, whole, tmp_path, capsys):
     assert play("--resume", path) == (0, [list(STAGES)])
     assert f"{path} goes on from the beginning" in capsys.readouterr().out
     assert (path / files.METRICS).read_bytes() == (whole / files.METRICS).read_bytes()
+
+
+@pytest.mark.parametrize("stage", ["transfer learning: private data", "rounds", 0])
+def test_what_failed_in_transfer_learning_is_told_after_it_was_resumed(play, tmp_path, monkeypatch, stage):
+    monkeypatch.setattr(procedure, "undone_clients", lambda groups, losses: {2, 1})
+    for path, disturbed in ((tmp_path / "whole", None), (tmp_path / "run", stage)):
+        play("--out", path, *TINY, stage=disturbed, kind=Killed)
+    assert play("--resume", tmp_path / "run")[0] == 0
+    check_same_run(tmp_path / "run", tmp_path / "whole")
+    assert (
+        b"public training not finite, private training not finite" in (tmp_path / "whole" / files.METRICS).read_bytes()
+    )
 
 
 def test_half_written_things_are_cut_and_removed(play, whole, tmp_path):

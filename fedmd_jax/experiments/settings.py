@@ -202,6 +202,8 @@ class Experiment:
       clients_per_chunk: How many clients of a group (those with equal networks) are trained at once, the others chunk
         after chunk. Bounds memory; changes results by rounding. None: as many as run fastest.
       head_penalty: L2 penalty on the weights of the last layer, in every loss (1e-3 in the released code).
+      checkpoint_every: Rounds between two checkpoints, from which an interrupted run goes on; 0 writes none. Rounds
+        that end while a checkpoint is being written go without.
       seed: Decides everything that is random: data split, networks, shuffling, dropout, subsets.
 
     Raises:
@@ -230,10 +232,11 @@ class Experiment:
     score_bound: float | None = None
     clients_per_chunk: int | None = None
     head_penalty: float = 1e-3
+    checkpoint_every: int = 1
     seed: int = 0
 
     def __post_init__(self):
-        _check_counts(0, num_rounds=self.num_rounds, seed=self.seed)
+        _check_counts(0, num_rounds=self.num_rounds, seed=self.seed, checkpoint_every=self.checkpoint_every)
         _check_counts(1, subset_size=self.subset_size)
         if self.clients_per_chunk is not None:
             _check_counts(1, clients_per_chunk=self.clients_per_chunk)

@@ -2,12 +2,10 @@ import dataclasses
 import gc
 import weakref
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from experiments.counting import counting
 
-from fedmd_jax.evaluate import Evaluation
 from fedmd_jax.experiments.ahead import Ahead
 from fedmd_jax.experiments.procedure import (
     ROUNDS,
@@ -21,7 +19,6 @@ from fedmd_jax.experiments.procedure import (
 from fedmd_jax.experiments.settings import Phase
 from fedmd_jax.experiments.stopwatch import Stopwatch
 from fedmd_jax.federation import fedmd
-from fedmd_jax.types import Attendance, RoundInfo
 
 
 def test_clients_with_equal_networks_are_a_group_and_keep_their_weights(experiment):
@@ -119,33 +116,6 @@ class Notes(Observer):
 def run(prepared, observer, watch):
     with compiled_once(prepared, watch) as run_one:
         run_one(prepared, observer)
-
-
-def counting(prepared):
-    """The same with functions that train nothing: a client's only number says which of them it went through."""
-    groups = prepared.federation.groups
-
-    def appended(digit):
-        return lambda states, *_: ({name: 10 * state + digit for name, state in states.items()}, {})
-
-    def round_(states, *_):
-        losses = {name: jnp.zeros((len(state), 1)) for name, state in states.items()}
-        client_ids = {name: jnp.array(group.client_ids) for name, group in groups.items()}
-        yes = {name: jnp.ones(len(state), bool) for name, state in states.items()}
-        info = RoundInfo(losses, losses, client_ids, jnp.array(True), Attendance(yes, yes), yes, yes, yes)
-        return appended(4)(states)[0], info
-
-    federation = dataclasses.replace(
-        prepared.federation,
-        new_states=jax.jit(lambda *_: {name: jnp.ones(group.num_clients) for name, group in groups.items()}),
-        pretrain=jax.jit(appended(2), donate_argnums=0),
-        personalize=jax.jit(appended(3), donate_argnums=0),
-        round=jax.jit(round_, donate_argnums=0),
-        revisit=jax.jit(appended(6), donate_argnums=0),
-        pool=jax.jit(appended(5)),
-        evaluate=jax.jit(lambda states, _: {name: Evaluation(state, state) for name, state in states.items()}),
-    )
-    return prepared._replace(federation=federation)
 
 
 def test_a_run_tells_everybody_everything_in_order(experiment):

@@ -11,7 +11,8 @@ from typing import Any
 
 import fedmd_jax
 from fedmd_jax import data_command, hints
-from fedmd_jax.experiments import EXPERIMENTS, Experiment
+from fedmd_jax.checkpoint import CheckpointError
+from fedmd_jax.experiments import EXPERIMENTS, Experiment, resuming
 from fedmd_jax.experiments import run_directory as files
 from fedmd_jax.experiments.compilation_cache import keep_compiled_programs
 from fedmd_jax.experiments.errors import SettingsError, UsageError, bad_input
@@ -28,6 +29,7 @@ from fedmd_jax.options import HELP, Run, Sweep, experiment_name, parse, setting_
 USAGE = f"""\
 usage: fedmd-jax run [EXPERIMENT] [--out DIR] [options]   train a federation and report on it
        fedmd-jax run [EXPERIMENT] --seeds N               the same for N seeds, with error bands
+       fedmd-jax run --resume DIR                         go on with a run that was interrupted
        fedmd-jax run [EXPERIMENT] --help                  every setting
        fedmd-jax sweep [EXPERIMENT] --over SETTING=VALUE,VALUE,... [--seeds N] [options]
                                                           every combination of some settings
@@ -43,7 +45,7 @@ usage: fedmd-jax report DIR
 Print the table of a finished run, or of several seeds, and redraw its accuracy.png. Of a folder of runs, such as runs/:
 one line for each.
 """
-FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,12 +55,12 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: arguments after the program's name; those of this process by default.
 
     Returns:
-      The exit code: 0, 1 where a result cannot be written, 2 for bad input, 130 after Ctrl-C. Any other exception is
-      a bug, and keeps its traceback.
+      The exit code: 0, 1 where a result cannot be written, 2 for bad input, 130 after Ctrl-C, 143 after SIGTERM. Any
+      other exception is a bug, and keeps its traceback.
     """
     with CtrlC() as ctrl_c:
         code = _guarded(list(sys.argv[1:] if argv is None else argv), ctrl_c)
-        if code == INTERRUPTED and argv is None:
+        if code in (INTERRUPTED, TERMINATED) and argv is None:
             # A normal exit would wait for the computation that is under way.
             sys.stdout.flush()
             sys.stderr.flush()
@@ -71,7 +73,7 @@ def _guarded(argv: list[str], ctrl_c: CtrlC) -> int:
     try:
         code = _dispatch(argv, ctrl_c)
         sys.stdout.flush()
-    except (UsageError, files.RunDirectoryError) as error:
+    except (UsageError, files.RunDirectoryError, CheckpointError) as error:
         return _complain(error, BAD_INPUT)
     except files.WriteError as error:
         return _complain(error, FAILED)
@@ -81,7 +83,7 @@ def _guarded(argv: list[str], ctrl_c: CtrlC) -> int:
     except KeyboardInterrupt:
         ctrl_c.hold()
         print("\nfedmd-jax: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return ctrl_c.code
     return code
 
 
@@ -110,6 +112,8 @@ def _dispatch(argv: list[str], ctrl_c: CtrlC) -> int:
 
 
 def _run(argv: list[str], ctrl_c: CtrlC) -> int:
+    if any(word.partition("=")[0] == "--resume" for word in argv):
+        return _resume(argv, ctrl_c)
     command = shlex.join(["fedmd-jax", "run", *argv])
     name = experiment_name(argv)
     settings = parse(name, argv)
@@ -122,14 +126,46 @@ def _run(argv: list[str], ctrl_c: CtrlC) -> int:
     files.check_new(path)  # before the data is read; `Recorder` checks again
     keep_compiled_programs()
     train = partial(run_all, name=name, command=command, ctrl_c=ctrl_c)
-    if num_seeds is None:
-        show = partial(_marked, describe, settings.defaults.smoke)
-        return 0 if train({path: experiment}, show=show) else INTERRUPTED
+    return _run_here(train, path, experiment, num_seeds, ctrl_c, smoke=settings.defaults.smoke)
+
+
+def _resume(argv: list[str], ctrl_c: CtrlC) -> int:
+    path, name, experiment, command, num_seeds = resuming.find(argv)
+    if num_seeds is None and files.is_finished(path):
+        print(f"nothing to do: the run in {path} is finished")
+        return 0
+    keep_compiled_programs()
+    train = partial(run_all, name=name, command=command, ctrl_c=ctrl_c, resume=True)
+    return _run_here(train, path, experiment, num_seeds, ctrl_c, smoke="--smoke" in shlex.split(command))
+
+
+def _run_here(
+    train: Callable[..., bool],
+    path: pathlib.Path,
+    experiment: Experiment,
+    num_seeds: int | None,
+    ctrl_c: CtrlC,
+    *,
+    smoke: bool,
+) -> int:
+    """One seed or several into a directory, and how to go on where that is interrupted."""
     summaries: list[Record] = []
-    completed = _run_seeds(train, path, experiment, num_seeds, summaries)
+    try:
+        if num_seeds is None:
+            completed = train({path: experiment}, show=partial(_marked, describe, smoke))
+        else:
+            completed = _run_seeds(train, path, experiment, num_seeds, summaries)
+    except KeyboardInterrupt:
+        if not path.is_dir():
+            raise
+        completed = False
     if summaries:
-        print(f"\n{_marked(describe_seeds, settings.defaults.smoke, summaries[-1])}\nresults in {path}")
-    return 0 if completed else INTERRUPTED
+        print(f"\n{_marked(describe_seeds, smoke, summaries[-1])}\nresults in {path}")
+    if not completed:
+        ctrl_c.hold()
+        print(f"to go on: fedmd-jax run --resume {shlex.quote(str(path))}", file=sys.stderr)
+        return ctrl_c.code
+    return 0
 
 
 def _run_seeds(
@@ -142,13 +178,16 @@ def _run_seeds(
     """Whether there was no Ctrl-C; after every seed another summary of those that are done, whatever comes then."""
     with bad_input():
         jobs = seed_jobs(path, experiment, num_seeds)
-    done: list[pathlib.Path] = []
+    done = [seed_path for seed_path in jobs if files.is_finished(seed_path)]  # by a run that goes on
+    if done:
+        summaries.append(write_seeds(path, done, num_seeds))
 
     def note(seed_path: pathlib.Path) -> None:
         done.append(seed_path)
         summaries.append(write_seeds(path, done, num_seeds))
 
-    return train(jobs, show=brief, done=note)
+    left = {seed_path: seed for seed_path, seed in jobs.items() if seed_path not in done}
+    return not left or train(left, show=brief, done=note)
 
 
 def _sweep(argv: list[str], ctrl_c: CtrlC) -> int:
@@ -175,7 +214,7 @@ def _sweep(argv: list[str], ctrl_c: CtrlC) -> int:
             break
     print(f"\n{_marked(sweeps.describe_sweep, settings.defaults.smoke, rows)}\nresults in {path}")
     if len(rows) < len(combinations) or not completed:
-        return INTERRUPTED
+        return ctrl_c.code
     return FAILED if any(record["error"] for record in rows) else 0
 
 

@@ -312,6 +312,7 @@ def run_federation(
     *,
     num_rounds: int,
     test: PrivateDataset | Private,
+    first_round: int = 1,
     attendance: AttendancePolicy | None = None,
     callback: Callable[[RoundMetrics, States], Any] | None = None,
 ) -> tuple[States, list[RoundMetrics]]:
@@ -325,23 +326,26 @@ def run_federation(
       key: of the rounds, another one than for `init` and `transfer_learn`; round r uses `fold_in(key, r)`.
       num_rounds: R.
       test: one dataset for everybody, or per group a stacked one.
+      first_round: the number of the first of these rounds; 1 + r goes on where r rounds have been run, and ends with
+        the same bits as if it had not been interrupted.
       attendance: (round, client ids per group) -> who takes part, such as `simulate_attendance` makes; by default
         everybody.
       callback: called with the metrics and the states after each of the R + 1 evaluations. The next round consumes
         those states: copy what you keep.
 
     Returns:
-      The clients and the history, [R + 1].
+      The clients and the history, [R + 1]; [R] where it goes on, since the clients have been evaluated before.
 
     Raises:
-      ValueError: a negative number of rounds, or data that does not fit the networks.
+      ValueError: a negative number of rounds, a first round below 1, or data that does not fit the networks.
     """
     _check_num_rounds(num_rounds)
+    check_count("first_round", first_round)
     federation.check(public, private, test)
     public, private, test = map(federation.put, (public, private, test))
     client_ids = group_client_ids(federation.groups)
     history = []
-    for round_ in range(num_rounds + 1):
+    for round_ in range(0 if first_round == 1 else first_round, first_round + num_rounds):
         info = None
         if round_ > 0:
             attending = {} if attendance is None else {"attendance": attendance(round_, client_ids)}
@@ -354,7 +358,14 @@ def run_federation(
 
 
 def run_local(
-    federation: Federation, states: States, private: Private, key: chex.PRNGKey, *, num_rounds: int
+    federation: Federation,
+    states: States,
+    private: Private,
+    key: chex.PRNGKey,
+    *,
+    num_rounds: int,
+    first_round: int = 1,
+    callback: Callable[[int, States], Any] | None = None,
 ) -> States:
     """The control of `run_federation`: the same rounds without digests, so that nobody learns from anybody.
 
@@ -367,17 +378,22 @@ def run_local(
       private: per group, stacked private datasets.
       key: that of `run_federation`.
       num_rounds: R.
+      first_round: the number of the first of these rounds; 1 + r goes on where r rounds have been run.
+      callback: called with the number of each round and the states after it, which the next round consumes.
 
     Returns:
       The clients.
 
     Raises:
-      ValueError: a negative number of rounds.
+      ValueError: a negative number of rounds, or a first round below 1.
     """
     _check_num_rounds(num_rounds)
+    check_count("first_round", first_round)
     private = federation.put(private)
-    for round_ in range(1, num_rounds + 1):
+    for round_ in range(first_round, first_round + num_rounds):
         states, _ = federation.revisit(states, private, jax.random.fold_in(key, round_))
+        if callback is not None:
+            callback(round_, states)
     return states
 
 

@@ -65,7 +65,7 @@ def test_a_run_prints_its_progress_and_a_table(finished):
 
 def test_a_run_writes_its_files_and_nothing_else(finished):
     _, path, _, _ = finished
-    assert {file.name for file in path.iterdir()} == FILES
+    assert {file.name for file in path.iterdir()} == {*FILES, files.CHECKPOINTS}
     assert [file.name for file in path.parent.iterdir()] == ["run"]
     assert (path / files.PLOT).read_bytes().startswith(b"\x89PNG")
 
@@ -153,7 +153,7 @@ def played(monkeypatch):
     """`run` without training: the results of `runs`, and in between whatever a test puts in."""
 
     def play(disturb=lambda stage: None):
-        def run(prepared, observer):
+        def run(prepared, observer, kept):
             observer.phase("transfer learning")
             disturb("transfer")
             for round_ in range(prepared.experiment.num_rounds + 1):
@@ -318,7 +318,10 @@ def test_an_interrupted_run_keeps_what_is_done(played, tmp_path, capsys, stage, 
     path = tmp_path / "run"
     assert main(["run", "--out", str(path), *TINY, "--num-rounds", "2"]) == 130
     out, err = capsys.readouterr()
-    assert err == f"\ninterrupted after round {num_done} of 2: what is done so far is kept\n"
+    assert err == (
+        f"\ninterrupted after round {num_done} of 2: what is done so far is kept\n"
+        f"to go on: fedmd-jax run --resume {path}\n"
+    )
     assert out.splitlines()[-1] == f"results in {path}"
     summary, metrics = files.read_run(path)
     assert {file.name for file in path.iterdir()} == FILES
@@ -336,6 +339,7 @@ def test_interrupted_before_the_first_result(played, tmp_path, capsys):
     assert (
         capsys.readouterr().err
         == f"\ninterrupted before the first result: {path} has config.json and an empty metrics.jsonl\n"
+        f"to go on: fedmd-jax run --resume {path}\n"
     )
     assert {file.name: file.stat().st_size > 0 for file in path.iterdir()} == {files.CONFIG: True, files.METRICS: False}
     assert main(["report", str(path)]) == 2
@@ -352,7 +356,8 @@ def test_interrupted_while_the_data_is_read(tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_ctrl_c_in_a_process(finished, tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_in_a_process(finished, tmp_path, number, code):
     path = tmp_path / "run"
     # A test run in the background ignores SIGINT, and so would this process.
     program = (
@@ -375,14 +380,15 @@ def test_ctrl_c_in_a_process(finished, tmp_path):
         if line.startswith("round "):
             break
     while process.poll() is None:  # again and again, also while it writes
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=0.05)
     _, err = process.communicate()
-    assert process.returncode == 130, err
+    assert process.returncode == code, err
+    assert err.splitlines()[-1] == f"to go on: fedmd-jax run --resume {path}"
     assert "what is done so far is kept" in err
     assert "Traceback" not in err
-    assert {file.name for file in path.iterdir()} == FILES
+    assert {file.name for file in path.iterdir()} == {*FILES, files.CHECKPOINTS}
     summary, metrics = files.read_run(path)
     assert len(metrics) == 2 * (summary["num_rounds_done"] + 1)
 
@@ -397,7 +403,7 @@ def test_a_full_disk_is_one_line(played, tmp_path, monkeypatch, capsys):
     path = tmp_path / "run"
     assert main(["run", "--out", str(path), *TINY]) == 1
     err = capsys.readouterr().err
-    assert err == f"fedmd-jax: error: cannot write {path / files.SUMMARY}: No space left on device\n"
+    assert err == f"fedmd-jax: error: cannot write {path / files.PLOT}: No space left on device\n"
     assert {file.name for file in path.iterdir()} == {files.CONFIG, files.METRICS}
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C during a run: it stops the run, but never in the middle of a result, and it is never lost."""
+"""Ctrl-C and SIGTERM during a run: they stop it, but never in the middle of a result, and they are never lost."""
 
 import contextlib
 import signal
@@ -6,34 +6,47 @@ import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 from fedmd_jax.experiments.procedure import Observer
 from fedmd_jax.federation import RoundMetrics
 
 
 class CtrlC:
-    """Within a `with` block, Ctrl-C raises KeyboardInterrupt except where it is held back.
+    """Within a `with` block, Ctrl-C raises KeyboardInterrupt except where it is held back, and so does SIGTERM.
 
     It is remembered, since Python drops a KeyboardInterrupt that falls into a destructor or a weak reference's
-    callback, of which JAX has many. Where SIGINT is not Python's own (ignored under nohup, or taken by the program
-    around) nothing is changed.
+    callback, of which JAX has many. Where a signal is not as Python has it (ignored under nohup, or taken by the
+    program around) nothing is changed.
     """
 
     def __init__(self):
-        self._pressed, self._held = False, False
+        self._signal: int | None = None  # the last that came
+        self._held = False
+        self._before: dict[int, Any] = {}
         self._unraisable_hook = sys.unraisablehook
 
     def __enter__(self) -> "CtrlC":
+        pythons = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
         is_main_thread = threading.current_thread() is threading.main_thread()  # which alone may take signals
-        if is_main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, self._handle)
+        self._before = {n: own for n, own in pythons.items() if is_main_thread and signal.getsignal(n) is own}
+        for number in self._before:
+            signal.signal(number, self._handle)
+        if self._before:
             self._unraisable_hook, sys.unraisablehook = sys.unraisablehook, self._report_unraisable
         return self
 
     def __exit__(self, *_: object) -> None:
-        if signal.getsignal(signal.SIGINT) == self._handle:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, before in self._before.items():
+            if signal.getsignal(number) == self._handle:
+                signal.signal(number, before)
+        if self._before:
             sys.unraisablehook = self._unraisable_hook
+
+    @property
+    def code(self) -> int:
+        """The exit code that tells of what came: 130 after Ctrl-C, 143 after SIGTERM."""
+        return 128 + (self._signal or signal.SIGINT)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -49,12 +62,12 @@ class CtrlC:
         self._held = True
 
     def check(self) -> None:
-        """Raises KeyboardInterrupt if Ctrl-C was ever pressed."""
-        if self._pressed:
+        """Raises KeyboardInterrupt if a signal has ever come."""
+        if self._signal is not None:
             raise KeyboardInterrupt
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self._pressed = True
+        self._signal = number
         if not self._held:
             raise KeyboardInterrupt
 

@@ -7,7 +7,6 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -17,6 +16,7 @@ from fedmd_jax.communication import Communication, communication_bytes
 from fedmd_jax.devices import client_costs
 from fedmd_jax.experiments.ahead import compiling
 from fedmd_jax.experiments.datasets import Datasets, hold_out, load
+from fedmd_jax.experiments.kept import LOCAL, PRETRAINED, ROUNDS, TRANSFERRED, InMemory, Kept
 from fedmd_jax.experiments.networks import architecture_from_name
 from fedmd_jax.experiments.pretrained import Pretrained, fingerprint
 from fedmd_jax.experiments.settings import Devices, Experiment
@@ -36,8 +36,6 @@ from fedmd_jax.mapping import chunk_of, client_mesh
 from fedmd_jax.spread import gather_clients
 from fedmd_jax.subset import draw_public_subset, draw_stratified_subset
 from fedmd_jax.types import PrivateDataset, PublicDataset
-
-ROUNDS = "rounds"  # the phase with a beginning, a middle and an end; the others are one program each
 
 
 class Observer:
@@ -215,18 +213,24 @@ def group_clients(experiment: Experiment, num_classes: int) -> dict[str, Archite
 
 
 @contextmanager
-def compiled_once(prepared: Prepared, watch: Stopwatch) -> Iterator[Callable[[Prepared, Observer], None]]:
+def compiled_once(
+    prepared: Prepared, watch: Stopwatch, kept: Kept | None = None
+) -> Iterator[Callable[[Prepared, Observer, Kept | None], None]]:
     """A function that runs this experiment, and others that differ from it in their seeds only, with the same programs.
 
     It goes through transfer learning, the rounds, and what they are compared with; its observer hears of phases, rounds
-    and results as they come. The comparisons are last, so that the first accuracies are seen soon.
+    and results as they come. The comparisons are last, so that the first accuracies are seen soon. It begins where the
+    clients that are kept say, and keeps them as it goes on.
 
     Args:
       prepared: from `prepare`.
       watch: measures the phases.
+      kept: of the first run.
     """
     experiment, federation, shapes = prepared.experiment, prepared.federation, _data_shapes(prepared)
-    later = {"pretrain"} if pretrained_from(prepared) else set()
+    later = _done_before(experiment, kept) if kept else set()
+    if pretrained_from(prepared):
+        later.add("pretrain")
     del prepared  # the first seed's data must not stay in memory while the others run
     needed = {"new_states", "pretrain", "personalize", "evaluate"}
     wanted = {"round": True, "revisit": experiment.local, "pool": experiment.pooled}
@@ -245,51 +249,150 @@ def _data_shapes(prepared: Prepared) -> dict[str, PublicDataset | PrivateDataset
     return jax.eval_shape(lambda data: data, data)
 
 
-def _run_phases(federation: Federation, prepared: Prepared, observer: Observer) -> None:
-    experiment, _, datasets, private, pretraining, pooling, validation, pretrained = prepared
-    key_init, key_public, key_private, key_rounds, key_pooled = jax.random.split(jax.random.key(experiment.seed), 5)
+def _done_before(experiment: Experiment, kept: Kept) -> set[str]:
+    """Names of the programs that a run does not need which goes on; another seed may."""
+    done, num_rounds = set(), experiment.num_rounds
+    if kept.last(PRETRAINED) is not None:
+        done |= {"new_states", "pretrain"}
+    if kept.last(TRANSFERRED) is not None:
+        done |= {"personalize"}
+    if kept.last(ROUNDS) == num_rounds:
+        done |= {"round"}
+    if kept.last(LOCAL) == num_rounds:
+        done |= {"revisit"}
+    return done
 
-    observer.phase("preparing the networks")
-    faults = {}  # of transfer learning
-    states = federation.new_states(key_init, datasets.public.inputs[:1])  # `prepare` has checked the data
-    if (source := pretrained_from(prepared)) is not None:
-        observer.phase(f"transfer learning: public data, done in {source}")
-        states = federation.put(pretrained.load(gather_clients(jax.eval_shape(lambda states: states, states))))
-    else:
-        observer.phase("transfer learning: public data")
-        states, losses = federation.pretrain(states, pretraining, key_public, *_named(validation, "pretrain"))
-        faults["public training not finite"] = undone_clients(federation.groups, losses)
-        if pretrained is not None:
-            pretrained.save(gather_clients(states))
-    # The upper bound starts from here, the control after the next phase, and donation consumes the clients.
-    pretrained = jax.tree.map(jnp.copy, states) if experiment.pooled else None
-    observer.phase("transfer learning: private data")
-    states, losses = federation.personalize(states, private, key_private, *_named(validation, "personalize"))
-    faults["private training not finite"] = undone_clients(federation.groups, losses)
-    transferred = jax.tree.map(jnp.copy, states) if experiment.local else None
-    observer.phase(ROUNDS)
-    probabilities = experiment.probabilities()
-    # The first five of this key are taken, by `split`.
-    key_attendance = jax.random.fold_in(jax.random.key(experiment.seed), 5)
-    run_federation(
-        federation,
-        states,
-        datasets.public,
-        private,
-        key_rounds,
-        num_rounds=experiment.num_rounds,
-        test=datasets.test,
-        attendance=None if probabilities is None else simulate_attendance(key_attendance, **probabilities),
-        callback=lambda metrics, _: observer.round(metrics if metrics.round else with_faults(metrics, faults)),
-    )
+
+# What can go wrong in transfer learning, in this order.
+_FAULTS = _PUBLIC_FAULT, _PRIVATE_FAULT = ("public training not finite", "private training not finite")
+
+
+class _Keys(NamedTuple):
+    """All follow from the seed, so that none need be kept."""
+
+    init: jax.Array
+    public: jax.Array
+    private: jax.Array
+    rounds: jax.Array
+    pooled: jax.Array
+    attendance: jax.Array
+
+
+class _Run(NamedTuple):
+    """What every phase has at hand."""
+
+    federation: Federation
+    prepared: Prepared
+    observer: Observer
+    kept: Kept
+    keys: _Keys
+    shapes: States
+    faults: dict[str, list[int]]  # of transfer learning, found as it goes on
+
+
+def _run_phases(federation: Federation, prepared: Prepared, observer: Observer, kept: Kept | None = None) -> None:
+    """Every phase asks what is kept for where it begins: what was done before is not done again."""
+    experiment = prepared.experiment
+    if kept is None:
+        wanted = {PRETRAINED: experiment.pooled, TRANSFERRED: experiment.local}
+        kept = InMemory([phase for phase, is_wanted in wanted.items() if is_wanted])
+    key = jax.random.key(experiment.seed)
+    keys = _Keys(*jax.random.split(key, 5), jax.random.fold_in(key, 5))  # `split` takes the first five of `fold_in`
+    run = _Run(federation, prepared, observer, kept, keys, client_shapes(prepared), {})
+    _rounds(run)
     if experiment.local:
-        observer.phase("local only")
-        states = run_local(federation, transferred, private, key_rounds, num_rounds=experiment.num_rounds)
-        observer.local(_accuracy(federation, states, datasets.test))
+        _local(run)
     if experiment.pooled:
-        observer.phase("pooled upper bound")
-        states, _ = federation.pool(pretrained, pooling, key_pooled, *_named(validation, "pool"))
-        observer.pooled(_accuracy(federation, states, datasets.test))
+        _pool(run)
+
+
+def _clients_pretrained(run: _Run) -> States:
+    """Clients after the public half of transfer learning, where the upper bound begins."""
+    if run.kept.last(PRETRAINED) is not None:
+        run.faults.update(run.kept.note(PRETRAINED))
+        return run.federation.put(run.kept.load(PRETRAINED, run.shapes))
+    _, _, datasets, _, pretraining, _, validation, shared = run.prepared
+    run.observer.phase("preparing the networks")
+    states = run.federation.new_states(run.keys.init, datasets.public.inputs[:1])  # `prepare` has checked the data
+    if (source := pretrained_from(run.prepared)) is not None:
+        run.observer.phase(f"transfer learning: public data, done in {source}")
+        states = run.federation.put(shared.load(run.shapes))
+    else:
+        run.observer.phase("transfer learning: public data")
+        states, losses = run.federation.pretrain(states, pretraining, run.keys.public, *_named(validation, "pretrain"))
+        run.faults[_PUBLIC_FAULT] = sorted(undone_clients(run.federation.groups, losses))
+        if shared is not None:
+            shared.save(gather_clients(states))
+    run.kept.save(PRETRAINED, 0, states, note=run.faults)
+    return states
+
+
+def _clients_transferred(run: _Run) -> States:
+    """Clients after transfer learning, where the rounds begin and the control does."""
+    if run.kept.last(TRANSFERRED) is not None:
+        run.faults.update(run.kept.note(TRANSFERRED))
+        return run.federation.put(run.kept.load(TRANSFERRED, run.shapes))
+    states = _clients_pretrained(run)
+    run.observer.phase("transfer learning: private data")
+    validation = _named(run.prepared.validation, "personalize")
+    states, losses = run.federation.personalize(states, run.prepared.private, run.keys.private, *validation)
+    run.faults[_PRIVATE_FAULT] = sorted(undone_clients(run.federation.groups, losses))
+    run.kept.save(TRANSFERRED, 0, states, note=run.faults)
+    return states
+
+
+def _rounds(run: _Run) -> None:
+    num_done, num_rounds = run.kept.last(ROUNDS) or 0, run.prepared.experiment.num_rounds
+    if 0 < num_done == num_rounds:
+        return
+    states = run.federation.put(run.kept.load(ROUNDS, run.shapes)) if num_done else _clients_transferred(run)
+
+    def tell(metrics: RoundMetrics, states: States) -> None:
+        if metrics.round == 0:
+            faults = {what: run.faults[what] for what in _FAULTS if what in run.faults}
+            run.observer.round(with_faults(metrics, faults))
+        else:
+            run.observer.round(metrics)
+            run.kept.save(ROUNDS, metrics.round, states, score=metrics.mean_accuracy)
+
+    run.observer.phase(ROUNDS)
+    probabilities = run.prepared.experiment.probabilities()
+    run_federation(
+        run.federation,
+        states,
+        run.prepared.datasets.public,
+        run.prepared.private,
+        run.keys.rounds,
+        num_rounds=num_rounds - num_done,
+        first_round=num_done + 1,
+        test=run.prepared.datasets.test,
+        attendance=None if probabilities is None else simulate_attendance(run.keys.attendance, **probabilities),
+        callback=tell,
+    )
+
+
+def _local(run: _Run) -> None:
+    num_done = run.kept.last(LOCAL) or 0
+    states = run.federation.put(run.kept.load(LOCAL, run.shapes)) if num_done else _clients_transferred(run)
+    run.observer.phase("local only")
+    states = run_local(
+        run.federation,
+        states,
+        run.prepared.private,
+        run.keys.rounds,
+        num_rounds=run.prepared.experiment.num_rounds - num_done,
+        first_round=num_done + 1,
+        callback=partial(run.kept.save, LOCAL),
+    )
+    run.observer.local(_accuracy(run.federation, states, run.prepared.datasets.test))
+
+
+def _pool(run: _Run) -> None:
+    states = _clients_pretrained(run)
+    run.observer.phase("pooled upper bound")
+    validation = _named(run.prepared.validation, "pool")
+    states, _ = run.federation.pool(states, run.prepared.pooling, run.keys.pooled, *validation)
+    run.observer.pooled(_accuracy(run.federation, states, run.prepared.datasets.test))
 
 
 def _named(validation: dict[str, PrivateDataset], name: str) -> list[PrivateDataset]:
@@ -305,7 +408,7 @@ def _accuracy(federation: Federation, states: States, test: PrivateDataset) -> d
 def clients_at_once(prepared: Prepared) -> dict[str, int]:
     """How many clients of each group run at once on a device: what was set, or what was chosen."""
     setting, groups = prepared.experiment.clients_per_chunk or "auto", prepared.federation.groups
-    states = _shapes(prepared)
+    states = client_shapes(prepared)
     mesh = prepared.federation.mesh
     chunks = {name: chunk_of(setting, name, states[name].params, mesh) for name in groups}
     of_device = {name: -(-group.num_clients // (mesh.size if mesh else 1)) for name, group in groups.items()}
@@ -321,13 +424,14 @@ def pretrained_from(prepared: Prepared) -> str | None:
 def communication(prepared: Prepared, *, num_rounds: int) -> Communication:
     """What so many rounds send, from the shapes of the networks; nothing is computed."""
     return communication_bytes(
-        _shapes(prepared),
+        client_shapes(prepared),
         subset_size=prepared.experiment.subset_size,
         num_classes=prepared.datasets.num_classes,
         num_rounds=num_rounds,
     )
 
 
-def _shapes(prepared: Prepared) -> States:
+def client_shapes(prepared: Prepared) -> States:
+    """The clients without their numbers, and on no devices; nothing is computed."""
     inputs = prepared.datasets.public.inputs[:1]
-    return jax.eval_shape(prepared.federation.new_states, jax.random.key(0), inputs)
+    return gather_clients(jax.eval_shape(prepared.federation.new_states, jax.random.key(0), inputs))

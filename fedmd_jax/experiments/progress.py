@@ -54,7 +54,7 @@ class Bars(Progress):
     def __init__(self, num_rounds: int, file: TextIO | None = None):
         self._num_rounds, self._file = num_rounds, file
         self._bar: tqdm.tqdm | None = None
-        self._compiled_at = 0.0
+        self._first: tuple[int, float] | None = None  # the first round after the one that compiles, and when it began
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._ticker = threading.Thread(target=self._tick, daemon=True)
@@ -89,11 +89,12 @@ class Bars(Progress):
 
     def _time_left(self, round_: int) -> str:
         """From the rounds after the first, which compiles; empty where nothing is known or nothing is left."""
-        if round_ == 1:
-            self._compiled_at = time.monotonic()
-        if not 1 < round_ < self._num_rounds:
+        if round_ > 0 and self._first is None:
+            self._first = round_, time.monotonic()
+        if round_ == 0 or not self._first[0] < round_ < self._num_rounds:
             return ""
-        seconds = (time.monotonic() - self._compiled_at) / (round_ - 1)
+        first, began = self._first
+        seconds = (time.monotonic() - began) / (round_ - first)
         return f", {tqdm.tqdm.format_interval(seconds * (self._num_rounds - round_))} left"
 
     def _close_bar(self) -> None:

@@ -16,13 +16,14 @@ from fedmd_jax.federation import RoundMetrics
 
 
 class Recorder(Observer):
-    """Writes each result when it is known.
+    """Writes each result when it is known; no other process does in the same directory, until it is closed.
 
     Attributes:
       num_rounds_done: rounds that are on disk; None before round 0.
+      num_bytes: of metrics.jsonl.
 
     Raises:
-      RunDirectoryError: the directory exists or cannot be made.
+      RunDirectoryError: the directory exists or cannot be made, or is not one where a run can go on.
       WriteError: from any method, a file cannot be written.
     """
 
@@ -35,22 +36,32 @@ class Recorder(Observer):
         command: str,
         clients_at_once: Mapping[str, int] | None = None,
         pretrained_from: str | None = None,
+        resume_at: int | None = None,
     ):
-        """Makes the directory, with config.json and an empty metrics.jsonl.
+        """Makes the directory, with config.json and an empty metrics.jsonl; or goes on in one.
 
         Args:
-          path: the directory, which must not exist.
+          path: the directory, which must not exist unless the run goes on.
           name: of the experiment.
           experiment: its settings.
           command: with which it was started.
           clients_at_once: how many clients of each group run at once, where it is known.
           pretrained_from: from where clients are taken after the public half of transfer learning, if they are.
+          resume_at: where a run goes on, how many bytes of metrics.jsonl it has when it does; those after are cut.
         """
         self._path, self._name, self._experiment = path, name, experiment
         self._metrics: list[Record] = []
         self._local: dict[int, float] | None = None
         self._pooled: dict[int, float] | None = None
         self._origin = files.origin()
+        if resume_at is not None:
+            self._lock = files.lock(path)
+            try:
+                self._metrics = files.reopen(path, resume_at)
+            except Exception:
+                self._lock.close()
+                raise
+            return
         config = {
             "experiment": name,
             "settings": dataclasses.asdict(experiment),
@@ -61,6 +72,16 @@ class Recorder(Observer):
             **self._origin,
         }
         files.create(path, {files.CONFIG: files.to_json(config), files.METRICS: b""})
+        self._lock = files.lock(path)
+
+    def close(self) -> None:
+        """Lets others write."""
+        self._lock.close()
+
+    @property
+    def num_bytes(self) -> int:
+        """Of metrics.jsonl."""
+        return (self._path / files.METRICS).stat().st_size
 
     @property
     def num_rounds_done(self) -> int | None:
@@ -105,8 +126,8 @@ class Recorder(Observer):
             "interrupted": interrupted,
             **self._origin,
         }
-        files.replace_file(self._path / files.SUMMARY, files.to_json(summary))
         files.replace_file(self._path / files.PLOT, plot(summary, self._metrics))
+        files.replace_file(self._path / files.SUMMARY, files.to_json(summary))  # last: it says that all is there
         return summary
 
 

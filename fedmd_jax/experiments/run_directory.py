@@ -2,12 +2,14 @@
 
 import contextlib
 import errno
+import fcntl
 import importlib.metadata
 import json
 import os
 import pathlib
 import platform
 import shutil
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +18,7 @@ import jax
 import fedmd_jax
 
 CONFIG, METRICS, SUMMARY, PLOT = "config.json", "metrics.jsonl", "summary.json", "accuracy.png"
+CHECKPOINTS = "checkpoints"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 # What decides a run besides its settings.
 _VARIABLES = ("FEDMD_JAX_DATA", "TFDS_DATA_DIR", "JAX_PLATFORMS", "XLA_FLAGS")
@@ -104,6 +107,88 @@ def append_lines(path: pathlib.Path, records: Sequence[Record]) -> None:
         if file.write(block) < len(block):  # a full disk takes what it can, and complains at the next write only
             file.truncate(size)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+class Lock:
+    """A file that is locked until it is closed, or until nobody has this object."""
+
+    def __init__(self, descriptor: int):
+        self.close = weakref.finalize(self, os.close, descriptor)  # does nothing the second time
+
+
+def lock(path: pathlib.Path) -> Lock:
+    """The run directory for this process alone, until what is returned is closed or the process ends.
+
+    Raises:
+      RunDirectoryError: another process has it.
+    """
+    file = os.open(path / CONFIG, os.O_RDONLY)
+    locked = Lock(file)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        locked.close()
+        raise RunDirectoryError(f"another process is running in {path}") from error
+    except OSError:  # a file system without locks
+        pass
+    return locked
+
+
+def reopen(path: pathlib.Path, num_bytes: int) -> list[Record]:
+    """Makes the directory of an interrupted run what it was when its metrics had so many bytes.
+
+    Args:
+      path: the directory.
+      num_bytes: of metrics.jsonl; what comes after is cut, and summary and plot that were made of it are removed.
+
+    Returns:
+      The records of metrics.jsonl.
+
+    Raises:
+      RunDirectoryError: metrics.jsonl is shorter, or damaged.
+      WriteError: nothing can be written.
+    """
+    file = path / METRICS
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise RunDirectoryError(f"cannot read {file}: {_reason(error)}") from error
+    kept = content[:num_bytes]
+    if len(kept) < num_bytes:
+        raise RunDirectoryError(f"cannot go on in {path}: {METRICS} has {len(kept)} bytes, wanted at least {num_bytes}")
+    try:
+        records = [json.loads(line) for line in kept.splitlines()]
+    except ValueError as error:
+        raise RunDirectoryError(f"cannot read {file}: {error}") from error
+    with _writing(file):
+        for left in (path / SUMMARY, path / PLOT, *path.glob(".*.tmp")):
+            left.unlink(missing_ok=True)
+        os.truncate(file, num_bytes)
+    return records
+
+
+def read_config(path: pathlib.Path) -> Record:
+    """The content of config.json, with the parts that say what was run.
+
+    Raises:
+      RunDirectoryError: it is missing, or is not what a run writes.
+    """
+    if not path.is_dir():
+        raise RunDirectoryError(f"no run to go on with: {path} is not a directory")
+    if not (path / CONFIG).is_file():
+        raise RunDirectoryError(f"no run to go on with: {path} has no {CONFIG}")
+    [config] = _parse(path / CONFIG, whole=True)
+    _check(path / CONFIG, config, {"experiment": str, "settings": {}, "command": str, "versions": {}, "device": {}})
+    return config
+
+
+def is_finished(path: pathlib.Path) -> bool:
+    """Whether a run has come to its end in this directory, which the summary says."""
+    try:
+        [summary] = _parse(path / SUMMARY, whole=True)
+    except RunDirectoryError:
+        return False
+    return summary.get("interrupted") is False
 
 
 def to_json(content: Any) -> bytes:

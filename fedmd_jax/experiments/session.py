@@ -1,16 +1,20 @@
 """Runs that differ in their seeds only: one after the other, each into its own directory, compiled once."""
 
+import contextlib
 import pathlib
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from fedmd_jax.experiments import run_directory as files
 from fedmd_jax.experiments.errors import bad_input
 from fedmd_jax.experiments.interrupts import CtrlC, Uninterrupted
+from fedmd_jax.experiments.kept import OnDisk
 from fedmd_jax.experiments.procedure import (
     Observers,
     Prepared,
+    client_shapes,
     clients_at_once,
     communication,
     compiled_once,
@@ -19,6 +23,7 @@ from fedmd_jax.experiments.procedure import (
 )
 from fedmd_jax.experiments.progress import make_progress
 from fedmd_jax.experiments.recorder import Recorder
+from fedmd_jax.experiments.resuming import identity
 from fedmd_jax.experiments.run_directory import Record
 from fedmd_jax.experiments.settings import Experiment
 from fedmd_jax.experiments.stopwatch import Stopwatch
@@ -32,6 +37,7 @@ def run_all(
     ctrl_c: CtrlC,
     show: Callable[[Record], str],
     done: Callable[[pathlib.Path], Any] = lambda path: None,
+    resume: bool = False,
 ) -> bool:
     """Runs every experiment into its directory.
 
@@ -42,39 +48,37 @@ def run_all(
       ctrl_c: stops the run that is under way, whose results are kept, and those to come.
       show: what is printed of a run's summary.
       done: called with the directory of every run that was not interrupted, before the next one begins.
+      resume: whether a directory that exists is that of an interrupted run, which goes on.
 
     Returns:
-      Whether all went well; False after Ctrl-C.
+      Whether all went well; False after Ctrl-C or SIGTERM.
 
     Raises:
       SettingsError: the data is missing or damaged, or the settings do not fit it.
-      RunDirectoryError: a directory exists or cannot be made.
+      RunDirectoryError: a directory exists or cannot be made, or its run cannot go on.
+      CheckpointError: a checkpoint is damaged, or of another run.
       WriteError: a file cannot be written.
     """
     watch = Stopwatch()
+    begin = partial(_begin, name=name, command=command, watch=watch, ctrl_c=ctrl_c, resume=resume)
+    first, experiment = next(iter(jobs.items()))
     with bad_input():
-        prepared = prepare(next(iter(jobs.values())))
-    with compiled_once(prepared, watch) as run:
+        prepared = prepare(experiment)
+    writing = begin(first, prepared)
+    with compiled_once(prepared, watch, writing.kept) as run:
         for number, (path, experiment) in enumerate(jobs.items()):
             if number > 0:
-                prepared = None  # before the next data is read
+                prepared = writing = None  # before the next data is read
                 watch.restart()
                 with bad_input():
                     prepared = prepare(experiment)
-            with ctrl_c.held():
-                recorder = Recorder(
-                    path,
-                    name,
-                    experiment,
-                    command=command,
-                    clients_at_once=clients_at_once(prepared),
-                    pretrained_from=pretrained_from(prepared),
-                )
-            completed = _run(run, prepared, recorder, watch, ctrl_c)
-            with ctrl_c.held():
-                _finish(recorder, prepared, watch, path, show, interrupted=not completed)
-                if completed:
-                    done(path)
+                writing = begin(path, prepared)
+            with contextlib.closing(writing):
+                completed = _run(run, prepared, writing, ctrl_c)
+                with ctrl_c.held():
+                    _finish(writing, prepared, watch, path, show, interrupted=not completed)
+                    if completed:
+                        done(path)
             if not completed:
                 return False
             if number + 1 < len(jobs):
@@ -82,10 +86,77 @@ def run_all(
     return True
 
 
-def _run(run: Callable, prepared: Prepared, recorder: Recorder, watch: Stopwatch, ctrl_c: CtrlC) -> bool:
+class _Writing(NamedTuple):
+    """What writes into the directory of a run."""
+
+    recorder: Recorder
+    kept: OnDisk | None
+
+    def close(self) -> None:
+        """All is on disk, and another process may have the directory."""
+        try:
+            self.wait()
+        finally:
+            self.recorder.close()
+
+    def wait(self) -> None:
+        """All is on disk."""
+        if self.kept is not None:
+            self.kept.close()
+
+
+def _begin(
+    path: pathlib.Path,
+    prepared: Prepared,
+    *,
+    name: str,
+    command: str,
+    watch: Stopwatch,
+    ctrl_c: CtrlC,
+    resume: bool,
+) -> _Writing:
+    """A new directory, or one where a run goes on, which nothing is done to before all in it is known to be good."""
+    experiment, kept, resume_at = prepared.experiment, None, None
+    recorder = None
+
+    def position() -> Record:
+        return {"num_bytes": recorder.num_bytes, "seconds": watch.seconds()}
+
+    if experiment.checkpoint_every:
+        kept = OnDisk(
+            path,
+            identity(prepared),
+            every=experiment.checkpoint_every,
+            num_rounds=experiment.num_rounds,
+            position=position,
+            held=ctrl_c.held,
+        )
+    if resume and path.is_dir():
+        found = (kept.check(client_shapes(prepared)) if kept else None) or {"num_bytes": 0, "seconds": {}}
+        resume_at = found["num_bytes"]
+        watch.restart(found["seconds"])
+    with ctrl_c.held():
+        recorder = Recorder(
+            path,
+            name,
+            experiment,
+            command=command,
+            clients_at_once=clients_at_once(prepared),
+            pretrained_from=pretrained_from(prepared),
+            resume_at=resume_at,
+        )
+    if resume_at is not None:
+        num_done = recorder.num_rounds_done
+        where = "from the beginning" if num_done is None else f"after round {num_done} of {experiment.num_rounds}"
+        print(f"{path} goes on {where}", flush=True)
+    return _Writing(recorder, kept)
+
+
+def _run(run: Callable, prepared: Prepared, writing: _Writing, ctrl_c: CtrlC) -> bool:
     try:
         with make_progress(prepared.experiment.num_rounds) as progress:
-            run(prepared, Uninterrupted(Observers(recorder, progress), ctrl_c))
+            run(prepared, Uninterrupted(Observers(writing.recorder, progress), ctrl_c), writing.kept)
+        writing.wait()
     except KeyboardInterrupt:
         ctrl_c.hold()  # a second one does not stop the writing
         return False
@@ -93,7 +164,7 @@ def _run(run: Callable, prepared: Prepared, recorder: Recorder, watch: Stopwatch
 
 
 def _finish(
-    recorder: Recorder,
+    writing: _Writing,
     prepared: Prepared,
     watch: Stopwatch,
     path: pathlib.Path,
@@ -101,6 +172,7 @@ def _finish(
     *,
     interrupted: bool,
 ) -> None:
+    recorder, kept = writing
     num_done, num_rounds = recorder.num_rounds_done, prepared.experiment.num_rounds
     if num_done is None:
         print(
@@ -111,4 +183,6 @@ def _finish(
     if interrupted:
         print(f"\ninterrupted after round {num_done} of {num_rounds}: what is done so far is kept", file=sys.stderr)
     summary = recorder.finish(communication(prepared, num_rounds=num_done), watch.seconds(), interrupted=interrupted)
+    if kept is not None and not interrupted:
+        kept.finish()
     print(f"\n{show(summary)}\nresults in {path}")

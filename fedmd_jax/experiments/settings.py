@@ -205,6 +205,8 @@ class Experiment:
       devices: Over how many devices the clients are spread, or all. Moves results by rounding. None: all GPUs or TPUs;
         a CPU is one device.
       head_penalty: L2 penalty on the weights of the last layer, in every loss (1e-3 in the released code).
+      checkpoint_every: Rounds between two checkpoints, from which an interrupted run goes on; 0 writes none. Rounds
+        that end while a checkpoint is being written go without.
       seed: Decides everything that is random: data split, networks, shuffling, dropout, subsets.
 
     Raises:
@@ -234,10 +236,11 @@ class Experiment:
     clients_per_chunk: int | None = None
     devices: Devices = None
     head_penalty: float = 1e-3
+    checkpoint_every: int = 1
     seed: int = 0
 
     def __post_init__(self):
-        _check_counts(0, num_rounds=self.num_rounds, seed=self.seed)
+        _check_counts(0, num_rounds=self.num_rounds, seed=self.seed, checkpoint_every=self.checkpoint_every)
         _check_counts(1, subset_size=self.subset_size)
         if self.clients_per_chunk is not None:
             _check_counts(1, clients_per_chunk=self.clients_per_chunk)

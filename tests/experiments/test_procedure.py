@@ -2,18 +2,18 @@ import dataclasses
 import gc
 import weakref
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from experiments.counting import counting
 
-from fedmd_jax.evaluate import Evaluation
 from fedmd_jax.experiments.ahead import Ahead
+from fedmd_jax.experiments.kept import OnDisk
 from fedmd_jax.experiments.procedure import (
     ROUNDS,
     Observer,
     Observers,
     choose_mesh,
+    client_shapes,
     clients_at_once,
     communication,
     compiled_once,
@@ -23,7 +23,6 @@ from fedmd_jax.experiments.procedure import (
 from fedmd_jax.experiments.settings import Phase
 from fedmd_jax.experiments.stopwatch import Stopwatch
 from fedmd_jax.federation import fedmd
-from fedmd_jax.types import Attendance, RoundInfo
 
 
 def test_clients_with_equal_networks_are_a_group_and_keep_their_weights(experiment):
@@ -108,19 +107,23 @@ def test_a_mesh_is_of_several_devices(monkeypatch):
     assert choose_mesh(1) is None
 
 
-def test_on_many_devices_a_run_is_the_same_with_kept_clients(experiment, tmp_path):
-    """All phases: two clients in one group and one in another, on two devices, balanced by cost."""
-    kept = dataclasses.replace(experiment, devices=2, pretrained_dir=str(tmp_path))
+def test_on_many_devices_a_run_is_the_same_from_what_it_has_kept(experiment, tmp_path):
+    """All phases: two clients in one group and one in another, on two devices; what is on disk knows of no device."""
+    on_devices = dataclasses.replace(experiment, devices=2, pretrained_dir=str(tmp_path / "pretrained"))
     told = []
-    for _ in range(2):
-        prepared = prepare(kept)
+    for number in range(2):
+        prepared, notes = prepare(on_devices), Notes()
         assert (prepared.federation.mesh.size, clients_at_once(prepared)) == (2, {"mlp:n1=3": 1, "mlp": 1})
-        notes = Notes()
-        run(prepared, notes, Stopwatch())
+        kept = OnDisk(tmp_path / str(number), {}, every=1, num_rounds=2, position=dict)
+        with compiled_once(prepared, Stopwatch()) as run_one:
+            run_one(prepared, notes, kept)
         told.append([part for part in notes.told if not isinstance(part, str)])
     assert told[0] == told[1]
     assert told[0][:-2] == [0, 1, 2]
     assert [sorted(accuracy) for accuracy in told[0][-2:]] == [[0, 1, 2], [0, 1, 2]]
+    shapes = client_shapes(prepare(experiment))
+    chex.assert_trees_all_equal_shapes_and_dtypes(kept.load("rounds", shapes), shapes)
+    kept.close()
 
 
 class Notes(Observer):
@@ -145,33 +148,6 @@ class Notes(Observer):
 def run(prepared, observer, watch):
     with compiled_once(prepared, watch) as run_one:
         run_one(prepared, observer)
-
-
-def counting(prepared):
-    """The same with functions that train nothing: a client's only number says which of them it went through."""
-    groups = prepared.federation.groups
-
-    def appended(digit):
-        return lambda states, *_: ({name: 10 * state + digit for name, state in states.items()}, {})
-
-    def round_(states, *_):
-        losses = {name: jnp.zeros((len(state), 1)) for name, state in states.items()}
-        client_ids = {name: jnp.array(group.client_ids) for name, group in groups.items()}
-        yes = {name: jnp.ones(len(state), bool) for name, state in states.items()}
-        info = RoundInfo(losses, losses, client_ids, jnp.array(True), Attendance(yes, yes), yes, yes, yes)
-        return appended(4)(states)[0], info
-
-    federation = dataclasses.replace(
-        prepared.federation,
-        new_states=jax.jit(lambda *_: {name: jnp.ones(group.num_clients) for name, group in groups.items()}),
-        pretrain=jax.jit(appended(2), donate_argnums=0),
-        personalize=jax.jit(appended(3), donate_argnums=0),
-        round=jax.jit(round_, donate_argnums=0),
-        revisit=jax.jit(appended(6), donate_argnums=0),
-        pool=jax.jit(appended(5)),
-        evaluate=jax.jit(lambda states, _: {name: Evaluation(state, state) for name, state in states.items()}),
-    )
-    return prepared._replace(federation=federation)
 
 
 def test_a_run_tells_everybody_everything_in_order(experiment):

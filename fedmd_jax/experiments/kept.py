@@ -1,0 +1,202 @@
+"""The clients that a run keeps: for its later phases, and to go on after it was interrupted."""
+
+import contextlib
+import pathlib
+import shutil
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from fedmd_jax.checkpoint import CheckpointError, Checkpoints
+from fedmd_jax.experiments.run_directory import CHECKPOINTS, Record, WriteError
+from fedmd_jax.federation import States
+from fedmd_jax.spread import gather_clients
+
+# The phases after which, and within which, clients are kept.
+PRETRAINED, TRANSFERRED, ROUNDS, LOCAL = PHASES = ("pretrained", "transferred", "rounds", "local")
+
+
+class Kept(Protocol):
+    """Clients by phase and round; a phase without rounds has round 0."""
+
+    def last(self, phase: str) -> int | None:
+        """The last round of a phase of which clients are kept, None where there is none."""
+
+    def save(
+        self, phase: str, round_: int, states: States, *, score: float | None = None, note: Record | None = None
+    ) -> None:
+        """Keeps a copy, if it is worth it, with a note of what was found on the way."""
+
+    def load(self, phase: str, shapes: States) -> States:
+        """The clients of the last round of a phase, on whatever devices."""
+
+    def note(self, phase: str) -> Record:
+        """What was noted with them."""
+
+
+class InMemory:
+    """Keeps what later phases begin with on the device; nobody can go on from there."""
+
+    def __init__(self, wanted: Collection[str]):
+        """Keeps nothing yet.
+
+        Args:
+          wanted: the phases whose clients are asked for later, once each.
+        """
+        self._wanted, self._states = wanted, {}
+
+    def last(self, phase: str) -> int | None:
+        """0 or None."""
+        return 0 if phase in self._states else None
+
+    def save(
+        self, phase: str, round_: int, states: States, *, score: float | None = None, note: Record | None = None
+    ) -> None:
+        """Keeps what is wanted."""
+        if phase in self._wanted:
+            self._states[phase] = jax.tree.map(jnp.copy, states)
+
+    def load(self, phase: str, shapes: States) -> States:
+        """Gives the copy away."""
+        return self._states.pop(phase)
+
+    def note(self, phase: str) -> Record:
+        """Nothing that the run would not know."""
+        return {}
+
+
+class OnDisk:
+    """Keeps clients in the run directory, with what is needed to go on from them.
+
+    `pretrained` and `transferred` are written once; of `rounds`, the last two and the best of those that were written,
+    and of `local` the last two.
+    """
+
+    def __init__(
+        self,
+        path: pathlib.Path,
+        identity: Record,
+        *,
+        every: int,
+        num_rounds: int,
+        position: Callable[[], Record],
+        held: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
+    ):
+        """Reads nothing yet.
+
+        Args:
+          path: of the run.
+          identity: what decides the bits of this run, as JSON gives it back.
+          every: rounds between checkpoints, at least 1.
+          num_rounds: R; the last is always kept.
+          position: how far the results are that go with the clients.
+          held: within it a save is not interrupted.
+        """
+        self._folders = {phase: Checkpoints(path / CHECKPOINTS / phase) for phase in PHASES}
+        self._identity, self._every, self._num_rounds = identity, every, num_rounds
+        self._position, self._held = position, held
+
+    def check(self, shapes: States) -> Record | None:
+        """Reads everything that there is.
+
+        Args:
+          shapes: of the clients.
+
+        Returns:
+          The position of where the run goes on; None where that is the beginning.
+
+        Raises:
+          CheckpointError: a checkpoint is damaged, of another format, or of another run.
+        """
+        position = {}
+        for phase, folder in self._folders.items():
+            if (round_ := folder.latest) is None:
+                continue
+            try:
+                folder.check(round_, shapes)
+            except CheckpointError as error:
+                earlier = folder.rounds[:-1]
+                hint = f"; remove it to go on after round {earlier[-1]}" if earlier else "; remove it to do it again"
+                raise CheckpointError(f"{error}{hint}") from error
+            record = folder.record(round_)
+            if different := difference(self._identity, record.get("run")):
+                raise CheckpointError(f"the checkpoint {folder.path / str(round_)} is of another run: {different}")
+            # Where the last round's is removed by hand, the control may be ahead of it.
+            position |= {k: v for k, v in record["position"].items() if phase != LOCAL or k != "num_bytes"}
+        return position or None
+
+    def last(self, phase: str) -> int | None:
+        """The last that is on disk."""
+        self._wait(phase)
+        return self._folders[phase].latest
+
+    def save(
+        self, phase: str, round_: int, states: States, *, score: float | None = None, note: Record | None = None
+    ) -> None:
+        """Begins to write; not a round that is none of every so many, nor one that would have to wait for another.
+
+        Raises:
+          WriteError: the clients before could not be written.
+        """
+        folder = self._folders[phase]
+        if phase in (ROUNDS, LOCAL) and round_ < self._num_rounds and (round_ % self._every or folder.busy):
+            return
+        record = {"run": self._identity, "phase": phase, "position": self._position(), "note": note or {}}
+        with self._held(), _writing():
+            for other in self._folders.values():
+                if other is not folder:
+                    other.wait()  # what is on disk of a phase says that those before are
+            folder.save(round_, gather_clients(states), score=score, record=record)
+
+    def load(self, phase: str, shapes: States) -> States:
+        """The last that is on disk."""
+        round_ = self.last(phase)
+        return self._folders[phase].load(round_, shapes)
+
+    def note(self, phase: str) -> Record:
+        """What was noted with the last that is on disk."""
+        return self._folders[phase].record(self.last(phase))["note"]
+
+    def close(self) -> None:
+        """Returns when everything is on disk; `WriteError` where that has failed."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_writing())
+            for folder in self._folders.values():
+                stack.callback(folder.close)
+
+    def finish(self) -> None:
+        """Removes what only a run that goes on needs: of a finished one the last rounds and the best stay."""
+        for phase in (PRETRAINED, TRANSFERRED, LOCAL):
+            shutil.rmtree(self._folders[phase].path, ignore_errors=True)
+
+    def _wait(self, phase: str) -> None:
+        with _writing():
+            self._folders[phase].wait()
+
+
+def difference(wanted: Any, found: Any, where: str = "") -> str | None:
+    """The first thing in which two trees of dictionaries differ, in words; None where there is none.
+
+    >>> difference({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}})
+    'a.c is 3 there, 2 here'
+    """
+    if not (isinstance(wanted, dict) and isinstance(found, dict)):
+        return None if wanted == found else f"{where or 'it'} is {found!r:.80} there, {wanted!r:.80} here"
+    for key in {**wanted, **found}:
+        place = f"{where}.{key}" if where else key
+        if key not in found or key not in wanted:
+            return f"{place} is known {'here' if key in wanted else 'there'} only"
+        if told := difference(wanted[key], found[key], place):
+            return told
+    return None
+
+
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(str(error)) from error

@@ -136,7 +136,7 @@ def _resume(argv: list[str], ctrl_c: CtrlC) -> int:
         return 0
     keep_compiled_programs()
     train = partial(run_all, name=name, command=command, ctrl_c=ctrl_c, resume=True)
-    return _run_here(train, path, experiment, num_seeds, ctrl_c, smoke="--smoke" in shlex.split(command))
+    return _run_here(train, path, experiment, num_seeds, ctrl_c, smoke=files.is_smoke(path))
 
 
 def _run_here(

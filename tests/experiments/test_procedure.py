@@ -2,6 +2,7 @@ import dataclasses
 import gc
 import weakref
 
+import chex
 import numpy as np
 import pytest
 from experiments.counting import counting

@@ -29,7 +29,7 @@ from fedmd_jax.options import HELP, Run, Sweep, experiment_name, parse, setting_
 USAGE = f"""\
 usage: fedmd-jax run [EXPERIMENT] [--out DIR] [options]   train a federation and report on it
        fedmd-jax run [EXPERIMENT] --seeds N               the same for N seeds, with error bands
-       fedmd-jax run --resume DIR                         go on with a run that was interrupted
+       fedmd-jax run --resume DIR [--elsewhere]           go on with a run that was interrupted, on another machine
        fedmd-jax run [EXPERIMENT] --help                  every setting
        fedmd-jax sweep [EXPERIMENT] --over SETTING=VALUE,VALUE,... [--seeds N] [options]
                                                           every combination of some settings
@@ -130,12 +130,12 @@ def _run(argv: list[str], ctrl_c: CtrlC) -> int:
 
 
 def _resume(argv: list[str], ctrl_c: CtrlC) -> int:
-    path, name, experiment, command, num_seeds = resuming.find(argv)
+    path, name, experiment, command, num_seeds, elsewhere = resuming.find(argv)
     if num_seeds is None and files.is_finished(path):
         print(f"nothing to do: the run in {path} is finished")
         return 0
     keep_compiled_programs()
-    train = partial(run_all, name=name, command=command, ctrl_c=ctrl_c, resume=True)
+    train = partial(run_all, name=name, command=command, ctrl_c=ctrl_c, resume=True, elsewhere=elsewhere)
     return _run_here(train, path, experiment, num_seeds, ctrl_c, smoke=files.is_smoke(path))
 
 

@@ -99,11 +99,12 @@ class OnDisk:
         self._identity, self._every, self._num_rounds = identity, every, num_rounds
         self._position, self._held = position, held
 
-    def check(self, shapes: States) -> Record | None:
+    def check(self, shapes: States, *, ignored: Collection[str] = ()) -> Record | None:
         """Reads everything that there is.
 
         Args:
           shapes: of the clients.
+          ignored: parts of the identity that may be others.
 
         Returns:
           The position of where the run goes on; None where that is the beginning.
@@ -122,7 +123,8 @@ class OnDisk:
                 hint = f"; remove it to go on after round {earlier[-1]}" if earlier else "; remove it to do it again"
                 raise CheckpointError(f"{error}{hint}") from error
             record = folder.record(round_)
-            if different := difference(self._identity, record.get("run")):
+            wanted, found = (_without(ignored, run) for run in (self._identity, record.get("run")))
+            if different := difference(wanted, found):
                 raise CheckpointError(f"the checkpoint {folder.path / str(round_)} is of another run: {different}")
             # Where the last round's is removed by hand, the control may be ahead of it.
             position |= {k: v for k, v in record["position"].items() if phase != LOCAL or k != "num_bytes"}
@@ -192,6 +194,10 @@ def difference(wanted: Any, found: Any, where: str = "") -> str | None:
         if told := difference(wanted[key], found[key], place):
             return told
     return None
+
+
+def _without(ignored: Collection[str], run: Any) -> Any:
+    return {key: part for key, part in run.items() if key not in ignored} if isinstance(run, dict) else run
 
 
 @contextlib.contextmanager

@@ -39,15 +39,26 @@ class Pretrained(NamedTuple):
         save_tree(self.path, states)
 
 
-def fingerprint(settings: object, data: chex.ArrayTree) -> str:
-    """The name of what comes of these settings and data with these versions on this device.
+def place_of(folder: pathlib.Path, settings: object, data: chex.ArrayTree) -> Pretrained:
+    """Where clients are kept that come of these settings and data with these versions on this device.
 
     Args:
-      settings: everything that decides the clients, a dataclass or what JSON knows.
+      folder: of all that is kept.
+      settings: everything that decides the clients, as JSON and dataclasses know it.
       data: the arrays that they see.
     """
-    known = {name: origin()[name] for name in ("versions", "device")}
-    text = json.dumps({"settings": settings, **known}, default=dataclasses.asdict, sort_keys=True)
+    here = {name: origin()[name] for name in ("versions", "device")}
+    return Pretrained(folder / fingerprint({"settings": settings, **here}, data))
+
+
+def fingerprint(known: object, data: chex.ArrayTree) -> str:
+    """A name that no other content has.
+
+    Args:
+      known: what JSON and dataclasses know.
+      data: arrays.
+    """
+    text = json.dumps(known, default=dataclasses.asdict, sort_keys=True)
     digest = hashlib.blake2b(text.encode(), digest_size=16)
     for leaf in jax.tree.leaves(data):
         array = np.ascontiguousarray(leaf)

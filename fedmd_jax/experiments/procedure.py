@@ -18,7 +18,7 @@ from fedmd_jax.experiments.ahead import compiling
 from fedmd_jax.experiments.datasets import Datasets, hold_out, load
 from fedmd_jax.experiments.kept import LOCAL, PRETRAINED, ROUNDS, TRANSFERRED, InMemory, Kept
 from fedmd_jax.experiments.networks import architecture_from_name
-from fedmd_jax.experiments.pretrained import Pretrained, fingerprint
+from fedmd_jax.experiments.pretrained import Pretrained, place_of
 from fedmd_jax.experiments.settings import Devices, Experiment
 from fedmd_jax.experiments.stopwatch import Stopwatch
 from fedmd_jax.federation import (
@@ -155,7 +155,7 @@ def _pretrained(experiment: Experiment, num_classes: int, data: tuple) -> Pretra
         return None
     names = ("networks", "width", "head_penalty", "clients_per_chunk", "devices", "public_training", "seed")
     settings = {name: getattr(experiment, name) for name in names} | {"num_classes": num_classes}
-    return Pretrained(pathlib.Path(experiment.pretrained_dir).expanduser() / fingerprint(settings, data))
+    return place_of(pathlib.Path(experiment.pretrained_dir).expanduser(), settings, data)
 
 
 def split_validation(

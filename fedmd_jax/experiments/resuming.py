@@ -1,5 +1,6 @@
 """What an interrupted run says of itself, and whether the same bits can come of it here."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -19,7 +20,9 @@ from fedmd_jax.experiments.run_directory import Record, RunDirectoryError
 from fedmd_jax.experiments.settings import Experiment
 
 Settings = TypeVar("Settings")
-USAGE = "run --resume DIR wants the directory of an interrupted run, and takes all settings from there"
+USAGE = "run --resume DIR [--elsewhere] wants the directory of an interrupted run, and takes all settings from there"
+# What decides the bits of a run, and not what it is: another machine may differ in it.
+LOCAL_PARTS = ("versions", "device", "xla_flags", "clients_at_once")
 
 
 class Interrupted(NamedTuple):
@@ -30,35 +33,37 @@ class Interrupted(NamedTuple):
     experiment: Experiment  # of the first seed
     command: str
     num_seeds: int | None
+    elsewhere: bool  # it may go on with other versions and on other devices, to the same results but for rounding
 
 
 def find(argv: list[str]) -> Interrupted:
-    """The run of `--resume DIR`, or of `--resume DIR --seeds N`.
+    """The run of `--resume DIR [--seeds N] [--elsewhere]`.
 
     Args:
       argv: all options.
 
     Raises:
       UsageError: another option.
-      RunDirectoryError: no run, a damaged one, or one of other versions or devices.
+      RunDirectoryError: no run, a damaged one, or, but with `--elsewhere`, one of other versions or devices.
     """
-    given, num_seeds = _options(argv)
+    given, num_seeds, elsewhere = _options(argv)
     path = pathlib.Path(os.path.normpath(os.path.expanduser(given)))
     first = _first_seed(path)
     if first is None and num_seeds is not None:
         raise UsageError(f"--seeds is of a directory of several seeds, but {path} has none")
     config = files.read_config(first or path)
     here = json.loads(json.dumps(files.origin()))
-    for part in ("versions", "device"):  # their bits are others
+    for part in () if elsewhere else ("versions", "device"):
         if told := difference(here[part], config[part], part):
-            raise RunDirectoryError(f"cannot go on in {path} with the same bits: {told}")
+            hint = "--elsewhere goes on to results that are the same but for rounding"
+            raise RunDirectoryError(f"cannot go on in {path} with the same bits: {told}; {hint}")
     try:
         experiment = settings_from(Experiment, config["settings"])
     except ValueError as error:
         raise RunDirectoryError(f"cannot read {(first or path) / files.CONFIG}: {error}") from error
     if first is not None and num_seeds is None:
         num_seeds = _num_seeds(config["command"])
-    return Interrupted(path, config["experiment"], experiment, config["command"], num_seeds)
+    return Interrupted(path, config["experiment"], experiment, config["command"], num_seeds, elsewhere)
 
 
 def settings_from(kind: type[Settings], content: Any, where: str = "settings") -> Settings:
@@ -94,8 +99,11 @@ def _value(kind: Any, value: Any, where: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in options:
             return None
-        (kind,) = [option for option in options if option is not type(None)]
-        return _value(kind, value, where)
+        *others, last = [option for option in options if option is not type(None)]
+        for option in others:
+            with contextlib.suppress(ValueError):
+                return _value(option, value, where)
+        return _value(last, value, where)
     if origin is tuple and isinstance(value, list):
         return tuple(_value(options[0], item, f"{where}[{place}]") for place, item in enumerate(value))
     if origin is Literal and value in options:
@@ -110,7 +118,8 @@ def identity(prepared: Prepared) -> Record:
     settings = dataclasses.asdict(prepared.experiment)
     del settings["checkpoint_every"]
     origin, groups = files.origin(), prepared.federation.groups
-    data = (prepared.datasets.public, prepared.private, prepared.datasets.test, prepared.pretraining, prepared.pooling)
+    datasets = prepared.datasets
+    data = (datasets.public, datasets.private, datasets.test, prepared.pretraining, prepared.pooling)
     known = {
         "settings": settings,
         "groups": {name: group.client_ids for name, group in groups.items()},
@@ -123,8 +132,9 @@ def identity(prepared: Prepared) -> Record:
     return json.loads(json.dumps(known))
 
 
-def _options(argv: list[str]) -> tuple[str, int | None]:
-    """DIR and N of `--resume DIR --seeds N`, in any order, each also with an equals sign."""
+def _options(argv: list[str]) -> tuple[str, int | None, bool]:
+    """DIR, N and a flag of `--resume DIR --seeds N --elsewhere`, in any order, also with equals signs."""
+    elsewhere, argv = "--elsewhere" in argv, [word for word in argv if word != "--elsewhere"]
     words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--") else [word])]
     given = dict(zip(words[::2], words[1::2], strict=False))
     if len(words) % 2 or len(given) * 2 < len(words) or not given.keys() <= {"--resume", "--seeds"}:
@@ -132,7 +142,7 @@ def _options(argv: list[str]) -> tuple[str, int | None]:
     num_seeds = given.get("--seeds")
     if num_seeds is not None and not re.fullmatch("[1-9][0-9]{0,8}", num_seeds):
         raise UsageError(f"seeds must be an integer of at least 1, got {num_seeds}")
-    return given["--resume"], None if num_seeds is None else int(num_seeds)
+    return given["--resume"], None if num_seeds is None else int(num_seeds), elsewhere
 
 
 def _first_seed(path: pathlib.Path) -> pathlib.Path | None:

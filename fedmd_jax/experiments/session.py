@@ -23,7 +23,7 @@ from fedmd_jax.experiments.procedure import (
 )
 from fedmd_jax.experiments.progress import make_progress
 from fedmd_jax.experiments.recorder import Recorder
-from fedmd_jax.experiments.resuming import identity
+from fedmd_jax.experiments.resuming import LOCAL_PARTS, identity
 from fedmd_jax.experiments.run_directory import Record
 from fedmd_jax.experiments.settings import Experiment
 from fedmd_jax.experiments.stopwatch import Stopwatch
@@ -38,6 +38,7 @@ def run_all(
     show: Callable[[Record], str],
     done: Callable[[pathlib.Path], Any] = lambda path: None,
     resume: bool = False,
+    elsewhere: bool = False,
 ) -> bool:
     """Runs every experiment into its directory.
 
@@ -49,6 +50,7 @@ def run_all(
       show: what is printed of a run's summary.
       done: called with the directory of every run that was not interrupted, before the next one begins.
       resume: whether a directory that exists is that of an interrupted run, which goes on.
+      elsewhere: whether it may go on with other versions and on other devices.
 
     Returns:
       Whether all went well; False after Ctrl-C or SIGTERM.
@@ -60,7 +62,7 @@ def run_all(
       WriteError: a file cannot be written.
     """
     watch = Stopwatch()
-    begin = partial(_begin, name=name, command=command, watch=watch, ctrl_c=ctrl_c, resume=resume)
+    begin = partial(_begin, name=name, command=command, watch=watch, ctrl_c=ctrl_c, resume=resume, elsewhere=elsewhere)
     first, experiment = next(iter(jobs.items()))
     with bad_input():
         prepared = prepare(experiment)
@@ -114,6 +116,7 @@ def _begin(
     watch: Stopwatch,
     ctrl_c: CtrlC,
     resume: bool,
+    elsewhere: bool,
 ) -> _Writing:
     """A new directory, or one where a run goes on, which nothing is done to before all in it is known to be good."""
     experiment, kept, resume_at = prepared.experiment, None, None
@@ -132,7 +135,9 @@ def _begin(
             held=ctrl_c.held,
         )
     if resume and path.is_dir():
-        found = (kept.check(client_shapes(prepared)) if kept else None) or {"num_bytes": 0, "seconds": {}}
+        ignored = LOCAL_PARTS if elsewhere else ()
+        found = kept.check(client_shapes(prepared), ignored=ignored) if kept else None
+        found = found or {"num_bytes": 0, "seconds": {}}
         resume_at = found["num_bytes"]
         watch.restart(found["seconds"])
     with ctrl_c.held():

@@ -301,9 +301,9 @@ REFUSED = {
     "the grouping is another": (set_setting("networks", ["mlp", "mlp:n1=2", "mlp"]), ".* settings.networks is .*"),
     "other data": (other_data, "the checkpoint .*pretrained/0 is of another run: data is '.*' there, '.*' here"),
     "other versions": (of_another_origin,
-        "cannot go on in .*run with the same bits: versions.jax is '.*' there, '9.9' here"),
+        "cannot go on in .*run with the same bits: versions.jax is '.*' there, '9.9' here; --elsewhere .*"),
     "another device": (edited(files.CONFIG, lambda config: config["device"].update(count=99)),
-        "cannot go on in .*run with the same bits: device.count is 99 there, [0-9]+ here"),
+        "cannot go on in .*run with the same bits: device.count is 99 there, [0-9]+ here; --elsewhere .*"),
     "another format": (of_another_format,
         "the checkpoint .*pretrained/0 is of format 1, wanted 2; remove it to do it again"),
     "a truncated checkpoint": (truncated("transferred"),
@@ -341,6 +341,20 @@ def test_what_is_refused(play, interrupted, monkeypatch, capsys, name):
     assert {file: file.read_bytes() for file in interrupted.rglob("*") if file.is_file()} == before
 
 
+def test_elsewhere_a_run_goes_on_if_it_is_told_so(play, whole, interrupted, monkeypatch):
+    of_another_origin(interrupted, monkeypatch)
+    assert play("--resume", interrupted, "--elsewhere")[0] == 0
+    assert (interrupted / files.METRICS).read_bytes() == (whole / files.METRICS).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["a setting is another", "other data", "another format", "a truncated checkpoint"])
+def test_elsewhere_is_no_excuse_for_another_run(play, interrupted, monkeypatch, capsys, name):
+    spoil, message = REFUSED[name]
+    spoil(interrupted, monkeypatch)
+    assert play("--resume", interrupted, "--elsewhere") == (2, [])
+    assert re.fullmatch(message, complaint(capsys))
+
+
 def test_a_damaged_checkpoint_can_be_removed(play, whole, interrupted):
     for phase in ("rounds", "transferred", "local"):
         folder = interrupted / files.CHECKPOINTS / phase
@@ -352,14 +366,14 @@ def test_a_damaged_checkpoint_can_be_removed(play, whole, interrupted):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ("--resume", "run --resume DIR wants the directory .*; got --resume"),
-        ("--resume a b", "run --resume DIR wants .*; got --resume a b"),
+        ("--resume", "run --resume DIR .*wants the directory .*; got --resume"),
+        ("--resume a b", "run --resume DIR .*wants .*; got --resume a b"),
         (
             "--resume a --num-rounds 3",
-            "run --resume DIR wants .*takes all settings from there; got --resume a --num-rou.*",
+            "run --resume DIR .*wants .*takes all settings from there; got --resume a --num-rou.*",
         ),
-        ("quickstart --resume a", "run --resume DIR wants .*; got quickstart --resume a"),
-        ("--resume a --resume b", "run --resume DIR wants .*"),
+        ("quickstart --resume a", "run --resume DIR .*wants .*; got quickstart --resume a"),
+        ("--resume a --resume b", "run --resume DIR .*wants .*"),
         ("--resume a --seeds x", "seeds must be an integer of at least 1, got x"),
         ("--resume . --seeds 2", "--seeds is of a directory of several seeds, but . has none"),
         ("--resume /nowhere", "no run to go on with: /nowhere is not a directory"),
@@ -405,6 +419,14 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on(play, whole, tmp_path, monk
 def test_settings_come_back_from_json(name):
     experiment = EXPERIMENTS[name]
     assert settings_from(Experiment, json.loads(json.dumps(dataclasses.asdict(experiment)))) == experiment
+
+
+@pytest.mark.parametrize("devices", [None, 3, "all"])
+def test_a_setting_of_several_types_comes_back(devices):
+    content = {**dataclasses.asdict(EXPERIMENTS["quickstart"]), "devices": devices}
+    assert settings_from(Experiment, json.loads(json.dumps(content))).devices == devices
+    with pytest.raises(ValueError, match=r"settings\.devices must be of type"):
+        settings_from(Experiment, json.loads(json.dumps({**content, "devices": "some"})))
 
 
 JSON = st.recursive(

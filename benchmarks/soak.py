@@ -78,7 +78,7 @@ class Soak:
         self.counts: collections.Counter = collections.Counter()
         self.faults: collections.Counter = collections.Counter()
         self.problems: list[str] = []
-        self._seconds = 20.0  # of a process from its start to the end of a run, as far as is known
+        self._seconds = 0.0  # of a run that nobody kills
 
     def run(self, number: int) -> None:
         """One run until it ends, and what it is compared with."""
@@ -86,6 +86,7 @@ class Soak:
         num_devices = self._random.choice(MIXED)
         start = ["run", "quickstart", "--seed", str(number), *OPTIONS]
         path = self._folder / f"run{number}"
+        calm = self._calm(path, start, num_devices)
         kills, moves, done = 0, 0, b""
         while not (path / "summary.json").exists() or json.loads((path / "summary.json").read_text())["interrupted"]:
             if mixed and kills and (other := self._random.choice(MIXED)) != num_devices:
@@ -97,8 +98,10 @@ class Soak:
             kills += code != 0
             done = self._check_kept(path, done)
         self._check_end(path, done)
-        if not mixed:
-            self._check_same(path, start, num_devices)
+        if not mixed and calm is not None:
+            if calm != (path / "metrics.jsonl").read_bytes():
+                self.problems.append(f"{path.name}: not the bytes of a run that nobody killed")
+            self.counts["compared to the byte"] += 1
         self.counts.update(runs=1, rounds=NUM_ROUNDS, kills=kills, changes_of_devices=moves)
         lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
         self.faults.update(fault for line in lines for fault in line["status"].split(", ") if fault != "ok")
@@ -107,10 +110,8 @@ class Soak:
     def _process(self, argv: list[str], num_devices: int, path: pathlib.Path) -> int | None:
         """The exit code of a process that is killed, unless it is faster; None where it ended as it should not."""
         process = self._start(argv, num_devices)
-        began = time.perf_counter()
         try:
             code = process.wait(timeout=self._random.uniform(0.1, 1.2) * self._seconds)
-            self._seconds = max(5.0, 0.9 * self._seconds, time.perf_counter() - began)
         except subprocess.TimeoutExpired:
             number = self._random.choice(SIGNALS)
             process.send_signal(number)
@@ -157,17 +158,16 @@ class Soak:
         if json.loads((path / "summary.json").read_text())["num_rounds_done"] != NUM_ROUNDS:
             self.problems.append(f"{path.name}: the summary is of fewer rounds")
 
-    def _check_same(self, path: pathlib.Path, start: list[str], num_devices: int) -> None:
-        """Against the same run, left alone."""
-        calm = path.with_name(f"{path.name}-calm")
+    def _calm(self, path: pathlib.Path, start: list[str], num_devices: int) -> bytes | None:
+        """The lines of the same run, left alone, and how long it takes."""
+        calm, began = path.with_name(f"{path.name}-calm"), time.perf_counter()
         process = self._start([*start, "--out", str(calm)], num_devices)
         output = process.communicate()[0]
-        if process.returncode != 0:
-            self.problems.append(f"{calm.name}: exit code {process.returncode}: {output[-500:]}")
-        elif (calm / "metrics.jsonl").read_bytes() != (path / "metrics.jsonl").read_bytes():
-            self.problems.append(f"{path.name}: not the bytes of a run that nobody killed")
-        else:
-            self.counts["compared to the byte"] += 1
+        self._seconds = time.perf_counter() - began
+        if process.returncode == 0:
+            return (calm / "metrics.jsonl").read_bytes()
+        self.problems.append(f"{calm.name}: exit code {process.returncode}: {output[-500:]}")
+        return None
 
 
 def main() -> int:

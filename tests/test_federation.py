@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -123,6 +127,35 @@ def test_twice_the_same_is_the_same_to_the_bit(key):
 
     chex.assert_trees_all_equal(run()[0], run()[0])
     assert run()[1] == run()[1]
+
+
+ANEW = """
+import hashlib, jax, toys
+import fedmd_jax as fmd
+normed, mlp = toys.normed(noise=0.1), toys.tanh_mlp()
+groups = {"normed": fmd.ArchitectureGroup(normed, (4, 1)), "mlp": fmd.ArchitectureGroup(mlp, (2,))}
+federation, key = toys.federation(groups), jax.random.key(5)
+public, private = toys.public(), toys.private(groups)
+states = federation.init(key, public, private)
+for _ in range(2):
+    states, _ = federation.round(states, public, private, key)
+leaves = jax.device_get(jax.tree.leaves(states))
+print(hashlib.sha256(b"".join(leaf.tobytes() for leaf in leaves)).hexdigest())
+"""
+
+
+def test_processes_started_anew_end_with_the_same_bits():
+    """Nor does the order of a dictionary or a hash that Python salts decide anything."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", ANEW], env={**environment, "PYTHONHASHSEED": salt}, stdout=subprocess.PIPE
+        )
+        for salt in ("1", "2")
+    ]
+    first, second = (process.communicate()[0] for process in processes)
+    assert len(first.strip()) == 64
+    assert first == second
 
 
 @pytest.fixture(scope="module")

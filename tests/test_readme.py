@@ -20,3 +20,14 @@ def test_the_program_of_the_readme_runs_and_learns(capsys):
     (snippet,) = (text for text in re.findall(r"```text\n(.*?)```", README, flags=re.DOTALL) if "attendance" in text)
     exec(compile(snippet, "README.md", "exec"), variables | {"key_attendance": variables["jax"].random.key(1)})
     assert re.match(r"\[\(\d, \d, '(absent|incomplete)'\)", capsys.readouterr().out)
+
+
+def test_every_promise_has_a_test_that_exists():
+    root = pathlib.Path(__file__).parents[1]
+    table = (root / "benchmarks" / "README.md").read_text().split("## Promises")[1]
+    promised = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", table)
+    assert len(promised) > 20
+    for path, name in promised:
+        assert f"\ndef {name}(" in (root / path).read_text(), f"{path} has no {name}"
+    rows = [row for row in table.splitlines() if row.startswith("| ")][2:]
+    assert all("::test_" in row for row in rows)

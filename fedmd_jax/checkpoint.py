@@ -12,15 +12,20 @@ with fmd.Checkpoints("folder") as checkpoints:
         callback=lambda metrics, states: checkpoints.save(metrics.round, states, score=metrics.mean_accuracy))
 ```
 
-So do `run_local`, and `run_population` with the `states` of its population.
+So do `run_local`, and `run_population` with the `states` of its population. States on a mesh are kept per group, as
+`gather_clients` gives them, and go on on any mesh.
+
+Orbax is imported where it is used: it takes longer than all of this package, which most of its users do without.
 """
 
 import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
 import pathlib
+import re
 import shutil
 import threading
 from collections.abc import Iterator, Mapping
@@ -30,13 +35,15 @@ from typing import Any
 import chex
 import jax
 import numpy as np
-from orbax.checkpoint import v1 as ocp
 
 from fedmd_jax.checks import check_count
+from fedmd_jax.spread import Spread, gather_clients
 
 FORMAT = 1  # of what is below; another one is refused
 _CHUNK_BYTES = 2**26
 _LOGGING = threading.RLock()
+_ROUND = re.compile("0|[1-9][0-9]*")
+_PARTIAL = re.compile(r"\.[0-9]+\.[0-9]+\.tmp(\..*)?")  # what `_hidden` makes of a round, and Orbax of that
 
 Record = dict[str, Any]
 
@@ -53,7 +60,7 @@ def save_tree(path: pathlib.Path, tree: chex.ArrayTree, *, record: Mapping[str, 
 
     Args:
       path: the directory; one that is there is replaced.
-      tree: of arrays without PRNG keys, on this process's devices or on the host.
+      tree: of arrays without PRNG keys, on this process's devices or on the host; a `Spread` is gathered.
       record: what JSON knows, kept with the arrays.
 
     Raises:
@@ -71,10 +78,12 @@ def load_tree(path: pathlib.Path, like: chex.ArrayTree) -> chex.ArrayTree:
 
     Returns:
       The tree: writable NumPy arrays where `like` has them, else JAX arrays, with the sharding of `like` if it has one.
+      Where that has a `Spread`, what `gather_clients` gives; `spread_clients` is the way back.
 
     Raises:
       CheckpointError: it is missing, damaged, of another format, or of a tree with other leaves.
     """
+    like = _gathered(like)
     layout, content = _layout(like), _checked(path, like)
     leaves, offset = [], 0
     for leaf, (_, dtype, shape) in zip(jax.tree.leaves(like), layout, strict=True):
@@ -87,7 +96,7 @@ def load_tree(path: pathlib.Path, like: chex.ArrayTree) -> chex.ArrayTree:
 
 def check_tree(path: pathlib.Path, like: chex.ArrayTree) -> None:
     """Reads a checkpoint as `load_tree` would, and says nothing, or a `CheckpointError`."""
-    _checked(path, like)
+    _checked(path, _gathered(like))
 
 
 def read_record(path: pathlib.Path) -> Record:
@@ -99,7 +108,11 @@ class Checkpoints:
     """A folder of checkpoints by round, written in the background; the last few and the best are kept.
 
     A checkpoint is a directory named by its round, which appears when it is complete: a process that is killed leaves
-    nothing but what its name begins with a dot, which the next one removes. One process at a time writes.
+    nothing but what is named `.ROUND.PROCESS.tmp`, which the next one removes. One process at a time writes. Whatever
+    else is in the folder stays there, also under names that are numbers.
+
+    The rounds are those of one federation. Who goes back, with the clients of round 10 of 20 and `first_round=11` or
+    from the beginning, leaves those after it: as soon as the new round is written, the higher ones are removed.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder, Checkpoints(folder, keep=1) as checkpoints:
@@ -137,10 +150,11 @@ class Checkpoints:
 
     @property
     def rounds(self) -> list[int]:
-        """Of the checkpoints that are complete, ascending."""
+        """Of the checkpoints that are complete, of any format, ascending."""
         if not self.path.is_dir():
             return []
-        return sorted(int(entry.name) for entry in self.path.iterdir() if entry.name.isdecimal())
+        named = [entry for entry in self.path.iterdir() if _ROUND.fullmatch(entry.name)]
+        return sorted(int(entry.name) for entry in named if _is_checkpoint(entry))
 
     @property
     def latest(self) -> int | None:
@@ -163,21 +177,28 @@ class Checkpoints:
         """Copies the clients and returns; they are written in the background, after the one before.
 
         Args:
-          round_: the number of rounds that are done.
-          states: the clients, of a federation or of a population; the next round may consume them.
-          score: the checkpoint with the highest is kept; those without one are not among these.
-          record: what JSON knows, kept with the clients.
+          round_: the number of rounds that are done; checkpoints of higher ones are removed when this one is written.
+          states: the clients, of a federation or of a population, on a mesh or not; the next round may consume them.
+          score: a finite number; the checkpoint with the highest is kept, and those without one are not among these.
+          record: what JSON knows, kept with the clients, beside the `score`.
 
         Raises:
-          OSError: the one before could not be written.
+          ValueError: a round or a score that is none, or a record with a score of its own.
+          OSError: the one before could not be written, or what has the name of this one is no checkpoint.
         """
+        note = {"score": _score(score), **(record or {})}
+        if "score" in (record or {}):
+            raise ValueError(f"record must not have the key 'score', which is an argument, got {record['score']!r:.40}")
+        if not isinstance(round_, (int, np.integer)) or round_ < 0:
+            raise ValueError(f"round_ must be an integer of at least 0, got {round_!r:.40}")
         self.wait()
+        path = self.path / str(round_)
+        if os.path.lexists(path) and not _is_checkpoint(path):
+            raise FileExistsError(f"cannot write the checkpoint {path}: it would replace what is none, or damaged")
         if self._executor is None:
             self._executor = ThreadPoolExecutor(max_workers=1)
             self._clean()
-        leaves, content = _host_copy(states)
-        note = {"score": score, **(record or {})}
-        self._pending = self._executor.submit(self._write, round_, leaves, content, note)
+        self._pending = self._executor.submit(self._write, int(round_), *_host_copy(states), note)
 
     def wait(self) -> None:
         """Returns when nothing is being written; `OSError` where that has failed."""
@@ -217,24 +238,44 @@ class Checkpoints:
     def _write(self, round_: int, leaves: list, content: np.ndarray, record: Record) -> None:
         _write(self.path / str(round_), leaves, content, record)
         self._scores[round_] = record["score"]
-        best = self._best()
-        for old in set(self.rounds[: -self._keep]) - {best}:
+        found = self.rounds
+        rounds = [other for other in found if other <= round_]
+        for old in set(found) - {*rounds[-self._keep :], self._best(rounds)}:
             _remove(self.path / str(old))
 
-    def _best(self) -> int | None:
-        for round_ in set(self.rounds) - set(self._scores):  # of a process before
+    def _best(self, rounds: list[int]) -> int | None:
+        for round_ in set(rounds) - set(self._scores):  # of a process before
             try:
                 self._scores[round_] = self.record(round_).get("score")
             except CheckpointError:
                 self._scores[round_] = None
-        scored = [round_ for round_ in self.rounds if self._scores[round_] is not None]
+        scored = [round_ for round_ in rounds if self._scores[round_] is not None]
         return max(scored, key=self._scores.get, default=None)
 
     def _clean(self) -> None:
         """Removes what a killed process has left."""
         for entry in self.path.iterdir() if self.path.is_dir() else ():
-            if entry.name.startswith("."):
+            if _PARTIAL.fullmatch(entry.name):
                 shutil.rmtree(entry, ignore_errors=True)
+
+
+def _score(score: Any) -> float | None:
+    """As JSON knows it: of NumPy or JAX, too."""
+    if score is None:
+        return None
+    with contextlib.suppress(TypeError, ValueError):
+        if not isinstance(score, (str, bytes)) and math.isfinite(value := float(score)):
+            return value
+    raise ValueError(f"score must be a finite number or None, got {score!r:.40}")
+
+
+def _gathered(tree: chex.ArrayTree) -> chex.ArrayTree:
+    """Without the layout of a mesh: a checkpoint is the same on any."""
+
+    def is_spread(part: Any) -> bool:
+        return isinstance(part, Spread)
+
+    return jax.tree.map(lambda part: gather_clients(part) if is_spread(part) else part, tree, is_leaf=is_spread)
 
 
 def _host_copy(tree: chex.ArrayTree) -> tuple[list, np.ndarray]:
@@ -242,6 +283,7 @@ def _host_copy(tree: chex.ArrayTree) -> tuple[list, np.ndarray]:
 
     The last byte says nothing: Orbax has no arrays of no bytes.
     """
+    tree = _gathered(tree)
     layout, offset = _layout(tree), 0
     content = np.zeros(sum(map(_num_bytes, layout)) + 1, np.uint8)
     for leaf in jax.device_get(jax.tree.leaves(tree)):
@@ -274,6 +316,8 @@ def _digest(note: Mapping[str, Any], content: np.ndarray) -> str:
 
 
 def _write(path: pathlib.Path, leaves: list, content: np.ndarray, record: Mapping[str, Any]) -> None:
+    from orbax.checkpoint import v1 as ocp
+
     note = json.loads(json.dumps({"format": FORMAT, "leaves": leaves, "record": record}, allow_nan=False))
     note["digest"] = _digest(note, content)
     path = path.absolute()
@@ -305,6 +349,8 @@ def _remove(path: pathlib.Path) -> None:
 @contextlib.contextmanager
 def _orbax(path: pathlib.Path) -> Iterator[None]:
     """What Orbax raises, and logs once for each of its threads, as one `OSError`."""
+    from orbax.checkpoint import v1 as ocp
+
     context = ocp.Context()
     context.array.saving.use_compression = False  # of weights it saves little
     context.array.saving.storage_options.chunk_byte_size = _CHUNK_BYTES
@@ -335,8 +381,19 @@ def _last_words(error: Exception) -> str:
     return str(error).partition(" [source locations")[0].rpartition(": ")[2].partition(" [")[0] or repr(error)
 
 
-def _read_note(path: pathlib.Path) -> Record:
-    """What stands beside the arrays, every part of it checked."""
+def _is_checkpoint(path: pathlib.Path) -> bool:
+    """Whether `_write` has made it, of this version or of another: its description says so."""
+    try:
+        note = _description(path)
+    except CheckpointError:
+        return False
+    return "format" in note and "digest" in note
+
+
+def _description(path: pathlib.Path) -> Record:
+    """What Orbax keeps beside the arrays, whoever has written it."""
+    from orbax.checkpoint import v1 as ocp
+
     if not path.is_dir():
         raise CheckpointError(f"there is no checkpoint {path}")
     try:
@@ -344,7 +401,13 @@ def _read_note(path: pathlib.Path) -> Record:
             note = ocp.metadata(path.absolute()).custom_metadata
     except Exception as error:  # whatever Orbax makes of damaged files
         raise _damaged(path, f"its description cannot be read ({type(error).__name__})") from error
-    if not isinstance(note, dict) or "format" not in note:
+    return note if isinstance(note, dict) else {}
+
+
+def _read_note(path: pathlib.Path) -> Record:
+    """What stands beside the arrays, every part of it checked."""
+    note = _description(path)
+    if "format" not in note:
         raise _damaged(path, "it has no description")
     if note["format"] != FORMAT:
         raise CheckpointError(f"the checkpoint {path} is of format {note['format']!r:.40}, wanted {FORMAT}")
@@ -364,6 +427,8 @@ def _checked(path: pathlib.Path, like: chex.ArrayTree) -> np.ndarray:
 
 
 def _read_bytes(path: pathlib.Path) -> np.ndarray:
+    from orbax.checkpoint import v1 as ocp
+
     try:
         with _quiet():
             content = np.asarray(ocp.load(path.absolute())["bytes"])

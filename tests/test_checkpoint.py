@@ -5,6 +5,7 @@ import os
 import re
 import resource
 import shutil
+import subprocess
 import sys
 
 import jax
@@ -98,6 +99,109 @@ def test_the_last_and_the_best_are_kept(tmp_path):
     assert checkpoints.load(2, {"w": np.zeros(2, int)})["w"].tolist() == [2, 2]
     with pytest.raises(ValueError, match="keep must be an integer of at least 1, got 0"):
         Checkpoints(tmp_path, keep=0)
+
+
+def test_what_others_have_in_the_folder_stays(tmp_path):
+    others = (".git", "2019", "2020", "007", ".3.tmp", ".a.1.tmp", "orbax")
+    for name in others:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    ocp.save(tmp_path / "1", {"w": np.zeros(3)}, custom_metadata={"epoch": 1})
+    (tmp_path / "2").write_text("a file")
+    (tmp_path / ".3.99.tmp").mkdir()
+    (tmp_path / ".3.99.tmp.orbax-checkpoint-tmp").mkdir()
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        assert (checkpoints.rounds, checkpoints.latest) == ([], None)
+        for round_ in (3, 4):
+            checkpoints.save(round_, {"w": np.zeros(1)}, score=1 / round_)
+        checkpoints.save(5, {"w": np.zeros(1)})
+        checkpoints.wait()
+        assert checkpoints.rounds == [3, 5]
+        for name in ("1", "2", "2019"):
+            with pytest.raises(
+                OSError, match=f"^cannot write the checkpoint .*/{name}: it would replace what is none, .*$"
+            ):
+                checkpoints.save(int(name), {"w": np.zeros(1)})
+    assert names(tmp_path) == sorted([*others, "1", "2", "3", "5"])
+    assert {file: file.read_bytes() for file in before} == before
+
+
+def test_checkpoints_of_another_format_are_rounds(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "FORMAT", 2)
+    save_tree(tmp_path / "3", {})
+    monkeypatch.undo()
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        assert checkpoints.latest == 3
+        checkpoints.save(4, {})
+    assert checkpoints.rounds == [4]
+
+
+@pytest.mark.parametrize(("back_to", "left"), [(13, [10, 13]), (12, [10, 12]), (11, [10, 11]), (10, [10]), (1, [1])])
+def test_who_goes_back_leaves_what_came_after(tmp_path, back_to, left):
+    with Checkpoints(tmp_path, keep=4) as checkpoints:
+        for round_, score in {10: 0.5, 11: 0.1, 12: 0.2, 13: 0.9}.items():
+            checkpoints.save(round_, {"w": np.full(2, round_)}, score=score)
+    assert checkpoints.rounds == [10, 11, 12, 13]
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(back_to, {"w": np.full(2, -1)}, score=0.3)
+    assert (checkpoints.rounds, checkpoints.latest) == (left, back_to)
+    assert checkpoints.load(back_to, {"w": np.zeros(2, int)})["w"].tolist() == [-1, -1]
+
+
+def test_what_came_after_stays_until_the_new_round_is_written(tmp_path):
+    states = {"w": np.arange(30_000.0)}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(7, states)
+        checkpoints.wait()
+        with full_disk(300):
+            checkpoints.save(3, states)
+            with pytest.raises(OSError, match="cannot write the checkpoint"):
+                checkpoints.wait()
+    check_same(checkpoints.load(7, states), states)
+
+
+@pytest.mark.parametrize("score", [np.float32(0.5), np.array(0.5), jnp.float32(0.5), 0.5, 1, np.int64(1), None])
+def test_scores_that_are_numbers(tmp_path, score):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, {}, score=score)
+    assert checkpoints.record(1) == {"score": score}
+
+
+@pytest.mark.parametrize("score", [float("nan"), np.float32("inf"), "0.5", [0.5], np.zeros(2)])
+def test_scores_that_are_none(tmp_path, score):
+    with pytest.raises(ValueError, match=r"^score must be a finite number or None, got .*$"):
+        Checkpoints(tmp_path).save(1, {}, score=score)
+    assert names(tmp_path) == []
+
+
+def test_what_a_save_refuses(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(ValueError, match=r"^record must not have the key 'score', .*, got 2$"):
+            checkpoints.save(1, {}, score=1, record={"score": 2})
+        for round_ in (-1, 1.0, "1"):
+            with pytest.raises(ValueError, match=f"^round_ must be an integer of at least 0, got {round_!r}$"):
+                checkpoints.save(round_, {})
+    assert names(tmp_path) == []
+
+
+def test_what_is_on_a_mesh_is_kept_without_it(tmp_path):
+    plain = {"a": {"w": np.arange(8.0, dtype=np.float32).reshape(4, 2)}, "b": {"w": np.ones((3, 5), np.float32)}}
+    spread = fmd.spread_clients(plain, fmd.client_mesh(2))
+    assert isinstance(spread, fmd.Spread)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, spread)
+    for like in (spread, plain, fmd.spread_clients(plain, fmd.client_mesh(1))):
+        checkpoints.check(1, like)
+        check_same(checkpoints.load(1, like), plain)
+    save_tree(tmp_path / "within", {"states": spread})
+    check_same(load_tree(tmp_path / "within", {"states": plain}), {"states": plain})
+
+
+def test_orbax_is_imported_by_who_keeps_clients():
+    code = "import sys, fedmd_jax; fedmd_jax.Checkpoints('.'); print([n for n in sys.modules if 'orbax' in n][:9])"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout == "[]\n"
 
 
 DAMAGES = {

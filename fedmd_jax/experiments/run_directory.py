@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -116,16 +115,27 @@ class Lock:
         self.close = weakref.finalize(self, os.close, descriptor)  # does nothing the second time
 
 
-def lock(path: pathlib.Path) -> Lock:
+def lock(path: pathlib.Path, name: str = CONFIG) -> Lock:
     """The run directory for this process alone, until what is returned is closed or the process ends.
 
+    Args:
+      path: the directory.
+      name: of the file in it that is locked: by who runs config.json, by who is about to go on metrics.jsonl.
+
     Raises:
-      RunDirectoryError: another process has it.
+      RunDirectoryError: another process has it, or the file cannot be opened.
     """
-    file = os.open(path / CONFIG, os.O_RDONLY)
-    locked = Lock(file)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        locked_file = os.open(path / name, os.O_RDWR)  # NFS gives an exclusive lock to who may write only
+    except OSError as error:
+        raise RunDirectoryError(f"cannot open {path / name}: {_reason(error)}") from error
+    locked = Lock(locked_file)
+    try:
+        import fcntl
+    except ImportError:  # Windows, where nothing warns of a second process: its locks keep others from reading, too
+        return locked
+    try:
+        fcntl.flock(locked_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         locked.close()
         raise RunDirectoryError(f"another process is running in {path}") from error

@@ -134,22 +134,28 @@ def _begin(
             position=position,
             held=ctrl_c.held,
         )
-    if resume and path.is_dir():
-        ignored = LOCAL_PARTS if elsewhere else ()
-        found = kept.check(client_shapes(prepared), ignored=ignored) if kept else None
-        found = found or {"num_bytes": 0, "seconds": {}}
-        resume_at = found["num_bytes"]
-        watch.restart(found["seconds"])
-    with ctrl_c.held():
-        recorder = Recorder(
-            path,
-            name,
-            experiment,
-            command=command,
-            clients_at_once=clients_at_once(prepared),
-            pretrained_from=pretrained_from(prepared),
-            resume_at=resume_at,
-        )
+    with contextlib.ExitStack() as alone:
+        if resume and path.is_dir():
+            # Who is about to go on here is the only one, from before the check until the recorder has its own lock.
+            alone.enter_context(contextlib.closing(files.lock(path, files.METRICS)))
+            files.lock(path).close()  # nobody is running: what is there stays as it is
+            if files.is_finished(path):
+                raise files.RunDirectoryError(f"nothing to do: another process has finished the run in {path}")
+            ignored = LOCAL_PARTS if elsewhere else ()
+            found = kept.check(client_shapes(prepared), ignored=ignored) if kept else None
+            found = found or {"num_bytes": 0, "seconds": {}}
+            resume_at = found["num_bytes"]
+            watch.restart(found["seconds"])
+        with ctrl_c.held():
+            recorder = Recorder(
+                path,
+                name,
+                experiment,
+                command=command,
+                clients_at_once=clients_at_once(prepared),
+                pretrained_from=pretrained_from(prepared),
+                resume_at=resume_at,
+            )
     if resume_at is not None:
         num_done = recorder.num_rounds_done
         where = "from the beginning" if num_done is None else f"after round {num_done} of {experiment.num_rounds}"

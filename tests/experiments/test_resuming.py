@@ -17,6 +17,7 @@ from experiments import killing
 from experiments.counting import counting
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from orbax.checkpoint import v1 as ocp
 
 from fedmd_jax import checkpoint
 from fedmd_jax.checkpoint import Checkpoints
@@ -315,7 +316,7 @@ REFUSED = {
     "lines that are damaged": (lambda path, _: (path / files.METRICS).write_text("x" * 99999),
         "cannot read .*metrics.jsonl: .*"),
     "no metrics": (lambda path, _: (path / files.METRICS).unlink(),
-        "cannot read .*metrics.jsonl: No such file or directory"),
+        "cannot open .*metrics.jsonl: No such file or directory"),
     "an unknown setting": (set_setting("luck", 1), "cannot read .*config.json: settings.luck is unknown"),
     "a missing setting": (edited(files.CONFIG, lambda config: config["settings"].pop("seed")),
         "cannot read .*config.json: settings.seed is missing"),
@@ -394,8 +395,71 @@ def test_two_processes_do_not_write_into_one_directory(play, interrupted, capsys
     assert play("--resume", interrupted)[0] == 0
 
 
+def test_nothing_is_read_before_nobody_else_writes(play, interrupted, capsys):
+    """What another process is about to write is neither damaged nor of another run."""
+    lock = files.lock(interrupted)
+    truncated("rounds")(interrupted, None)
+    capsys.readouterr()
+    assert play("--resume", interrupted)[0] == 2
+    assert complaint(capsys) == f"another process is running in {interrupted}"
+    lock.close()
+
+
+def test_nobody_comes_between_the_check_and_the_run(play, interrupted, monkeypatch, capsys):
+    check, complaints = OnDisk.check, []
+
+    def checked(*args, **kwargs):
+        monkeypatch.setattr(OnDisk, "check", check)
+        capsys.readouterr()
+        assert play("--resume", interrupted)[0] == 2  # a second process
+        complaints.append(complaint(capsys))
+        return check(*args, **kwargs)
+
+    monkeypatch.setattr(OnDisk, "check", checked)
+    assert play("--resume", interrupted)[0] == 0
+    assert complaints == [f"another process is running in {interrupted}"]
+
+
+def test_a_run_that_another_process_has_finished_meanwhile(play, whole, monkeypatch, capsys):
+    monkeypatch.setattr("fedmd_jax.cli.files.is_finished", lambda path: bool(finished.pop()) if finished else True)
+    finished = [False]
+    before = {file: file.read_bytes() for file in whole.rglob("*") if file.is_file()}
+    capsys.readouterr()
+    assert play("--resume", whole)[0] == 2
+    assert complaint(capsys) == f"nothing to do: another process has finished the run in {whole}"
+    assert {file: file.read_bytes() for file in whole.rglob("*") if file.is_file()} == before
+
+
+def test_whoever_is_refused_leaves_no_lock(play, interrupted, monkeypatch):
+    with monkeypatch.context() as other:
+        other.setattr(checkpoint, "FORMAT", 2)
+        assert play("--resume", interrupted)[0] == 2
+    for name in (files.CONFIG, files.METRICS):
+        files.lock(interrupted, name).close()
+    assert play("--resume", interrupted)[0] == 0
+
+
+def test_without_fcntl_there_is_no_lock(tmp_path, monkeypatch):
+    (tmp_path / files.CONFIG).touch()
+    monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows
+    with contextlib.closing(files.lock(tmp_path)), contextlib.closing(files.lock(tmp_path)):
+        pass
+
+
+def test_a_lock_is_on_a_file_that_can_be_written(tmp_path, monkeypatch):
+    """File systems on a network lock no other for one process alone."""
+    opened = []
+    monkeypatch.setattr(os, "open", lambda path, flags, real=os.open: opened.append(flags) or real(path, flags))
+    (tmp_path / files.CONFIG).touch()
+    files.lock(tmp_path).close()
+    assert [flags & os.O_ACCMODE for flags in opened] == [os.O_RDWR]
+    monkeypatch.undo()
+    with pytest.raises(files.RunDirectoryError, match=r"^cannot open .*metrics\.jsonl: No such file or directory$"):
+        files.lock(tmp_path, files.METRICS)
+
+
 def test_a_full_disk_is_one_line_and_the_run_goes_on(play, whole, tmp_path, monkeypatch, capsys):
-    save, saved = checkpoint.ocp.save, []
+    save, saved = ocp.save, []
 
     def full(path, *args, **kwargs):
         saved.append(path)
@@ -405,12 +469,12 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on(play, whole, tmp_path, monk
             )
         save(path, *args, **kwargs)
 
-    monkeypatch.setattr(checkpoint.ocp, "save", full)
+    monkeypatch.setattr(ocp, "save", full)
     path = tmp_path / "run"
     assert play("--out", path, *TINY)[0] == 1
     line = complaint(capsys)
     assert re.fullmatch("cannot write the checkpoint .*: No space left on device", line), line
-    monkeypatch.setattr(checkpoint.ocp, "save", save)
+    monkeypatch.setattr(ocp, "save", save)
     assert play("--resume", path)[0] == 0
     check_same_run(path, whole)
 

@@ -150,11 +150,8 @@ class Checkpoints:
 
     @property
     def rounds(self) -> list[int]:
-        """Of the checkpoints that are complete, of any format, ascending."""
-        if not self.path.is_dir():
-            return []
-        named = [entry for entry in self.path.iterdir() if _ROUND.fullmatch(entry.name)]
-        return sorted(int(entry.name) for entry in named if _is_checkpoint(entry))
+        """Of the checkpoints that are complete, of any format, damaged ones too, ascending."""
+        return self._rounds(damaged=True)
 
     @property
     def latest(self) -> int | None:
@@ -235,10 +232,16 @@ class Checkpoints:
         """What was given to `save` as `record`, with the `score`; `CheckpointError` where it cannot be read."""
         return read_record(self.path / str(round_))
 
+    def _rounds(self, *, damaged: bool) -> list[int]:
+        if not self.path.is_dir():
+            return []
+        named = [entry for entry in self.path.iterdir() if _ROUND.fullmatch(entry.name)]
+        return sorted(int(entry.name) for entry in named if _is_checkpoint(entry) or (damaged and _is_damaged(entry)))
+
     def _write(self, round_: int, leaves: list, content: np.ndarray, record: Record) -> None:
         _write(self.path / str(round_), leaves, content, record)
         self._scores[round_] = record["score"]
-        found = self.rounds
+        found = self._rounds(damaged=False)  # what cannot be known to be ours is not removed
         rounds = [other for other in found if other <= round_]
         for old in set(found) - {*rounds[-self._keep :], self._best(rounds)}:
             _remove(self.path / str(old))
@@ -388,6 +391,15 @@ def _is_checkpoint(path: pathlib.Path) -> bool:
     except CheckpointError:
         return False
     return "format" in note and "digest" in note
+
+
+def _is_damaged(path: pathlib.Path) -> bool:
+    """Whether Orbax has made it, and nobody can read for whom: to be complained about, not to be passed over."""
+    try:
+        json.loads((path / "_CHECKPOINT_METADATA").read_bytes())
+    except (OSError, ValueError):
+        return (path / "orbax.checkpoint").is_file()
+    return False
 
 
 def _description(path: pathlib.Path) -> Record:

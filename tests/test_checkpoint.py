@@ -137,6 +137,25 @@ def test_checkpoints_of_another_format_are_rounds(tmp_path, monkeypatch):
     assert checkpoints.rounds == [4]
 
 
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_a_damaged_round_is_told_of_and_not_removed(tmp_path, damage):
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(3, {"w": np.zeros(1)})
+        checkpoints.wait()
+        description = tmp_path / "3" / "_CHECKPOINT_METADATA"
+        DAMAGES[damage](description, description.read_bytes())
+        assert checkpoints.latest == 3
+        with pytest.raises(
+            CheckpointError, match=r"3 is damaged: (its description cannot be read .*|it has no description)$"
+        ):
+            checkpoints.load(3, {"w": np.zeros(1)})
+        with pytest.raises(OSError, match=r"3: it would replace what is none, or damaged$"):
+            checkpoints.save(3, {"w": np.zeros(1)})
+        for round_ in (4, 5):
+            checkpoints.save(round_, {"w": np.zeros(1)})
+    assert checkpoints.rounds == [3, 5]
+
+
 @pytest.mark.parametrize(("back_to", "left"), [(13, [10, 13]), (12, [10, 12]), (11, [10, 11]), (10, [10]), (1, [1])])
 def test_who_goes_back_leaves_what_came_after(tmp_path, back_to, left):
     with Checkpoints(tmp_path, keep=4) as checkpoints:

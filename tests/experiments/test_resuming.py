@@ -448,9 +448,9 @@ def test_without_fcntl_there_is_no_lock(tmp_path, monkeypatch):
 
 def test_a_lock_is_on_a_file_that_can_be_written(tmp_path, monkeypatch):
     """File systems on a network lock no other for one process alone."""
-    opened = []
-    monkeypatch.setattr(os, "open", lambda path, flags, real=os.open: opened.append(flags) or real(path, flags))
+    opened, real = [], os.open
     (tmp_path / files.CONFIG).touch()
+    monkeypatch.setattr(os, "open", lambda path, flags: opened.append(flags) or real(path, flags))
     files.lock(tmp_path).close()
     assert [flags & os.O_ACCMODE for flags in opened] == [os.O_RDWR]
     monkeypatch.undo()

@@ -71,7 +71,6 @@ def table(records: Iterable[dict]) -> str:
     for record in sorted(records, key=lambda record: record["seed"]):
         found.setdefault((*setting(record), device(record), record["commit"]), []).append(record)
     wanted = {(name, *how) for name in EXPERIMENTS for how in itertools.product(("paper", "released"), (0.25, 1.0))}
-    wanted |= {("letters-iid", "tuned", width) for width in (0.25, 1.0)}
     missing = {(*each, "", "") for each in wanted - {key[:3] for key in found}}
     heads = ["experiment", "variant", "width", "seeds", "transfer", "local only", "FedMD", "pooled", "gain"]
     heads += ["over local", "to pooled", "minutes", "device", "commit, date"]
@@ -155,7 +154,7 @@ def write_table() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--experiments", nargs="+", choices=EXPERIMENTS, default=EXPERIMENTS)
-    parser.add_argument("--variant", choices=("paper", "released", "tuned"), default="paper")
+    parser.add_argument("--variant", choices=("paper", "released"), default="paper")
     parser.add_argument("--width", type=float, default=1.0, help="of the networks; 0.25 suits a CPU")
     parser.add_argument("--seed", type=int, default=0, help="the first one")
     parser.add_argument("--seeds", type=int, default=1, help="how many")

@@ -194,8 +194,8 @@ def main() -> int:
         "faults of clients": dict(sorted(soak.faults.items())),
         "lost": soak.problems,
     }
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(record, indent=1) + "\n")
+    if soak.counts["runs"]:
+        RESULT.write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps(record, indent=1))
     return 1 if soak.problems else 0
 

@@ -136,7 +136,8 @@ def _resume(argv: list[str], ctrl_c: CtrlC) -> int:
         return 0
     keep_compiled_programs()
     train = partial(run_all, name=name, command=command, ctrl_c=ctrl_c, resume=True, elsewhere=elsewhere)
-    return _run_here(train, path, experiment, num_seeds, ctrl_c, smoke=files.is_smoke(path))
+    hint = " --elsewhere" if elsewhere else ""
+    return _run_here(train, path, experiment, num_seeds, ctrl_c, smoke=files.is_smoke(path), hint=hint)
 
 
 def _run_here(
@@ -147,6 +148,7 @@ def _run_here(
     ctrl_c: CtrlC,
     *,
     smoke: bool,
+    hint: str = "",
 ) -> int:
     """One seed or several into a directory, and how to go on where that is interrupted."""
     summaries: list[Record] = []
@@ -163,7 +165,7 @@ def _run_here(
         print(f"\n{_marked(describe_seeds, smoke, summaries[-1])}\nresults in {path}")
     if not completed:
         ctrl_c.hold()
-        print(f"to go on: fedmd-jax run --resume {shlex.quote(str(path))}", file=sys.stderr)
+        print(f"to go on: fedmd-jax run --resume {shlex.quote(str(path))}{hint}", file=sys.stderr)
         return ctrl_c.code
     return 0
 

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from fedmd_jax.attendance import AttendancePolicy
+from fedmd_jax.attendance import AttendancePolicy, attendance_or_everybody
 from fedmd_jax.checks import check_count, check_examples, check_inputs, check_labels_in_head
 from fedmd_jax.clients import Groups, check_groups, group_client_ids, group_keys
 from fedmd_jax.devices import map_groups
@@ -21,7 +21,7 @@ from fedmd_jax.evaluate import Evaluation, evaluate
 from fedmd_jax.isolation import unless_broken
 from fedmd_jax.local import Distance, Training, check_validation, init_client, pretrain, revisit
 from fedmd_jax.losses import mae
-from fedmd_jax.mapping import ClientsPerChunk, check_chunks
+from fedmd_jax.mapping import ClientsPerChunk, check_chunks, on_every_device
 from fedmd_jax.placement import check_costs
 from fedmd_jax.round import fedmd_round, round_keys
 from fedmd_jax.spread import share_with_clients, spread_clients
@@ -227,20 +227,27 @@ def fedmd(
         def train_one(architecture, *arguments):
             # An epoch may have gone wrong and been got over; what early stopping saves has no loss.
             one = unless_broken(partial(one_client, architecture, training=training), losses_count=losses_count)
-            trained, losses, finite = one(True, *arguments)
+            trained, losses, finite = one(*arguments)
             return trained, jnp.where(finite, losses, jnp.nan)
 
-        def train_groups(states, data, key, validation=None, *, client_ids=None):
+        def train_groups(states, data, key, validation=None, *, client_ids=None, attendance=None):
             client_ids = group_client_ids(groups) if client_ids is None else client_ids
+            completed_axis, completed = None, jnp.array(True)
+            if attendance is not None:
+                attendance = on_every_device(attendance_or_everybody(attendance, client_ids), mesh)
+                completed_axis, completed = 0, attendance.completed
             validation_axis = None if validation is None or isinstance(validation, PrivateDataset) else 0
-            train_clients = map_groups(train_one, (0, data_axis, 0, validation_axis), **everybody)
-            return train_clients(states, data, group_keys(key, client_ids), validation)
+            in_axes = (completed_axis, 0, data_axis, 0, validation_axis)
+            train_clients = map_groups(train_one, in_axes, **everybody)
+            return train_clients(completed, states, data, group_keys(key, client_ids), validation)
 
         return train_groups
 
-    def revisit_groups(states, private, key, client_ids=None):
+    def revisit_groups(states, private, key, client_ids=None, attendance=None):
         revisit_as_in_rounds = train(revisit, 0, revisit_training, losses_count=True)
-        return revisit_as_in_rounds(states, private, round_keys(key).revisit, client_ids=client_ids)
+        return revisit_as_in_rounds(
+            states, private, round_keys(key).revisit, client_ids=client_ids, attendance=attendance
+        )
 
     def evaluate_groups(states, test):
         evaluate_clients = map_groups(evaluate, (0, None if isinstance(test, PrivateDataset) else 0), **everybody)
@@ -365,12 +372,13 @@ def run_local(
     *,
     num_rounds: int,
     first_round: int = 1,
+    attendance: AttendancePolicy | None = None,
     callback: Callable[[int, States], Any] | None = None,
 ) -> States:
     """The control of `run_federation`: the same rounds without digests, so that nobody learns from anybody.
 
-    Every client makes the private steps that it would make there, on the same batches with the same dropout. What
-    FedMD gains over this is not just more training.
+    Every client makes the private steps that it would make there, on the same batches with the same dropout, and in
+    the same rounds, if it is given the same attendance. What FedMD gains over this is not just more training.
 
     Args:
       federation: from `fedmd`.
@@ -379,6 +387,7 @@ def run_local(
       key: that of `run_federation`.
       num_rounds: R.
       first_round: the number of the first of these rounds; 1 + r goes on where r rounds have been run.
+      attendance: that of `run_federation`.
       callback: called with the number of each round and the states after it, which the next round consumes.
 
     Returns:
@@ -390,8 +399,10 @@ def run_local(
     _check_num_rounds(num_rounds)
     check_count("first_round", first_round)
     private = federation.put(private)
+    client_ids = group_client_ids(federation.groups)
     for round_ in range(first_round, first_round + num_rounds):
-        states, _ = federation.revisit(states, private, jax.random.fold_in(key, round_))
+        attending = {} if attendance is None else {"attendance": attendance(round_, client_ids)}
+        states, _ = federation.revisit(states, private, jax.random.fold_in(key, round_), **attending)
         if callback is not None:
             callback(round_, states)
     return states

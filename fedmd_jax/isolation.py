@@ -24,7 +24,8 @@ def unless_broken(
 
     Returns:
       A function (completed [], state, ...) -> (state, losses, finite []): `finite` says whether all was, be it kept or
-      not. What `train` hands on as it came is neither looked at nor copied.
+      not. What `train` hands on as it came is neither looked at nor copied, and what was not finite before, such as a
+      mask of infinities, need not be.
 
     >>> def divide(state, by):
     ...     return state._replace(params=state.params / by), jnp.zeros(1)
@@ -40,13 +41,20 @@ def unless_broken(
     def train_or_stay(completed, state, *arguments):
         new, losses = train(state, *arguments)
         pairs = list(zip(jax.tree.leaves(new), jax.tree.leaves(state), strict=True))
-        moved = [leaf for leaf, before in pairs if leaf is not before]
+        moved = [_made_finite(leaf, before) for leaf, before in pairs if leaf is not before]
         finite = all_finite([moved, losses] if losses_count else moved)
         keep = finite & completed
         kept = [leaf if leaf is before else jnp.where(keep, leaf, before) for leaf, before in pairs]
         return jax.tree.unflatten(jax.tree.structure(state), kept), losses, finite
 
     return train_or_stay
+
+
+def _made_finite(leaf, before):
+    """The leaf, and zero where it was not finite before, either."""
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return leaf
+    return jnp.where(jnp.isfinite(before), leaf, jnp.zeros_like(leaf))
 
 
 def all_finite(tree: chex.ArrayTree) -> chex.Array:

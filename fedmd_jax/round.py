@@ -125,7 +125,9 @@ def consensus_weights(groups: Groups) -> dict[str, chex.Array]:
 
 
 def _score(architecture: Architecture, state: ClientState, inputs: chex.Array, *, bound: float | None) -> chex.Array:
-    return bound_scores(score(architecture, state, inputs), bound)
+    scores = score(architecture, state, inputs)
+    # Networks of several precisions meet in one sum, and on a mesh in one program.
+    return bound_scores(scores.astype(jnp.promote_types(scores.dtype, jnp.float32)), bound)
 
 
 def _digest(architecture, completed, state, inputs, consensus, anybody, key, *, training, distance):

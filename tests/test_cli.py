@@ -98,7 +98,9 @@ def test_the_metrics_have_every_round_of_every_client(finished):
             "accuracy",
             "digest_loss",
             "revisit_loss",
+            "status",
         }
+        assert record["status"] == "ok"
         assert 0 <= record["accuracy"] <= 1
         losses = [record["digest_loss"], record["revisit_loss"]]
         assert losses == [None, None] if record["round"] == 0 else all(loss > 0 for loss in losses)

@@ -350,10 +350,12 @@ def test_settings_that_make_no_sense_are_refused(call, message):
 
 
 def test_local_only_makes_the_private_steps_of_the_rounds(key):
-    """Where nobody is heard nobody digests, and the rounds are the control to the bit."""
+    """Where nobody is heard nobody digests, and the rounds are the control: also for those who miss some of them."""
     federation, states, public, private = setup(toys.groups(linear=(0, 0, 0), mlp=(0, 0)))
-    alone = fmd.run_local(federation, jax.tree.map(jnp.copy, states), private, key, num_rounds=3)
-    states, _ = fmd.run_federation(federation, states, public, private, key, num_rounds=3, test=TEST)
+    rounds = {"num_rounds": 3, "attendance": fmd.simulate_attendance(key, availability=0.8, completion=0.7)}
+    alone = fmd.run_local(federation, jax.tree.map(jnp.copy, states), private, key, **rounds)
+    states, history = fmd.run_federation(federation, states, public, private, key, **rounds, test=TEST)
+    assert len({client.status for metrics in history for client in metrics.clients}) == 3
     chex.assert_trees_all_close(alone, states, rtol=1e-6, atol=1e-7)
 
 

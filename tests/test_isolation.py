@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fedmd_jax as fmd
-from fedmd_jax.isolation import all_finite
+from fedmd_jax.isolation import all_finite, unless_broken
 
 PUBLIC = toys.public()
 TEST = fmd.labelled_dataset(*toys.examples(200, 30))
@@ -216,6 +216,23 @@ def test_a_state_that_is_nonsense_stays_its_own_trouble(plain):
     plain.states = states
     chex.assert_trees_all_equal(without(after, 1), without(plain(absent=[1])[0], 1))
     assert plain.status(info)[1] == "scores not finite, digest not finite, revisit not finite"
+
+
+def test_a_mask_of_infinities_is_no_nonsense():
+    """Training hands it on through a choice, so that it is not seen to be the same."""
+
+    def train(state, step):
+        model_state = {"mask": jnp.where(step > 0, state.model_state["mask"], 0.0), "count": state.model_state["count"]}
+        return state._replace(params=state.params + step, model_state=model_state), jnp.zeros(1)
+
+    client = fmd.ClientState(jnp.zeros(2), {"mask": jnp.array([-jnp.inf, 0.0]), "count": jnp.array(1)}, {}, {})
+    trained = jax.jit(unless_broken(train))
+    state, _, finite = trained(True, client, 1.0)
+    assert bool(finite)
+    assert state.params.tolist() == [1.0, 1.0]
+    state, _, finite = trained(True, client, jnp.inf)
+    assert not finite
+    chex.assert_trees_all_equal(state, client)
 
 
 def _states(clients):

@@ -137,6 +137,25 @@ def test_a_distance_may_be_of_half_precision(key):
     assert {loss.dtype for loss in info.digest_loss.values()} == {jnp.dtype(jnp.float32)}
 
 
+@pytest.mark.parametrize("num_devices", [None, 2])
+def test_networks_of_several_precisions_meet(key, num_devices):
+    def half():
+        whole = toys.linear()
+
+        def apply(params, model_state, inputs, *, train, mask=None, key=None):
+            logits, model_state = whole.apply(params, model_state, inputs, train=train)
+            return logits.astype(jnp.bfloat16), model_state
+
+        return whole._replace(apply=apply)
+
+    groups = {"whole": fmd.ArchitectureGroup(toys.linear(), (0,)), "half": fmd.ArchitectureGroup(half(), (1,))}
+    mesh = None if num_devices is None else fmd.client_mesh(num_devices)
+    federation, private = toys.federation(groups, mesh=mesh), toys.private(groups)
+    states = jax.eval_shape(federation.new_states, key, PUBLIC.inputs[:1])
+    _, info = jax.eval_shape(federation.round, federation.put(states), PUBLIC, federation.put(private), key)
+    assert {info.digest_loss[name].dtype for name in groups} == {jnp.dtype(jnp.float32)}
+
+
 def test_padding_clients_change_nothing(key):
     """A stand-in without weight and without examples, as it fills up a group to a multiple of the devices."""
     linear = GROUPS["linear"].architecture

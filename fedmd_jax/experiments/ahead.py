@@ -91,7 +91,8 @@ def compiling(
         "revisit": ("local", states, private, key),
         "pool": ("pooled", states, pooled, key),
     }
-    named = {"round": {"attendance": data["attendance"]}} if "attendance" in data else {}
+    attending = {"attendance": data["attendance"]} if "attendance" in data else {}
+    named = {"round": attending, "revisit": attending}
     executor = ThreadPoolExecutor(max_workers=os.cpu_count())
     try:
         ahead = {

@@ -15,6 +15,8 @@ from fedmd_jax.experiments.run_directory import CHECKPOINTS, Record, WriteError
 from fedmd_jax.federation import States
 from fedmd_jax.spread import gather_clients
 
+# What decides the bits of a run, and not what it is: another machine may differ in it.
+LOCAL_PARTS = ("versions", "device", "devices", "xla_flags", "clients_at_once")
 # The phases after which, and within which, clients are kept.
 PRETRAINED, TRANSFERRED, ROUNDS, LOCAL = PHASES = ("pretrained", "transferred", "rounds", "local")
 
@@ -125,7 +127,11 @@ class OnDisk:
             record = folder.record(round_)
             wanted, found = (_without(ignored, run) for run in (self._identity, record.get("run")))
             if different := difference(wanted, found):
-                raise CheckpointError(f"the checkpoint {folder.path / str(round_)} is of another run: {different}")
+                portable = (_without(LOCAL_PARTS, run) for run in (self._identity, record.get("run")))
+                hint = "" if difference(*portable) else "; --elsewhere goes on to the same but for rounding"
+                raise CheckpointError(
+                    f"the checkpoint {folder.path / str(round_)} is of another run: {different}{hint}"
+                )
             # Where the last round's is removed by hand, the control may be ahead of it.
             position |= {k: v for k, v in record["position"].items() if phase != LOCAL or k != "num_bytes"}
         return position or None

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from fedmd_jax.checkpoint import load_tree, save_tree
-from fedmd_jax.experiments.run_directory import origin
+from fedmd_jax.experiments.run_directory import WriteError, origin
 from fedmd_jax.federation import States
 
 
@@ -34,9 +34,12 @@ class Pretrained(NamedTuple):
         return load_tree(self.path, shapes)
 
     def save(self, states: States) -> None:
-        """Keeps the clients."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        save_tree(self.path, states)
+        """Keeps the clients; `WriteError` where that cannot be."""
+        try:
+            save_tree(self.path, states)
+        except OSError as error:
+            if not self.found:  # another run may have been faster
+                raise WriteError(f"cannot keep pretrained clients: {error}") from error
 
 
 def place_of(folder: pathlib.Path, settings: object, data: chex.ArrayTree) -> Pretrained:

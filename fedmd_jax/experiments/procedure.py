@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from fedmd_jax.attendance import attendance_or_everybody, simulate_attendance
+from fedmd_jax.attendance import AttendancePolicy, attendance_or_everybody, simulate_attendance
 from fedmd_jax.clients import ArchitectureGroup, group_client_ids, stack_private
 from fedmd_jax.communication import Communication, communication_bytes
 from fedmd_jax.devices import client_costs
@@ -321,9 +321,9 @@ def _clients_pretrained(run: _Run) -> States:
         run.observer.phase("transfer learning: public data")
         states, losses = run.federation.pretrain(states, pretraining, run.keys.public, *_named(validation, "pretrain"))
         run.faults[_PUBLIC_FAULT] = sorted(undone_clients(run.federation.groups, losses))
-        if shared is not None:
-            shared.save(gather_clients(states))
     run.kept.save(PRETRAINED, 0, states, note=run.faults)
+    if shared is not None and not shared.found and not run.faults[_PUBLIC_FAULT]:
+        shared.save(gather_clients(states))
     return states
 
 
@@ -356,7 +356,6 @@ def _rounds(run: _Run) -> None:
             run.kept.save(ROUNDS, metrics.round, states, score=metrics.mean_accuracy)
 
     run.observer.phase(ROUNDS)
-    probabilities = run.prepared.experiment.probabilities()
     run_federation(
         run.federation,
         states,
@@ -366,9 +365,14 @@ def _rounds(run: _Run) -> None:
         num_rounds=num_rounds - num_done,
         first_round=num_done + 1,
         test=run.prepared.datasets.test,
-        attendance=None if probabilities is None else simulate_attendance(run.keys.attendance, **probabilities),
+        attendance=_attendance(run),
         callback=tell,
     )
+
+
+def _attendance(run: _Run) -> AttendancePolicy | None:
+    probabilities = run.prepared.experiment.probabilities()
+    return None if probabilities is None else simulate_attendance(run.keys.attendance, **probabilities)
 
 
 def _local(run: _Run) -> None:
@@ -382,6 +386,7 @@ def _local(run: _Run) -> None:
         run.keys.rounds,
         num_rounds=run.prepared.experiment.num_rounds - num_done,
         first_round=num_done + 1,
+        attendance=_attendance(run),
         callback=partial(run.kept.save, LOCAL),
     )
     run.observer.local(_accuracy(run.federation, states, run.prepared.datasets.test))
@@ -391,8 +396,11 @@ def _pool(run: _Run) -> None:
     states = _clients_pretrained(run)
     run.observer.phase("pooled upper bound")
     validation = _named(run.prepared.validation, "pool")
-    states, _ = run.federation.pool(states, run.prepared.pooling, run.keys.pooled, *validation)
-    run.observer.pooled(_accuracy(run.federation, states, run.prepared.datasets.test))
+    states, losses = run.federation.pool(states, run.prepared.pooling, run.keys.pooled, *validation)
+    accuracy = _accuracy(run.federation, states, run.prepared.datasets.test)
+    # Who did not get through the training has no bound: it is where it was before.
+    undone = undone_clients(run.federation.groups, losses)
+    run.observer.pooled({client_id: None if client_id in undone else accuracy[client_id] for client_id in accuracy})
 
 
 def _named(validation: dict[str, PrivateDataset], name: str) -> list[PrivateDataset]:

@@ -11,6 +11,8 @@ import types
 import typing
 from typing import Any, Literal, NamedTuple, TypeVar
 
+import jax
+
 from fedmd_jax.experiments import run_directory as files
 from fedmd_jax.experiments.errors import UsageError
 from fedmd_jax.experiments.kept import difference
@@ -21,8 +23,6 @@ from fedmd_jax.experiments.settings import Experiment
 
 Settings = TypeVar("Settings")
 USAGE = "run --resume DIR [--elsewhere] wants the directory of an interrupted run, and takes all settings from there"
-# What decides the bits of a run, and not what it is: another machine may differ in it.
-LOCAL_PARTS = ("versions", "device", "xla_flags", "clients_at_once")
 
 
 class Interrupted(NamedTuple):
@@ -61,9 +61,25 @@ def find(argv: list[str]) -> Interrupted:
         experiment = settings_from(Experiment, config["settings"])
     except ValueError as error:
         raise RunDirectoryError(f"cannot read {(first or path) / files.CONFIG}: {error}") from error
+    if elsewhere:
+        experiment = _of_this_machine(experiment)
     if first is not None and num_seeds is None:
         num_seeds = _num_seeds(config["command"])
     return Interrupted(path, config["experiment"], experiment, config["command"], num_seeds, elsewhere)
+
+
+def _of_this_machine(experiment: Experiment) -> Experiment:
+    """The same with as many devices as there are, at most, and without folders that are not there."""
+
+    def there(folder):
+        return folder if folder is not None and pathlib.Path(folder).expanduser().is_dir() else None
+
+    devices = experiment.devices
+    if isinstance(devices, int) and devices > jax.device_count():
+        devices = "all"
+    data = dataclasses.replace(experiment.data, data_dir=there(experiment.data.data_dir))
+    kept = there(experiment.pretrained_dir)
+    return dataclasses.replace(experiment, devices=devices, data=data, pretrained_dir=kept)
 
 
 def settings_from(kind: type[Settings], content: Any, where: str = "settings") -> Settings:
@@ -116,11 +132,12 @@ def _value(kind: Any, value: Any, where: str) -> Any:
 def identity(prepared: Prepared) -> Record:
     """What decides the bits of a run, as JSON gives it back."""
     settings = dataclasses.asdict(prepared.experiment)
-    del settings["checkpoint_every"]
+    del settings["checkpoint_every"], settings["pretrained_dir"], settings["data"]["data_dir"]  # decide no bit
     origin, groups = files.origin(), prepared.federation.groups
     datasets = prepared.datasets
     data = (datasets.public, datasets.private, datasets.test, prepared.pretraining, prepared.pooling)
     known = {
+        "devices": settings.pop("devices"),
         "settings": settings,
         "groups": {name: group.client_ids for name, group in groups.items()},
         "clients_at_once": clients_at_once(prepared),

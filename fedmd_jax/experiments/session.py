@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from fedmd_jax.experiments import run_directory as files
 from fedmd_jax.experiments.errors import bad_input
 from fedmd_jax.experiments.interrupts import CtrlC, Uninterrupted
-from fedmd_jax.experiments.kept import OnDisk
+from fedmd_jax.experiments.kept import LOCAL_PARTS, OnDisk
 from fedmd_jax.experiments.procedure import (
     Observers,
     Prepared,
@@ -23,7 +23,7 @@ from fedmd_jax.experiments.procedure import (
 )
 from fedmd_jax.experiments.progress import make_progress
 from fedmd_jax.experiments.recorder import Recorder
-from fedmd_jax.experiments.resuming import LOCAL_PARTS, identity
+from fedmd_jax.experiments.resuming import identity
 from fedmd_jax.experiments.run_directory import Record
 from fedmd_jax.experiments.settings import Experiment
 from fedmd_jax.experiments.stopwatch import Stopwatch

@@ -6,6 +6,7 @@ import pytest
 
 from fedmd_jax.experiments.pretrained import Pretrained, fingerprint
 from fedmd_jax.experiments.procedure import Observer, compiled_once, prepare, pretrained_from
+from fedmd_jax.experiments.run_directory import WriteError
 from fedmd_jax.experiments.settings import Phase
 from fedmd_jax.experiments.stopwatch import Stopwatch
 
@@ -90,3 +91,25 @@ def test_states_come_back_to_the_bit(tmp_path):
     found = kept.load(states)
     assert found["mlp:n1=3"]["w"].tobytes() == states["mlp:n1=3"]["w"].tobytes()
     assert found["mlp:n1=3"]["count"].tolist() == [3]
+
+
+def test_clients_that_failed_are_not_kept(experiment, tmp_path):
+    wild = dataclasses.replace(experiment.public_training, learning_rate=1e38)
+    kept = dataclasses.replace(
+        experiment, public_training=wild, num_rounds=0, local=False, pooled=False, pretrained_dir=str(tmp_path)
+    )
+    (metrics,) = run(kept).results
+    assert "public training not finite" in {client.status for client in metrics.clients}
+    assert pretrained_from(prepare(kept)) is None
+
+
+def test_a_place_that_cannot_be_written_is_told_and_another_run_may_be_faster(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(WriteError, match="cannot keep pretrained clients"):
+        Pretrained(tmp_path / "file" / "place").save({"w": jnp.zeros(1)})
+
+
+def test_who_does_not_get_through_the_bound_has_none(experiment):
+    wild = dataclasses.replace(experiment.pooled_training, learning_rate=1e38)
+    notes = run(dataclasses.replace(experiment, pooled_training=wild, num_rounds=0, local=False))
+    assert None in notes.results[-1].values()

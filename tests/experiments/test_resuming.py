@@ -22,7 +22,7 @@ from orbax.checkpoint import v1 as ocp
 from fedmd_jax import checkpoint
 from fedmd_jax.checkpoint import Checkpoints
 from fedmd_jax.cli import main
-from fedmd_jax.experiments import EXPERIMENTS, kept, procedure, recorder, session
+from fedmd_jax.experiments import EXPERIMENTS, kept, procedure, recorder, resuming, session
 from fedmd_jax.experiments import run_directory as files
 from fedmd_jax.experiments.kept import OnDisk, difference
 from fedmd_jax.experiments.procedure import prepare
@@ -354,6 +354,18 @@ def test_elsewhere_is_no_excuse_for_another_run(play, interrupted, monkeypatch, 
     spoil(interrupted, monkeypatch)
     assert play("--resume", interrupted, "--elsewhere") == (2, [])
     assert re.fullmatch(message, complaint(capsys))
+
+
+def test_elsewhere_there_may_be_fewer_devices_and_other_folders(play, tmp_path, interrupted):
+    edited(
+        files.CONFIG,
+        lambda config: config["settings"].update(
+            devices=99, pretrained_dir="/nowhere", data={**config["settings"]["data"], "data_dir": "/nowhere"}
+        ),
+    )(interrupted, None)
+    found = resuming.find(["--resume", str(interrupted), "--elsewhere"]).experiment
+    assert (found.devices, found.pretrained_dir, found.data.data_dir) == ("all", None, None)
+    assert resuming.find(["--resume", str(interrupted)]).experiment.devices == 99
 
 
 def test_a_damaged_checkpoint_can_be_removed(play, whole, interrupted):

@@ -14,7 +14,6 @@ import time
 from experiments.counting import counting
 
 from fedmd_jax import cli
-from fedmd_jax.checkpoint import Checkpoints
 from fedmd_jax.experiments import kept, session
 from fedmd_jax.experiments import run_directory as files
 from fedmd_jax.experiments.interrupts import CtrlC
@@ -45,7 +44,8 @@ def end_of(pid):
 def progress(path):
     """How far a run is: the size of its metrics, and the last rounds of which it keeps clients, -1 for none."""
     metrics, folders = path / files.METRICS, (path / files.CHECKPOINTS / phase for phase in kept.PHASES)
-    rounds = [-1 if (latest := Checkpoints(folder).latest) is None else latest for folder in folders]
+    # By name: `Checkpoints` would look into them with Orbax, whose threads do not outlive a fork.
+    rounds = [max((int(each.name) for each in folder.glob("[0-9]*")), default=-1) for folder in folders]
     return metrics.stat().st_size if metrics.exists() else 0, rounds
 
 

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from fedmd_jax.checkpoint import CheckpointError, Checkpoints
 from fedmd_jax.experiments.run_directory import CHECKPOINTS, Record, WriteError
 from fedmd_jax.federation import States
-from fedmd_jax.spread import gather_clients
 
 # What decides the bits of a run, and not what it is: another machine may differ in it.
 LOCAL_PARTS = ("versions", "device", "devices", "xla_flags", "clients_at_once")
@@ -157,7 +156,7 @@ class OnDisk:
             for other in self._folders.values():
                 if other is not folder:
                     other.wait()  # what is on disk of a phase says that those before are
-            folder.save(round_, gather_clients(states), score=score, record=record)
+            folder.save(round_, states, score=score, record=record)
 
     def load(self, phase: str, shapes: States) -> States:
         """The last that is on disk."""

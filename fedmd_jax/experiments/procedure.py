@@ -323,7 +323,7 @@ def _clients_pretrained(run: _Run) -> States:
         run.faults[_PUBLIC_FAULT] = sorted(undone_clients(run.federation.groups, losses))
     run.kept.save(PRETRAINED, 0, states, note=run.faults)
     if shared is not None and not shared.found and not run.faults[_PUBLIC_FAULT]:
-        shared.save(gather_clients(states))
+        shared.save(states)
     return states
 
 

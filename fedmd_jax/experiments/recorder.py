@@ -37,6 +37,7 @@ class Recorder(Observer):
         clients_at_once: Mapping[str, int] | None = None,
         pretrained_from: str | None = None,
         resume_at: int | None = None,
+        lock: files.Lock | None = None,
     ):
         """Makes the directory, with config.json and an empty metrics.jsonl; or goes on in one.
 
@@ -48,6 +49,7 @@ class Recorder(Observer):
           clients_at_once: how many clients of each group run at once, where it is known.
           pretrained_from: from where clients are taken after the public half of transfer learning, if they are.
           resume_at: where a run goes on, how many bytes of metrics.jsonl it has when it does; those after are cut.
+          lock: of the directory, where a run goes on; it is this recorder's from here on.
         """
         self._path, self._name, self._experiment = path, name, experiment
         self._metrics: list[Record] = []
@@ -55,12 +57,7 @@ class Recorder(Observer):
         self._pooled: dict[int, float] | None = None
         self._origin = files.origin()
         if resume_at is not None:
-            self._lock = files.lock(path)
-            try:
-                self._metrics = files.reopen(path, resume_at)
-            except Exception:
-                self._lock.close()
-                raise
+            self._lock, self._metrics = lock, files.reopen(path, resume_at)
             return
         config = {
             "experiment": name,

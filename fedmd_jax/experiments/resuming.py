@@ -134,8 +134,8 @@ def identity(prepared: Prepared) -> Record:
     settings = dataclasses.asdict(prepared.experiment)
     del settings["checkpoint_every"], settings["pretrained_dir"], settings["data"]["data_dir"]  # decide no bit
     origin, groups = files.origin(), prepared.federation.groups
-    datasets = prepared.datasets
-    data = (datasets.public, datasets.private, datasets.test, prepared.pretraining, prepared.pooling)
+    # What is held out and what is pooled follow from these and the settings.
+    data = (prepared.datasets.public, prepared.datasets.private, prepared.datasets.test)
     known = {
         "devices": settings.pop("devices"),
         "settings": settings,

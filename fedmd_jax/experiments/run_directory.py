@@ -115,20 +115,19 @@ class Lock:
         self.close = weakref.finalize(self, os.close, descriptor)  # does nothing the second time
 
 
-def lock(path: pathlib.Path, name: str = CONFIG) -> Lock:
+def lock(path: pathlib.Path) -> Lock:
     """The run directory for this process alone, until what is returned is closed or the process ends.
 
     Args:
       path: the directory.
-      name: of the file in it that is locked: by who runs config.json, by who is about to go on metrics.jsonl.
 
     Raises:
       RunDirectoryError: another process has it, or the file cannot be opened.
     """
     try:
-        locked_file = os.open(path / name, os.O_RDWR)  # NFS gives an exclusive lock to who may write only
+        locked_file = os.open(path / CONFIG, os.O_RDWR)  # NFS gives an exclusive lock to who may write only
     except OSError as error:
-        raise RunDirectoryError(f"cannot open {path / name}: {_reason(error)}") from error
+        raise RunDirectoryError(f"cannot open {path / CONFIG}: {_reason(error)}") from error
     locked = Lock(locked_file)
     try:
         import fcntl

@@ -134,11 +134,11 @@ def _begin(
             position=position,
             held=ctrl_c.held,
         )
-    with contextlib.ExitStack() as alone:
+    with contextlib.ExitStack() as refused:
+        lock = None
         if resume and path.is_dir():
-            # Who is about to go on here is the only one, from before the check until the recorder has its own lock.
-            alone.enter_context(contextlib.closing(files.lock(path, files.METRICS)))
-            files.lock(path).close()  # nobody is running: what is there stays as it is
+            lock = files.lock(path)  # before anything in it is read
+            refused.callback(lock.close)
             if files.is_finished(path):
                 raise files.RunDirectoryError(f"nothing to do: another process has finished the run in {path}")
             ignored = LOCAL_PARTS if elsewhere else ()
@@ -155,7 +155,9 @@ def _begin(
                 clients_at_once=clients_at_once(prepared),
                 pretrained_from=pretrained_from(prepared),
                 resume_at=resume_at,
+                lock=lock,
             )
+            refused.pop_all()
     if resume_at is not None:
         num_done = recorder.num_rounds_done
         where = "from the beginning" if num_done is None else f"after round {num_done} of {experiment.num_rounds}"

@@ -316,7 +316,7 @@ REFUSED = {
     "lines that are damaged": (lambda path, _: (path / files.METRICS).write_text("x" * 99999),
         "cannot read .*metrics.jsonl: .*"),
     "no metrics": (lambda path, _: (path / files.METRICS).unlink(),
-        "cannot open .*metrics.jsonl: No such file or directory"),
+        "cannot read .*metrics.jsonl: No such file or directory"),
     "an unknown setting": (set_setting("luck", 1), "cannot read .*config.json: settings.luck is unknown"),
     "a missing setting": (edited(files.CONFIG, lambda config: config["settings"].pop("seed")),
         "cannot read .*config.json: settings.seed is missing"),
@@ -446,8 +446,7 @@ def test_whoever_is_refused_leaves_no_lock(play, interrupted, monkeypatch):
     with monkeypatch.context() as other:
         other.setattr(checkpoint, "FORMAT", 2)
         assert play("--resume", interrupted)[0] == 2
-    for name in (files.CONFIG, files.METRICS):
-        files.lock(interrupted, name).close()
+    files.lock(interrupted).close()
     assert play("--resume", interrupted)[0] == 0
 
 
@@ -466,8 +465,8 @@ def test_a_lock_is_on_a_file_that_can_be_written(tmp_path, monkeypatch):
     files.lock(tmp_path).close()
     assert [flags & os.O_ACCMODE for flags in opened] == [os.O_RDWR]
     monkeypatch.undo()
-    with pytest.raises(files.RunDirectoryError, match=r"^cannot open .*metrics\.jsonl: No such file or directory$"):
-        files.lock(tmp_path, files.METRICS)
+    with pytest.raises(files.RunDirectoryError, match=r"^cannot open .*config\.json: No such file or directory$"):
+        files.lock(tmp_path / "nowhere")
 
 
 def test_a_full_disk_is_one_line_and_the_run_goes_on(play, whole, tmp_path, monkeypatch, capsys):

@@ -2,62 +2,89 @@
 
     python benchmarks/soak.py [--minutes 30] [--seed 0]
 
-Run after run of a small federation is started as `fedmd-jax run`, killed at a random moment (SIGKILL, SIGTERM, SIGINT),
-resumed, killed again, until it ends. A third of the runs is moved to other numbers of virtual CPU devices between
-resumes. In all of them clients are absent, are late, send what is not finite or blow up in training. After every kill,
-and at the end, it is checked that
+Run after run of a small federation is started as `fedmd-jax run`, killed (SIGKILL, SIGTERM, SIGINT), resumed, killed
+again, until it ends. Where a process is killed is drawn first: while it starts, in transfer learning, in the rounds, in
+the control and at the end; and then when, within the time that this takes in a run that nobody kills. Two thirds of
+the runs are moved to other numbers of virtual CPU devices between resumes. In all of them clients are absent, are late,
+send what is not finite or blow up in training, as their keys and the public subset say: on any devices the same ones.
+
+After every kill, and at the end, it is checked that
 
 * what a checkpoint counted as done is still there, to the byte, and stays so;
 * at the end every client has exactly one line for every round, and the summary is that of all rounds;
-* a run that stayed on its devices ends with the bytes of one that nobody killed.
+* a run that stayed on its devices ends with the bytes of one that nobody killed;
+* one that was moved ends with its faults, and with its losses and accuracies to `LOSS` and `ACCURACY`.
 
-Prints a line for each run, and writes `benchmarks/results/soak.json`. The exit code is 1 if anything was lost.
+The half hour begins when everything is compiled and the runs that nobody kills are made. Prints a line for each run,
+and writes `benchmarks/results/soak.json`. The exit code is 1 if anything was lost.
 """
 
 import argparse
 import collections
 import datetime
+import itertools
 import json
+import math
 import os
 import pathlib
 import random
+import re
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 import jax
 
 HERE = pathlib.Path(__file__).resolve().parent
 RESULT = HERE / "results" / "soak.json"
-NUM_ROUNDS = 40
-NETWORKS = ("mlp:n1=8", "mlp:n1=8", "mlp:n1=12,dropout=0.2", "2conv:n1=2,n2=3", "mlp:n1=6")
+NUM_ROUNDS, SUBSET, NUM_TEST = 100, 50, 64
+NETWORKS = ("mlp:n1=8", "mlp:n1=8", "mlp:n1=12,dropout=0.2", "2conv:n1=2,n2=3")
 OPTIONS = [
-    *("--networks", *NETWORKS, "--num-rounds", str(NUM_ROUNDS), "--subset-size", "60", "--no-pooled"),
-    *("--data.num-public", "200", "--data.num-test", "60", "--availability", "0.8", "--completion", "0.8"),
+    *("--networks", *NETWORKS, "--num-rounds", str(NUM_ROUNDS), "--subset-size", str(SUBSET), "--no-pooled"),
+    *("--data.num-public", "200", "--data.num-test", str(NUM_TEST), "--availability", "0.8", "--completion", "0.8"),
     *("--public-training.num-epochs", "1", "--private-training.num-epochs", "2", "--devices", "all"),
 ]
+DEVICES, SEEDS = (1, 2, 3), (0, 1)
 # Of signals, SIGKILL is the one that nobody hears.
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-EXPECTED = {0, -signal.SIGKILL, 143, 130, -signal.SIGTERM, -signal.SIGINT}  # the last two before Python listens
-MIXED = (1, 2, 3)  # devices that a run is moved between
+# What a process says when a stage begins, and how often it is killed there.
+STAGES = {
+    "start": 2,
+    "transfer learning: public data": 1,
+    "transfer learning: private data": 1,
+    "rounds": 5,
+    "local only": 2,
+}
+MOST_PROCESSES = 50  # of a run that goes on
+PHASES = ("pretrained", "transferred", "rounds", "local")
+# Of a run on other devices: rounding, through some hundred steps of Adam.
+LOSS, ACCURACY = 0.05, 3 / NUM_TEST
 
 
 def faulty(architecture):
-    """The network of a client that fails now and then: which bits decide, so that a run that is resumed fails alike."""
+    """The network of a client that fails now and then, and alike on any devices."""
     import jax.numpy as jnp
 
-    def apply(params, model_state, inputs, *, train, mask=None, key=None):
-        logits, model_state = architecture.apply(params, model_state, inputs, train=train, mask=mask, key=key)
-        if train:  # one of 200 steps
-            broken = jax.random.bits(jax.random.fold_in(key, 7)) % 200 == 0
-        else:  # one of 20 states
-            first = jnp.ravel(jax.tree.leaves(params)[0])[0].astype(jnp.float32)
-            broken = jax.lax.bitcast_convert_type(first, jnp.uint32) % 20 == 0
-        return jnp.where(broken, jnp.nan, logits), model_state
+    def init(key, inputs):
+        params, inner = architecture.init(key, inputs)
+        return params, {"inner": inner, "own": jax.random.bits(key)}
 
-    return architecture._replace(apply=apply)
+    def apply(params, model_state, inputs, *, train, mask=None, key=None):
+        logits, inner = architecture.apply(params, model_state["inner"], inputs, train=train, mask=mask, key=key)
+        if train:
+            broken = jax.random.bits(jax.random.fold_in(key, 7)) % 200 == 0
+        else:  # scores of a public subset, which no round has again, and never an accuracy
+            subset = jnp.sum(jax.lax.bitcast_convert_type(inputs, jnp.uint32), dtype=jnp.uint32)
+            drawn = jax.random.bits(
+                jax.random.fold_in(jax.random.fold_in(jax.random.key(0), model_state["own"]), subset)
+            )
+            broken = (drawn % 20 == 0) & (inputs.shape[0] == SUBSET)
+        return jnp.where(broken, jnp.nan, logits), {**model_state, "inner": inner}
+
+    return architecture._replace(init=init, apply=apply)
 
 
 def work(argv: list[str]) -> int:
@@ -70,65 +97,141 @@ def work(argv: list[str]) -> int:
     return cli.main(argv)
 
 
+class Process:
+    """A run under way, or a part of one, and what it says."""
+
+    def __init__(self, argv: list[str], num_devices: int):
+        flags = f"--xla_force_host_platform_device_count={num_devices}"
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+        command = [sys.executable, __file__, "--work", *argv]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        self.began = {"start": time.perf_counter()}  # every stage that it has reached
+        self.output: list[str] = []
+        self._process = subprocess.Popen(command, env=environment, **pipes)
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self):
+        for line in self._process.stdout:
+            self.output.append(line)
+            if (stage := line.removesuffix(" ...\n")) in STAGES:
+                self.began[stage] = time.perf_counter()
+
+    @property
+    def stage(self) -> str:
+        """The last that it has reached."""
+        return list(self.began)[-1]
+
+    def kill(self, number: int, stage: str, delay: float, patience: float) -> bool:
+        """Sends a signal so many seconds after a stage has begun, or a later one; False where it ends before."""
+        order, give_up = list(STAGES), time.perf_counter() + patience
+        while self._process.poll() is None and time.perf_counter() < give_up:
+            reached = [began for other, began in [*self.began.items()] if order.index(other) >= order.index(stage)]
+            if reached and time.perf_counter() >= reached[0] + delay:
+                self._process.send_signal(number)
+                return True
+            time.sleep(0.005)
+        return False
+
+    def wait(self, patience: float) -> int | None:
+        """The exit code; None where it has to be killed because it does not end."""
+        try:
+            code = self._process.wait(timeout=patience)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            code = None
+        self._reader.join()
+        return code
+
+    def seconds(self) -> dict[str, float]:
+        """How long each stage took, of a process that has just ended."""
+        times = [*self.began.values(), time.perf_counter()]
+        return {
+            stage: after - before for stage, (before, after) in zip(self.began, itertools.pairwise(times), strict=True)
+        }
+
+
 class Soak:
     """Starts, kills, resumes, checks and counts."""
 
     def __init__(self, folder: pathlib.Path, seed: int):
         self._folder, self._random = folder, random.Random(seed)
         self.counts: collections.Counter = collections.Counter()
+        self.kills: collections.Counter = collections.Counter()
+        self.killed_in: collections.Counter = collections.Counter()
         self.faults: collections.Counter = collections.Counter()
+        self.loaded: collections.Counter = collections.Counter()
         self.problems: list[str] = []
-        self._seconds = 0.0  # of a run that nobody kills
+        self.apart = {"loss": 0.0, "accuracy": 0.0}  # the most that a run which was moved is from one that was not
+        self._windows: dict[int, dict[str, float]] = {}  # per number of devices, the seconds of each stage
+        self._calm: dict[tuple[int, int], pathlib.Path] = {}
+
+    def prepare(self) -> None:
+        """Compiles everything, makes the runs that nobody kills, and measures their stages."""
+        for seed, num_devices in itertools.product(SEEDS, DEVICES):
+            path = self._folder / f"calm-seed{seed}-devices{num_devices}"
+            process = Process(["run", "quickstart", "--seed", str(seed), *OPTIONS, "--out", str(path)], num_devices)
+            if (code := process.wait(patience=1200)) != 0:
+                self.problems.append(f"{path.name}: exit code {code}: {_end(process)}")
+                return
+            seconds, before = process.seconds(), self._windows.get(num_devices, {})
+            self._windows[num_devices] = {stage: min(s, before.get(stage, s)) for stage, s in seconds.items()}
+            self._calm[seed, num_devices] = path
+            print(f"{path.name}: " + ", ".join(f"{stage} {s:.1f} s" for stage, s in seconds.items()), flush=True)
 
     def run(self, number: int) -> None:
         """One run until it ends, and what it is compared with."""
-        mixed = number % 3 == 2
-        num_devices = self._random.choice(MIXED)
-        start = ["run", "quickstart", "--seed", str(number), *OPTIONS]
-        path = self._folder / f"run{number}"
-        calm = self._calm(path, start, num_devices)
-        kills, moves, done = 0, 0, b""
-        while not (path / "summary.json").exists() or json.loads((path / "summary.json").read_text())["interrupted"]:
-            if mixed and kills and (other := self._random.choice(MIXED)) != num_devices:
+        seed, num_devices, is_moved = number % len(SEEDS), self._random.choice(DEVICES), number % 3 > 0
+        path, calm, moves = self._folder / f"run{number}", self._calm[seed, num_devices], 0
+        done, before = b"", self.counts.copy()
+        for _ in range(MOST_PROCESSES):
+            argv = ["run", "--resume", str(path), *(["--elsewhere"] if is_moved else [])]
+            if not path.exists():
+                argv = ["run", "quickstart", "--seed", str(seed), *OPTIONS, "--out", str(path)]
+            elif is_moved and (other := self._random.choice(DEVICES)) != num_devices:
                 num_devices, moves = other, moves + 1
-            again = ["run", "--resume", str(path), *(["--elsewhere"] if mixed else [])]
-            code = self._process(again if path.exists() else [*start, "--out", str(path)], num_devices, path)
-            if code is None:
-                return
-            kills += code != 0
+            self._part(argv, num_devices, path)
             done = self._check_kept(path, done)
-        self._check_end(path, done)
-        if not mixed and calm is not None:
-            if calm != (path / "metrics.jsonl").read_bytes():
-                self.problems.append(f"{path.name}: not the bytes of a run that nobody killed")
-            self.counts["compared to the byte"] += 1
-        self.counts.update(runs=1, rounds=NUM_ROUNDS, kills=kills, changes_of_devices=moves)
-        lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-        self.faults.update(fault for line in lines for fault in line["status"].split(", ") if fault != "ok")
-        print(f"run {number}: {kills} kills, {moves} changes of devices, {len(lines)} lines", flush=True)
+            if self.problems or _is_finished(path):
+                break
+        else:
+            self.problems.append(f"{path.name}: has not ended after {MOST_PROCESSES} processes")
+        if self.problems:
+            return
+        self.counts.update({"runs": 1, "changes of devices": moves})
+        self._check_end(path, done, calm, is_moved=moves > 0)
+        made = ", ".join(f"{self.counts[what] - before[what]} {what}" for what in ("processes", "kills"))
+        print(f"run {number}, seed {seed}: {made}, {moves} changes of devices", flush=True)
 
-    def _process(self, argv: list[str], num_devices: int, path: pathlib.Path) -> int | None:
-        """The exit code of a process that is killed, unless it is faster; None where it ended as it should not."""
-        process = self._start(argv, num_devices)
-        try:
-            code = process.wait(timeout=self._random.uniform(0.1, 1.2) * self._seconds)
-        except subprocess.TimeoutExpired:
-            number = self._random.choice(SIGNALS)
-            process.send_signal(number)
-            code = process.wait()
-            self.counts[f"kills with {number.name}"] += 1
+    def _part(self, argv: list[str], num_devices: int, path: pathlib.Path) -> None:
+        """A process that is killed, unless it is faster."""
+        windows = self._windows[num_devices]
+        stage = self._random.choices(list(STAGES), weights=STAGES.values())[0]
+        number, delay = self._random.choice(SIGNALS), self._random.uniform(0, 1.1) * windows[stage]
+        patience = 60 + 20 * sum(windows.values())
+        found, last = _checkpoints(path), _last_round(path)
+        process = Process(argv, num_devices)
+        sent = process.kill(number, stage, delay, patience)
+        code = process.wait(patience)
         self.counts["processes"] += 1
-        output = process.stdout.read()
-        if code not in EXPECTED:
-            self.problems.append(f"{path.name}: exit code {code}: {output[-500:]}")
-            return None
-        return code
-
-    def _start(self, argv: list[str], num_devices: int) -> subprocess.Popen:
-        flags = f"--xla_force_host_platform_device_count={num_devices}"
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-        command = [sys.executable, __file__, "--work", *argv]
-        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        expected = {0, 128 + number, -number} if sent else {0}  # negative before Python listens
+        importing = sent and process.stage == "start" and "KeyboardInterrupt" in _end(process)
+        if code not in expected and not importing:
+            self.problems.append(f"{path.name}: exit code {code}, signal {sent and number}: {_end(process)}")
+            return
+        if code != 0:
+            self.counts["kills"] += 1
+            self.kills[signal.Signals(number).name] += 1
+            self.killed_in[process.stage] += 1
+        went_on = next((line for line in process.output if line.startswith(f"{path} goes on ")), None)
+        if "--resume" in argv:
+            self.counts["resumes"] += went_on is not None
+        if went_on is not None:
+            self.loaded.update(found)
+        began = _round_of(went_on) if went_on else last if "--resume" in argv else 0
+        self.counts["rounds made"] += max(_last_round(path) - began, 0)
+        self.counts["rounds repeated"] += max(last - began, 0)
 
     def _check_kept(self, path: pathlib.Path, done: bytes) -> bytes:
         """The lines that checkpoints vouch for, now; those of before are among them."""
@@ -147,27 +250,71 @@ class Soak:
             self.problems.append(f"{path.name}: lines are gone that a checkpoint counted")
         return max(content[:kept], done, key=len)
 
-    def _check_end(self, path: pathlib.Path, done: bytes) -> None:
+    def _check_end(self, path: pathlib.Path, done: bytes, calm: pathlib.Path, *, is_moved: bool) -> None:
         content = (path / "metrics.jsonl").read_bytes()
         lines = [json.loads(line) for line in content.splitlines()]
         found = [(line["round"], line["client_id"]) for line in lines]
         if found != [(r, k) for r in range(NUM_ROUNDS + 1) for k in range(len(NETWORKS))]:
             self.problems.append(f"{path.name}: not every client has one line for every round")
+            return
         if not content.startswith(done):
             self.problems.append(f"{path.name}: lines of finished rounds have changed")
         if json.loads((path / "summary.json").read_text())["num_rounds_done"] != NUM_ROUNDS:
             self.problems.append(f"{path.name}: the summary is of fewer rounds")
+        faults = collections.Counter(fault for line in lines for fault in line["status"].split(", ") if fault != "ok")
+        if len(faults) < 4:
+            self.problems.append(f"{path.name}: too few faults of clients: {dict(faults)}")
+        self.faults.update(faults)
+        if is_moved:
+            self._check_moved(path, lines, calm)
+        elif content != (calm / "metrics.jsonl").read_bytes():
+            self.problems.append(f"{path.name}: not the bytes of a run that nobody killed")
+        self.counts["equal but for rounding" if is_moved else "equal to the byte"] += 1
 
-    def _calm(self, path: pathlib.Path, start: list[str], num_devices: int) -> bytes | None:
-        """The lines of the same run, left alone, and how long it takes."""
-        calm, began = path.with_name(f"{path.name}-calm"), time.perf_counter()
-        process = self._start([*start, "--out", str(calm)], num_devices)
-        output = process.communicate()[0]
-        self._seconds = time.perf_counter() - began
-        if process.returncode == 0:
-            return (calm / "metrics.jsonl").read_bytes()
-        self.problems.append(f"{calm.name}: exit code {process.returncode}: {output[-500:]}")
-        return None
+    def _check_moved(self, path: pathlib.Path, lines: list[dict], calm: pathlib.Path) -> None:
+        """The faults of a run that stayed where it was, and its numbers but for rounding."""
+        for line, other in zip(lines, map(json.loads, (calm / "metrics.jsonl").open()), strict=True):
+            where = f"{path.name}: round {line['round']}, client {line['client_id']}"
+            if line["status"] != other["status"]:
+                self.problems.append(f"{where}: {line['status']} where it was {other['status']}")
+                return
+            losses = [(line[name], other[name]) for name in ("digest_loss", "revisit_loss")]
+            losses = [(ours, theirs) for ours, theirs in losses if ours is not None or theirs is not None]
+            if any(None in pair for pair in losses):
+                self.problems.append(f"{where}: a loss is missing")
+                return
+            loss = max((abs(ours - theirs) / max(abs(theirs), 1e-3) for ours, theirs in losses), default=0.0)
+            accuracy = abs(line["accuracy"] - other["accuracy"])
+            self.apart = {"loss": max(loss, self.apart["loss"]), "accuracy": max(accuracy, self.apart["accuracy"])}
+            if loss > LOSS or accuracy > ACCURACY + 1e-6 or math.isnan(loss):
+                self.problems.append(f"{where}: loss or accuracy is {loss:.3g} or {accuracy:.3g} away")
+                return
+
+
+def _end(process: Process) -> str:
+    return "".join(process.output)[-500:]
+
+
+def _is_finished(path: pathlib.Path) -> bool:
+    summary = path / "summary.json"
+    return summary.exists() and not json.loads(summary.read_text())["interrupted"]
+
+
+def _last_round(path: pathlib.Path) -> int:
+    """The last round of which there are lines."""
+    metrics = path / "metrics.jsonl"
+    lines = metrics.read_text().splitlines() if metrics.exists() else []
+    return json.loads(lines[-1])["round"] if lines else 0
+
+
+def _round_of(went_on: str) -> int:
+    found = re.search(r"after round (\d+) of", went_on)
+    return int(found[1]) if found else 0
+
+
+def _checkpoints(path: pathlib.Path) -> list[str]:
+    """The phases of which there are checkpoints."""
+    return [phase for phase in PHASES if any((path / "checkpoints" / phase).glob("[0-9]*"))]
 
 
 def main() -> int:
@@ -175,12 +322,16 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30, help="after which no new run is started")
     parser.add_argument("--seed", type=int, default=0, help="of kills and changes of devices")
     options = parser.parse_args()
-    began, number = time.perf_counter(), 0
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what nohup ignores the processes would ignore, too
+    number = 0
     with tempfile.TemporaryDirectory() as folder:
         soak = Soak(pathlib.Path(folder), options.seed)
+        soak.prepare()
+        began = time.perf_counter()
         while time.perf_counter() - began < 60 * options.minutes and not soak.problems:
             soak.run(number)
             number += 1
+        minutes = (time.perf_counter() - began) / 60
     command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
     commit = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False).stdout.strip()
     record = {
@@ -189,9 +340,13 @@ def main() -> int:
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "jax": jax.__version__,
         "cores": os.cpu_count(),
-        "minutes": round((time.perf_counter() - began) / 60, 1),
+        "minutes": round(minutes, 1),
         **dict(sorted(soak.counts.items())),
+        "kills by signal": dict(sorted(soak.kills.items())),
+        "kills by stage": dict(sorted(soak.killed_in.items())),
+        "checkpoints loaded": dict(sorted(soak.loaded.items())),
         "faults of clients": dict(sorted(soak.faults.items())),
+        "most that a moved run is apart": soak.apart,
         "lost": soak.problems,
     }
     if soak.counts["runs"]:

@@ -29,20 +29,25 @@ def data_folder(tmp_path_factory):
 
 
 @pytest.fixture
-def experiment(data_folder):
+def data(data_folder):
+    return Data(
+        public="dots",
+        private="marks",
+        data_dir=str(data_folder),
+        num_public=30,
+        private_classes=(4, 1, 2),
+        examples_per_class=3,
+        num_test=20,
+    )
+
+
+@pytest.fixture
+def experiment(data):
     phase = Phase(num_epochs=1, batch_size=16)
     return Experiment(
         networks=("mlp:n1=3", "mlp", "mlp:n1=3"),
         weights=(1.0, 2.0, 3.0),
-        data=Data(
-            public="dots",
-            private="marks",
-            data_dir=str(data_folder),
-            num_public=30,
-            private_classes=(0, 1, 2),
-            examples_per_class=3,
-            num_test=20,
-        ),
+        data=data,
         public_training=phase,
         private_training=phase,
         pooled_training=phase,

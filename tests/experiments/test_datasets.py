@@ -9,19 +9,6 @@ from fedmd_jax.experiments.datasets import load
 from fedmd_jax.experiments.settings import Data
 
 
-@pytest.fixture
-def data(data_folder):
-    return Data(
-        public="dots",
-        private="marks",
-        data_dir=str(data_folder),
-        num_public=30,
-        private_classes=(4, 1, 2),
-        examples_per_class=3,
-        num_test=20,
-    )
-
-
 def test_shapes_and_counts(data):
     datasets = load(data, num_clients=3, seed=0)
     assert datasets.num_classes == 4 + 3

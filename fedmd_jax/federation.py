@@ -373,6 +373,7 @@ def run_local(
     num_rounds: int,
     first_round: int = 1,
     attendance: AttendancePolicy | None = None,
+    on_undone: Callable[[int, set[int]], Any] | None = None,
     callback: Callable[[int, States], Any] | None = None,
 ) -> States:
     """The control of `run_federation`: the same rounds without digests, so that nobody learns from anybody.
@@ -388,6 +389,8 @@ def run_local(
       num_rounds: R.
       first_round: the number of the first of these rounds; 1 + r goes on where r rounds have been run.
       attendance: that of `run_federation`.
+      on_undone: called with the number of a round and the ids of the clients whose training was undone in it, since it
+        did not end in finite numbers; before `callback`, and only where there are any.
       callback: called with the number of each round and the states after it, which the next round consumes.
 
     Returns:
@@ -402,7 +405,12 @@ def run_local(
     client_ids = group_client_ids(federation.groups)
     for round_ in range(first_round, first_round + num_rounds):
         attending = {} if attendance is None else {"attendance": attendance(round_, client_ids)}
-        states, _ = federation.revisit(states, private, jax.random.fold_in(key, round_), **attending)
+        states, losses = federation.revisit(states, private, jax.random.fold_in(key, round_), **attending)
+        if on_undone is not None:
+            # What an absent client would have done is thrown away in any case.
+            completed = attending["attendance"].completed if attending else None
+            if undone := undone_clients(federation.groups, losses, completed):
+                on_undone(round_, undone)
         if callback is not None:
             callback(round_, states)
     return states
@@ -423,19 +431,23 @@ def round_metrics(
     return RoundMetrics(round_, tuple(sorted(clients)), bool(info is None or info.digested))
 
 
-def undone_clients(groups: Groups, losses: Mapping[str, chex.Array]) -> set[int]:
+def undone_clients(
+    groups: Groups, losses: Mapping[str, chex.Array], completed: Mapping[str, chex.Array] | None = None
+) -> set[int]:
     """The ids of those whose training was undone, since it did not end in finite numbers.
 
     Args:
       groups: of the federation.
       losses: per group [K, E], from `pretrain`, `personalize`, `pool` or `revisit` of all clients.
+      completed: per group [K], whose training was to be kept; by default everybody's.
     """
-    return {
-        client_id
-        for name, of_group in losses.items()
-        for client_id, of_client in zip(groups[name].client_ids, np.asarray(of_group), strict=True)
-        if np.isnan(of_client).all()
-    }
+    undone = set()
+    for name, of_group in losses.items():
+        is_undone = np.isnan(np.asarray(of_group)).all(axis=1)
+        if completed is not None:
+            is_undone &= np.asarray(completed[name])
+        undone |= {client_id for client_id, so in zip(groups[name].client_ids, is_undone, strict=True) if so}
+    return undone
 
 
 def with_faults(metrics: RoundMetrics, faults: Mapping[str, Collection[int]]) -> RoundMetrics:

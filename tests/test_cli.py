@@ -163,7 +163,7 @@ def played(monkeypatch):
                 disturb(round_)
             observer.phase("local only")
             disturb("local")
-            observer.local(dict.fromkeys(range(len(prepared.experiment.networks)), 0.5))
+            observer.local(dict.fromkeys(range(len(prepared.experiment.networks)), 0.5), {})
             observer.phase("pooled upper bound")
             disturb("pooled")
             observer.pooled(dict.fromkeys(range(len(prepared.experiment.networks)), 0.9))

@@ -1,5 +1,7 @@
 """What one client does, or fails to do, must not reach the others: to the bit."""
 
+import dataclasses
+
 import chex
 import faults
 import jax
@@ -262,6 +264,29 @@ def test_other_phases_undo_nonsense_too(plain, phase):
             assert changed(sound[client_id][0], before[0], "params")
         else:
             chex.assert_trees_all_equal(broken[client_id], sound[client_id])
+
+
+def test_the_control_tells_whose_training_was_undone(plain):
+    def told(federation, broken, **settings):
+        heard = []
+        states = jax.tree.map(jnp.copy, faults.switched(GROUPS, plain.states, broken))
+        settings |= {"num_rounds": 2, "callback": lambda round_, _: heard.append(round_)}
+        on_undone = lambda round_, client_ids: heard.append((round_, client_ids))  # noqa: E731
+        fmd.run_local(federation, states, plain.private, KEY, on_undone=on_undone, **settings)
+        return heard
+
+    assert told(plain.federation, {1: faults.REVISIT, 3: -faults.REVISIT}) == [(1, {1, 3}), 1, (2, {1, 3}), 2]
+    assert told(plain.federation, {}) == [1, 2]
+    # Of those who are not there nothing is undone.
+    losses = {"stack": jnp.array([[0.0, 1.0], [jnp.nan, jnp.nan], [jnp.nan, 1.0]]), "alone": jnp.full((1, 2), jnp.nan)}
+    failing = dataclasses.replace(plain.federation, revisit=lambda states, *_, attendance: (states, losses))
+    attendance = [
+        faults.attendance(GROUPS),
+        faults.attendance(GROUPS, absent=[3]),
+        faults.attendance(GROUPS, stragglers=[1]),
+    ]
+    heard = told(failing, {}, attendance=lambda round_, _: attendance[round_])
+    assert heard == [(1, {1}), 1, (2, {3}), 2]
 
 
 def test_early_stopping_may_leave_out_losses(plain):

@@ -94,10 +94,10 @@ class Uninterrupted(Observer):
             self._observer.round(metrics)
         self._ctrl_c.check()
 
-    def local(self, accuracy: dict[int, float]) -> None:
+    def local(self, accuracy: dict[int, float], undone: dict[int, list[int]]) -> None:
         """Whole."""
         with self._ctrl_c.held():
-            self._observer.local(accuracy)
+            self._observer.local(accuracy, undone)
         self._ctrl_c.check()
 
     def pooled(self, accuracy: dict[int, float]) -> None:

@@ -3,7 +3,7 @@
 import contextlib
 import pathlib
 import shutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from fedmd_jax.checkpoint import CheckpointError, Checkpoints
-from fedmd_jax.experiments.run_directory import CHECKPOINTS, Record, WriteError
+from fedmd_jax.experiments.run_directory import CHECKPOINTS, Record, writing
 from fedmd_jax.federation import States
 
 # What decides the bits of a run, and not what it is: another machine may differ in it.
@@ -74,6 +74,10 @@ class OnDisk:
 
     `pretrained` and `transferred` are written once; of `rounds`, the last two and the best of those that were written,
     and of `local` the last two.
+
+    Attributes:
+      continued: where the run went on with other versions or devices, in this order: the parts of the identity that
+        are of the machine, and after which round. Kept with the clients, as what they have been through.
     """
 
     def __init__(
@@ -99,6 +103,8 @@ class OnDisk:
         self._folders = {phase: Checkpoints(path / CHECKPOINTS / phase) for phase in PHASES}
         self._identity, self._every, self._num_rounds = identity, every, num_rounds
         self._position, self._held = position, held
+        self._before: Record | None = None  # the parts of the identity that are of the machine, of the last clients
+        self.continued: list[Record] = []
 
     def check(self, shapes: States, *, ignored: Collection[str] = ()) -> Record | None:
         """Reads everything that there is.
@@ -133,7 +139,18 @@ class OnDisk:
                 )
             # Where the last round's is removed by hand, the control may be ahead of it.
             position |= {k: v for k, v in record["position"].items() if phase != LOCAL or k != "num_bytes"}
+            self._before, self.continued = _of_machine(record["run"]), list(record.get("continued", []))
         return position or None
+
+    def go_on(self, num_rounds_done: int | None) -> None:
+        """Notes where the run goes on, if that is not where the clients that `check` has found were kept.
+
+        Args:
+          num_rounds_done: None before round 0.
+        """
+        here = _of_machine(self._identity)
+        if self._before not in (None, here):
+            self.continued.append({"after_round": num_rounds_done, **here})
 
     def last(self, phase: str) -> int | None:
         """The last that is on disk."""
@@ -152,7 +169,9 @@ class OnDisk:
         if phase in (ROUNDS, LOCAL) and round_ < self._num_rounds and (round_ % self._every or folder.busy):
             return
         record = {"run": self._identity, "phase": phase, "position": self._position(), "note": note or {}}
-        with self._held(), _writing():
+        if self.continued:
+            record["continued"] = self.continued
+        with self._held(), writing():
             for other in self._folders.values():
                 if other is not folder:
                     other.wait()  # what is on disk of a phase says that those before are
@@ -170,7 +189,7 @@ class OnDisk:
     def close(self) -> None:
         """Returns when everything is on disk; `WriteError` where that has failed."""
         with contextlib.ExitStack() as stack:
-            stack.enter_context(_writing())
+            stack.enter_context(writing())
             for folder in self._folders.values():
                 stack.callback(folder.close)
 
@@ -180,7 +199,7 @@ class OnDisk:
             shutil.rmtree(self._folders[phase].path, ignore_errors=True)
 
     def _wait(self, phase: str) -> None:
-        with _writing():
+        with writing():
             self._folders[phase].wait()
 
 
@@ -201,13 +220,9 @@ def difference(wanted: Any, found: Any, where: str = "") -> str | None:
     return None
 
 
+def _of_machine(run: Record) -> Record:
+    return {part: run.get(part) for part in LOCAL_PARTS}
+
+
 def _without(ignored: Collection[str], run: Any) -> Any:
     return {key: part for key, part in run.items() if key not in ignored} if isinstance(run, dict) else run
-
-
-@contextlib.contextmanager
-def _writing() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise WriteError(str(error)) from error

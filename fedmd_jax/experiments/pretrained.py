@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from fedmd_jax.checkpoint import load_tree, save_tree
-from fedmd_jax.experiments.run_directory import WriteError, origin
+from fedmd_jax.experiments.run_directory import origin, writing
 from fedmd_jax.federation import States
 
 
@@ -35,11 +35,12 @@ class Pretrained(NamedTuple):
 
     def save(self, states: States) -> None:
         """Keeps the clients; `WriteError` where that cannot be."""
-        try:
-            save_tree(self.path, states)
-        except OSError as error:
-            if not self.found:  # another run may have been faster
-                raise WriteError(f"cannot keep pretrained clients: {error}") from error
+        with writing("cannot keep pretrained clients"):
+            try:
+                save_tree(self.path, states)
+            except OSError:
+                if not self.found:  # another run may have been faster
+                    raise
 
 
 def place_of(folder: pathlib.Path, settings: object, data: chex.ArrayTree) -> Pretrained:

@@ -47,8 +47,8 @@ class Observer:
     def round(self, metrics: RoundMetrics) -> None:
         """A round is over; round 0 is the end of transfer learning."""
 
-    def local(self, accuracy: dict[int, float]) -> None:
-        """The control without digests is known, per client id."""
+    def local(self, accuracy: dict[int, float], undone: dict[int, list[int]]) -> None:
+        """The control without digests is known, per client id, and rounds whose training was undone, where any was."""
 
     def pooled(self, accuracy: dict[int, float]) -> None:
         """The upper bound is known, per client id."""
@@ -70,10 +70,10 @@ class Observers(Observer):
         for observer in self._observers:
             observer.round(metrics)
 
-    def local(self, accuracy: dict[int, float]) -> None:
+    def local(self, accuracy: dict[int, float], undone: dict[int, list[int]]) -> None:
         """To all."""
         for observer in self._observers:
-            observer.local(accuracy)
+            observer.local(accuracy, undone)
 
     def pooled(self, accuracy: dict[int, float]) -> None:
         """To all."""
@@ -378,6 +378,12 @@ def _attendance(run: _Run) -> AttendancePolicy | None:
 def _local(run: _Run) -> None:
     num_done = run.kept.last(LOCAL) or 0
     states = run.federation.put(run.kept.load(LOCAL, run.shapes)) if num_done else _clients_transferred(run)
+    # Pairs of a round and a client id, since JSON knows no keys but strings.
+    undone = run.kept.note(LOCAL).get("undone", []) if num_done else []
+
+    def keep(round_: int, states: States) -> None:
+        run.kept.save(LOCAL, round_, states, note={"undone": list(undone)})
+
     run.observer.phase("local only")
     states = run_local(
         run.federation,
@@ -387,9 +393,13 @@ def _local(run: _Run) -> None:
         num_rounds=run.prepared.experiment.num_rounds - num_done,
         first_round=num_done + 1,
         attendance=_attendance(run),
-        callback=partial(run.kept.save, LOCAL),
+        on_undone=lambda round_, client_ids: undone.extend([round_, i] for i in sorted(client_ids)),
+        callback=keep,
     )
-    run.observer.local(_accuracy(run.federation, states, run.prepared.datasets.test))
+    rounds: dict[int, list[int]] = {}
+    for round_, client_id in undone:
+        rounds.setdefault(client_id, []).append(round_)
+    run.observer.local(_accuracy(run.federation, states, run.prepared.datasets.test), rounds)
 
 
 def _pool(run: _Run) -> None:

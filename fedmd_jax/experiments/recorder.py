@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from fedmd_jax.communication import Communication
 from fedmd_jax.experiments import run_directory as files
@@ -54,6 +54,7 @@ class Recorder(Observer):
         self._path, self._name, self._experiment = path, name, experiment
         self._metrics: list[Record] = []
         self._local: dict[int, float] | None = None
+        self._undone: dict[int, list[int]] = {}
         self._pooled: dict[int, float] | None = None
         self._origin = files.origin()
         if resume_at is not None:
@@ -91,21 +92,29 @@ class Recorder(Observer):
         files.append_lines(self._path / files.METRICS, records)
         self._metrics += records
 
-    def local(self, accuracy: dict[int, float]) -> None:
+    def local(self, accuracy: dict[int, float], undone: dict[int, list[int]]) -> None:
         """Keeps the control for the summary."""
-        self._local = accuracy
+        self._local, self._undone = accuracy, undone
 
     def pooled(self, accuracy: dict[int, float]) -> None:
         """Keeps the upper bound for the summary."""
         self._pooled = accuracy
 
-    def finish(self, communication: Communication, seconds: dict[str, float], *, interrupted: bool) -> Record:
+    def finish(
+        self,
+        communication: Communication,
+        seconds: dict[str, float],
+        *,
+        interrupted: bool,
+        continued: Sequence[Record] = (),
+    ) -> Record:
         """Writes summary and plot of the rounds that are done, at least round 0.
 
         Args:
           communication: what these rounds have sent.
           seconds: by phase.
           interrupted: whether the run was to go on.
+          continued: where it went on with other versions or devices, if it did.
 
         Returns:
           The summary.
@@ -116,11 +125,13 @@ class Recorder(Observer):
                 self._experiment,
                 self._metrics,
                 local=self._local,
+                undone=self._undone,
                 pooled=self._pooled,
                 communication=communication,
                 seconds=seconds,
             ),
             "interrupted": interrupted,
+            **({"continued": list(continued)} if continued else {}),
             **self._origin,
         }
         files.replace_file(self._path / files.PLOT, plot(summary, self._metrics))

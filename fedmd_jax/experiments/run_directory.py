@@ -33,6 +33,24 @@ class WriteError(OSError):
     """A file of a run cannot be written, on a full disk for example; the message is one line."""
 
 
+@contextlib.contextmanager
+def writing(problem: str | None = None) -> Iterator[None]:
+    """An `OSError` within becomes a `WriteError`.
+
+    Args:
+      problem: the beginning of the message; None where the error itself says what could not be written.
+
+    >>> with writing("cannot write a.txt"):
+    ...     raise OSError(errno.ENOSPC, "No space left on device")
+    Traceback (most recent call last):
+    fedmd_jax.experiments.run_directory.WriteError: cannot write a.txt: No space left on device
+    """
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(f"{problem}: {_reason(error)}" if problem else str(error)) from error
+
+
 def create(path: pathlib.Path, files: Mapping[str, bytes]) -> pathlib.Path:
     """Makes the directory of a new run, with its first files in it.
 
@@ -83,7 +101,7 @@ def replace_file(path: pathlib.Path, content: bytes) -> None:
       WriteError: it cannot be written; the file is as it was before.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _writing(path):
+    with writing(f"cannot write {path}"):
         try:
             with partial.open("wb") as file:
                 file.write(content)
@@ -101,7 +119,7 @@ def append_lines(path: pathlib.Path, records: Sequence[Record]) -> None:
       WriteError: they cannot be written; the file is as it was before.
     """
     block = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records).encode()
-    with _writing(path), path.open("ab", buffering=0) as file:
+    with writing(f"cannot write {path}"), path.open("ab", buffering=0) as file:
         size = file.tell()
         if file.write(block) < len(block):  # a full disk takes what it can, and complains at the next write only
             file.truncate(size)
@@ -169,7 +187,7 @@ def reopen(path: pathlib.Path, num_bytes: int) -> list[Record]:
         records = [json.loads(line) for line in kept.splitlines()]
     except ValueError as error:
         raise RunDirectoryError(f"cannot read {file}: {error}") from error
-    with _writing(file):
+    with writing(f"cannot write {file}"):
         for left in (path / SUMMARY, path / PLOT, *path.glob(".*.tmp")):
             left.unlink(missing_ok=True)
         os.truncate(file, num_bytes)
@@ -227,6 +245,8 @@ def read_run(path: pathlib.Path) -> tuple[Record, list[Record]]:
     for client in summary["clients"]:
         faults = client.get("faults") or {}
         _check(path / SUMMARY, faults, {what: [int] for what in faults}, f"faults of client {client['client_id']}")
+    if "continued" in summary:
+        _check(path / SUMMARY, summary["continued"], [_CONTINUED], "continued")
     metrics = [record for record in _parse(path / METRICS) if record.get("event") == "round"]
     for record in metrics:
         _check(path / METRICS, record, _ROUND)
@@ -263,11 +283,17 @@ _ACCURACIES = {
 _SUMMARY = {
     "experiment": str,
     "seed": int,
+    "evaluate_on": (str, type(None)),
     "num_rounds_done": int,
     "clients": [{"client_id": int, "architecture": str, "faults": (dict, type(None)), **_ACCURACIES}],
     "mean": _ACCURACIES,
     "communication": {f"{kind}_bytes_per_client_round": _NUMBER for kind in ("upload", "download", "fedavg")},
     "seconds": {"total": _NUMBER},
+}
+_CONTINUED = {
+    "after_round": (int, type(None)),
+    "device": {"count": int, "kind": str},
+    "versions": {"fedmd_jax": str, "jax": str},
 }
 _ROUND = {"round": int, "client_id": int, "accuracy": _NUMBER, "status": (str, type(None))}
 
@@ -313,14 +339,6 @@ def origin() -> Record:
         "device": {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)},
         "environment": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
     }
-
-
-@contextlib.contextmanager
-def _writing(path: pathlib.Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise WriteError(f"cannot write {path}: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:

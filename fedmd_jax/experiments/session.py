@@ -158,6 +158,8 @@ def _begin(
                 lock=lock,
             )
             refused.pop_all()
+    if kept is not None:
+        kept.go_on(recorder.num_rounds_done)
     if resume_at is not None:
         num_done = recorder.num_rounds_done
         where = "from the beginning" if num_done is None else f"after round {num_done} of {experiment.num_rounds}"
@@ -195,7 +197,12 @@ def _finish(
         return
     if interrupted:
         print(f"\ninterrupted after round {num_done} of {num_rounds}: what is done so far is kept", file=sys.stderr)
-    summary = recorder.finish(communication(prepared, num_rounds=num_done), watch.seconds(), interrupted=interrupted)
+    summary = recorder.finish(
+        communication(prepared, num_rounds=num_done),
+        watch.seconds(),
+        interrupted=interrupted,
+        continued=kept.continued if kept is not None else (),
+    )
     if kept is not None and not interrupted:
         kept.finish()
     print(f"\n{show(summary)}\nresults in {path}")

@@ -32,7 +32,7 @@ def round_metrics(experiment, round_, *, digest_loss=0.5, digested=True, status=
     return RoundMetrics(round_, tuple(clients), digested)
 
 
-def write(path, experiment, *, num_done=None, local=0.05, pooled=0.9, status=None):
+def write(path, experiment, *, num_done=None, local=0.05, undone=None, pooled=0.9, status=None, continued=()):
     """A run directory and its summary; the run is interrupted where fewer rounds are done than it should have.
 
     `status` is by round and client id, where it is not ok.
@@ -43,7 +43,7 @@ def write(path, experiment, *, num_done=None, local=0.05, pooled=0.9, status=Non
     for round_ in range(num_done + 1):
         recorder.round(round_metrics(experiment, round_, status=status.get(round_)))
     if local is not None:
-        recorder.local(dict.fromkeys(range(len(experiment.networks)), local))
+        recorder.local(dict.fromkeys(range(len(experiment.networks)), local), undone or {})
     if pooled is not None:
         recorder.pooled(dict.fromkeys(range(len(experiment.networks)), pooled))
-    return recorder.finish(SENT, SECONDS, interrupted=num_done < experiment.num_rounds)
+    return recorder.finish(SENT, SECONDS, interrupted=num_done < experiment.num_rounds, continued=continued)

@@ -34,7 +34,7 @@ class Pressing(Observer):
         press()
         self.heard.append(metrics.round)
 
-    def local(self, accuracy):
+    def local(self, accuracy, undone):
         press()
         self.heard.append(accuracy)
 

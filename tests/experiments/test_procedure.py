@@ -139,8 +139,8 @@ class Notes(Observer):
     def round(self, metrics):
         self.told.append(metrics.round)
 
-    def local(self, accuracy):
-        self.told.append(accuracy)
+    def local(self, accuracy, undone):
+        self.told += [accuracy, undone] if undone else [accuracy]
 
     def pooled(self, accuracy):
         self.told.append(accuracy)

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from orbax.checkpoint import v1 as ocp
 
-from fedmd_jax import checkpoint
+from fedmd_jax import checkpoint, federation
 from fedmd_jax.checkpoint import Checkpoints
 from fedmd_jax.cli import main
 from fedmd_jax.experiments import EXPERIMENTS, kept, procedure, recorder, resuming, session
@@ -179,7 +179,7 @@ def test_without_checkpoints_a_run_begins_again(play, whole, tmp_path, capsys):
 
 @pytest.mark.parametrize("stage", ["transfer learning: private data", "rounds", 0])
 def test_what_failed_in_transfer_learning_is_told_after_it_was_resumed(play, tmp_path, monkeypatch, stage):
-    monkeypatch.setattr(procedure, "undone_clients", lambda groups, losses: {2, 1})
+    monkeypatch.setattr(procedure, "undone_clients", lambda *_: {2, 1})
     for path, disturbed in ((tmp_path / "whole", None), (tmp_path / "run", stage)):
         play("--out", path, *TINY, stage=disturbed, kind=Killed)
     assert play("--resume", tmp_path / "run")[0] == 0
@@ -261,9 +261,13 @@ def set_setting(name, value):
     return edited(files.CONFIG, lambda config: config["settings"].update({name: value}))
 
 
-def of_another_origin(path, monkeypatch):
+def elsewhere(monkeypatch, jax_version):
     origin = files.origin()
-    monkeypatch.setattr(files, "origin", lambda: {**origin, "versions": {**origin["versions"], "jax": "9.9"}})
+    monkeypatch.setattr(files, "origin", lambda: {**origin, "versions": {**origin["versions"], "jax": jax_version}})
+
+
+def of_another_origin(path, monkeypatch):
+    elsewhere(monkeypatch, "9.9")
 
 
 def of_another_format(path, monkeypatch):
@@ -346,6 +350,50 @@ def test_elsewhere_a_run_goes_on_if_it_is_told_so(play, whole, interrupted, monk
     of_another_origin(interrupted, monkeypatch)
     assert play("--resume", interrupted, "--elsewhere")[0] == 0
     assert (interrupted / files.METRICS).read_bytes() == (whole / files.METRICS).read_bytes()
+
+
+def test_a_run_that_went_on_elsewhere_says_so(play, whole, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "run"
+    play("--out", path, *TINY, stage=1, kind=Killed)  # told of round 1 before it is kept
+    play("--resume", path, "--elsewhere", stage=2, kind=Killed)  # the same place
+    for version, stage in (("9.8", 3), ("9.9", "rounds"), ("9.9", "pooled upper bound"), ("9.9", None)):
+        elsewhere(monkeypatch, version)
+        capsys.readouterr()
+        play("--resume", path, "--elsewhere", stage=stage, kind=Killed)
+    continued = summary_of(path)["continued"]
+    # Where "9.9" was killed first it had kept nothing, and the last time it was where it was before.
+    assert [(place["after_round"], place["versions"]["jax"]) for place in continued] == [(1, "9.8"), (2, "9.9")]
+    assert set(continued[0]) == {"after_round", *kept.LOCAL_PARTS}
+    assert continued[0]["device"] == files.origin()["device"]
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("went on elsewhere after round ")]
+    assert [line.split(":")[0][-3:] for line in told] == ["9.8", "9.9"]
+    main(["report", str(path)])
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("went on")] == told
+    assert (path / files.METRICS).read_bytes() == (whole / files.METRICS).read_bytes()
+    assert "continued" not in summary_of(whole)
+
+
+@pytest.mark.parametrize("stage", ["local only", "pooled upper bound"])
+def test_what_failed_in_the_control_is_told_after_it_was_resumed(play, tmp_path, monkeypatch, capsys, stage):
+    """Killed in the last round of the control, and behind it."""
+    left = []
+
+    def undone(*_):
+        if left and left.pop() == "killed":
+            raise Killed
+        return {2}
+
+    monkeypatch.setattr(federation, "undone_clients", undone)
+    play("--out", tmp_path / "whole", *TINY)
+    left += ["killed", "first", "second"] if stage == "local only" else []
+    play("--out", tmp_path / "run", *TINY, stage=None if stage == "local only" else stage, kind=Killed)
+    assert not left
+    assert any((tmp_path / "run" / files.CHECKPOINTS / "local").glob("[1-3]"))
+    assert play("--resume", tmp_path / "run")[0] == 0
+    check_same_run(tmp_path / "run", tmp_path / "whole")
+    faults = [client["faults"] for client in summary_of(tmp_path / "whole")["clients"]]
+    assert faults == [{}, {}, {"local only not finite": [1, 2, 3]}]
+    assert "client 2 (mlp:n1=2): local only not finite in rounds 1, 2, 3" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["a setting is another", "other data", "another format", "a truncated checkpoint"])

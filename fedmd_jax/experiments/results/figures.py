@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedmd_jax.experiments.results.report import find_faults
+from fedmd_jax.experiments.results.report import find_faults, measured_on
 from fedmd_jax.experiments.run_directory import Record
 
 Run = tuple[Record, Sequence[Record]]  # the content of summary.json, and the records of metrics.jsonl
@@ -59,7 +59,7 @@ def _plot(runs: Sequence[Run], seeds: str) -> bytes:
         _draw(axes, curve, color=colours[client["architecture"]], linewidth=1.2, markersize=4, alpha=0.65)
     if len(clients) > 1:
         _draw(axes, mean, color="black", linewidth=2.4, markersize=6, alpha=1.0)
-    _decorate(axes, summary["num_rounds_done"])
+    _decorate(axes, summary["num_rounds_done"], measured_on(summary))
     axes.set_title(_title(summary, mean, seeds), fontsize=9, loc="left")
     faulty = any(curve.faults.any() for curve in curves)
     _add_legend(figure, mean, colours, several=len(clients) > 1, faulty=faulty)
@@ -164,7 +164,7 @@ def _margin(last: int) -> float:
     return max(0.5, 0.08 * last)
 
 
-def _decorate(axes: Any, last: int) -> None:
+def _decorate(axes: Any, last: int, measured: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
     ticks = MaxNLocator(integer=True).tick_values(0, max(last, 1))
@@ -173,7 +173,7 @@ def _decorate(axes: Any, last: int) -> None:
     low, high = axes.dataLim.intervaly
     axes.set_ylim(max(low - 0.04, -0.01), min(high + 0.04, 1.01))
     axes.set_xlabel("round (0: after transfer learning, before any collaboration)")
-    axes.set_ylabel("accuracy on private test data")
+    axes.set_ylabel(f"accuracy on {measured}")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 

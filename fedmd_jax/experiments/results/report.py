@@ -10,6 +10,7 @@ from fedmd_jax.experiments.run_directory import Record
 from fedmd_jax.experiments.settings import Experiment
 from fedmd_jax.federation import OK
 
+_LOCAL_FAULT = "local only not finite"
 ACCURACIES = ("transfer_accuracy", "final_accuracy", "local_accuracy", "pooled_accuracy")
 
 
@@ -19,6 +20,7 @@ def summarize(
     metrics: Sequence[Record],
     *,
     local: Mapping[int, float] | None,
+    undone: Mapping[int, list[int]],
     pooled: Mapping[int, float] | None,
     communication: Communication,
     seconds: Mapping[str, float],
@@ -30,6 +32,7 @@ def summarize(
       experiment: its settings.
       metrics: records of at least round 0.
       local: accuracy without digests per client id, if it is known.
+      undone: the rounds of this control in which a client's training was undone, where there are any.
       pooled: the upper bound per client id, if it is known.
       communication: bytes of the rounds that are done.
       seconds: by phase.
@@ -45,7 +48,7 @@ def summarize(
             "final_accuracy": final[client_id]["accuracy"],
             "local_accuracy": None if local is None else local[client_id],
             "pooled_accuracy": None if pooled is None else pooled[client_id],
-            "faults": faults.get(client_id, {}),
+            "faults": faults.get(client_id, {}) | ({_LOCAL_FAULT: undone[client_id]} if client_id in undone else {}),
         }
         for client_id, record in sorted(first.items())
     ]
@@ -53,6 +56,7 @@ def summarize(
     return {
         "experiment": name,
         "seed": experiment.seed,
+        "evaluate_on": experiment.data.evaluate_on,
         "num_clients": len(clients),
         "num_rounds": experiment.num_rounds,
         "num_rounds_done": last,
@@ -95,6 +99,7 @@ def describe(summary: Record) -> str:
     up, down, fedavg = (_bytes(sent[f"{kind}_bytes_per_client_round"]) for kind in ("upload", "download", "fedavg"))
     return (
         f"{table(summary)}\n{_describe_faults(summary)}\n"
+        f"{describe_evaluation(summary)}{_describe_continued(summary)}"
         f"sent per client and round: {up} up, {down} down (FedAvg: {fedavg} each way)\n"
         f"seconds: {', '.join(f'{phase} {value:.0f}' for phase, value in seconds.items())}"
     )
@@ -109,6 +114,31 @@ def table(summary: Record) -> str:
     )
     rows = [_row(client["client_id"], client["architecture"], client, width) for client in summary["clients"]]
     return "\n".join([header, *rows, "-" * len(header), _row("mean", "", summary["mean"], width)])
+
+
+def measured_on(summary: Record) -> str:
+    """What accuracy is measured on, in words; a run of an older version knows the test set only, or does not tell.
+
+    >>> measured_on({"evaluate_on": "validation"})
+    'private validation data'
+    """
+    return f"private {summary.get('evaluate_on') or 'test'} data"
+
+
+def describe_evaluation(summary: Record) -> str:
+    """A line where accuracy is not of the test set."""
+    return "" if summary.get("evaluate_on") in (None, "test") else f"accuracy is on {measured_on(summary)}\n"
+
+
+def _describe_continued(summary: Record) -> str:
+    """A line for each time that the run went on elsewhere."""
+    lines = []
+    for place in summary.get("continued", []):
+        after = "before round 0" if place["after_round"] is None else f"after round {place['after_round']}"
+        device, versions = place["device"], place["versions"]
+        where = f"{device['count']} x {device['kind']}, fedmd_jax {versions['fedmd_jax']}, jax {versions['jax']}"
+        lines.append(f"went on elsewhere {after}, on {where}: from there the same but for rounding\n")
+    return "".join(lines)
 
 
 def _describe_faults(summary: Record) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from fedmd_jax.experiments import run_directory as files
 from fedmd_jax.experiments.results.figures import Run, plot_seeds
-from fedmd_jax.experiments.results.report import ACCURACIES
+from fedmd_jax.experiments.results.report import ACCURACIES, describe_evaluation
 from fedmd_jax.experiments.run_directory import Record
 from fedmd_jax.experiments.settings import Experiment
 
@@ -79,6 +79,7 @@ def summarize_seeds(summaries: Sequence[Record], num_seeds: int) -> Record:
         "experiment": first["experiment"],
         "seeds": [summary["seed"] for summary in summaries],
         "num_seeds": num_seeds,
+        "evaluate_on": first.get("evaluate_on"),
         "num_clients": len(clients),
         "num_rounds": first["num_rounds"],
         "clients": clients,
@@ -102,7 +103,8 @@ def describe_seeds(summary: Record) -> str:
         [
             *(header, *rows, "-" * len(header), _row("mean", "", mean, width), ""),
             f"FedMD gains {', '.join(told)}",
-            f"mean and standard deviation over {len(seeds)} seeds: {', '.join(map(str, seeds))}",
+            f"{describe_evaluation(summary)}mean and standard deviation over {len(seeds)} seeds: "
+            f"{', '.join(map(str, seeds))}",
         ]
     )
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from fedmd_jax.experiments.errors import UsageError
 from fedmd_jax.experiments.results.figures import new_figure, to_png
+from fedmd_jax.experiments.results.report import measured_on
 from fedmd_jax.experiments.results.seeds import accuracy, points
 from fedmd_jax.experiments.run_directory import Record
 
@@ -95,6 +96,7 @@ def row(combination: Combination, place: str, summary: Record | None, error: str
         "settings": combination,
         "num_seeds": len(summary["seeds"]) if summary else 0,
         **{key: summary["mean"][key] if summary else None for key in _NUMBERS},
+        "measured_on": measured_on(summary) if summary else None,
         "directory": place,
         "error": error,
     }
@@ -160,7 +162,8 @@ def plot_sweep(rows: Sequence[Record], title: str) -> bytes:
             axes.errorbar(means, places, xerr=bars, linestyle="none", elinewidth=1, capsize=2, label=name, **style)
     axes.set_yticks(range(len(rows)), labels, fontsize=8)
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlabel("accuracy on private test data, mean of all clients (bar: one standard deviation over seeds)")
+    measured = dict.fromkeys(f" on {record['measured_on']}" for record in rows if record["measured_on"])
+    axes.set_xlabel(f"accuracy{' or'.join(measured)}, mean of all clients (bar: one standard deviation over seeds)")
     axes.set_title(title, fontsize=9, loc="left")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

@@ -48,6 +48,15 @@ def test_a_run_of_an_older_version_has_no_control(tmp_path):
     assert without != with_control
 
 
+def test_the_plot_says_on_what_accuracy_is_measured(tmp_path):
+    runs.write(tmp_path / "run", runs.experiment())
+    summary, metrics = read_run(tmp_path / "run")
+    on_test = plot(summary, metrics)
+    assert plot({**summary, "evaluate_on": "validation"}, metrics) != on_test
+    del summary["evaluate_on"]  # as older versions have written it
+    assert plot(summary, metrics) == on_test
+
+
 def test_what_went_wrong_is_marked(tmp_path):
     runs.write(tmp_path / "run", runs.experiment(num_rounds=4), status={2: {1: "absent"}, 3: {0: "scores not finite"}})
     runs.write(tmp_path / "sound", runs.experiment(num_rounds=4))

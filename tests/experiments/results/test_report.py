@@ -1,6 +1,12 @@
+import dataclasses
+import json
+
+import pytest
 from experiments import runs
 
 from fedmd_jax.experiments.results.report import describe, table
+from fedmd_jax.experiments.results.seeds import describe_seeds, summarize_seeds
+from fedmd_jax.experiments.run_directory import RunDirectoryError, read_run
 
 
 def test_the_table(tmp_path):
@@ -46,3 +52,47 @@ def test_what_went_wrong_stands_below_the_table(tmp_path):
     for client in summary["clients"]:
         del client["faults"]  # as older versions have written it
     assert len(describe(summary).splitlines()) == 9
+
+
+def test_what_went_wrong_in_the_control_does_too(tmp_path):
+    experiment, status = runs.experiment(num_rounds=3), {2: {1: "absent"}}
+    summary = runs.write(tmp_path / "run", experiment, status=status, undone={1: [2, 3], 2: [1]})
+    assert read_run(tmp_path / "run")[0]["clients"][1]["faults"] == {"absent": [2], "local only not finite": [2, 3]}
+    assert describe(summary).splitlines()[7:10] == [
+        "client 1 (mlp:n1=2): absent in round 2",
+        "client 1 (mlp:n1=2): local only not finite in rounds 2, 3",
+        "client 2 (mlp:n1=1): local only not finite in round 1",
+    ]
+
+
+def test_accuracy_that_is_not_of_the_test_set_says_so(tmp_path):
+    experiment, text = runs.experiment(), "accuracy is on private validation data"
+    on_test = runs.write(tmp_path / "test", experiment)
+    data = dataclasses.replace(experiment.data, evaluate_on="validation")
+    on_validation = runs.write(tmp_path / "validation", dataclasses.replace(experiment, data=data))
+    assert (on_test["evaluate_on"], on_validation["evaluate_on"]) == ("test", "validation")
+    assert text in describe(on_validation).splitlines()
+    assert text not in describe(on_test)
+    del on_test["evaluate_on"]  # as older versions have written it
+    assert text not in describe(on_test)
+    assert text in describe_seeds(summarize_seeds([on_validation], 1)).splitlines()
+    assert text not in describe_seeds(summarize_seeds([on_test], 1))
+
+
+PLACE = {"device": {"platform": "gpu", "kind": "H100", "count": 8}, "versions": {"fedmd_jax": "1.2", "jax": "9.9"}}
+
+
+def test_a_run_that_went_on_elsewhere_says_so(tmp_path):
+    continued = [{"after_round": None, **PLACE}, {"after_round": 1, **PLACE}]
+    runs.write(tmp_path / "run", runs.experiment(), continued=continued)
+    summary, _ = read_run(tmp_path / "run")
+    assert summary["continued"] == continued
+    assert describe(summary).splitlines()[7:9] == [
+        f"went on elsewhere {when}, on 8 x H100, fedmd_jax 1.2, jax 9.9: from there the same but for rounding"
+        for when in ("before round 0", "after round 1")
+    ]
+    content = json.loads((tmp_path / "run" / "summary.json").read_text())
+    for damaged in ([], {}, [{**continued[0], "after_round": "x"}], [{"after_round": 1}]):
+        (tmp_path / "run" / "summary.json").write_text(json.dumps({**content, "continued": damaged}))
+        with pytest.raises(RunDirectoryError, match=r"summary.json: continued.* is damaged or missing"):
+            read_run(tmp_path / "run")

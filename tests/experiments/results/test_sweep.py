@@ -95,6 +95,13 @@ def test_the_plot_is_a_picture_also_where_all_have_failed(rows):
         assert sweep.plot_sweep(shown, "made-up: sweep").startswith(b"\x89PNG")
 
 
+def test_the_plot_says_on_what_accuracy_is_measured(rows):
+    assert rows[0]["measured_on"] == "private test data"
+    both = [{**rows[0], "measured_on": "private validation data"}, rows[0]]
+    pictures = {sweep.plot_sweep(shown, "x") for shown in (both, both[:1] * 2, both[1:] * 2)}
+    assert len(pictures) == 3
+
+
 def test_a_failure_is_one_line():
     assert sweep.failure(SettingsError("too\nmany")) == "too many"
     assert sweep.failure(RuntimeError("out of\nmemory")) == "RuntimeError: out of memory"

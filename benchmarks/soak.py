@@ -280,7 +280,8 @@ class Soak:
 
     def _check_moved(self, path: pathlib.Path, lines: list[dict], calm: pathlib.Path) -> None:
         """The faults of a run that stayed where it was, and its numbers but for rounding."""
-        for line, other in zip(lines, map(json.loads, (calm / "metrics.jsonl").open()), strict=True):
+        others = map(json.loads, (calm / "metrics.jsonl").read_text().splitlines())
+        for line, other in zip(lines, others, strict=True):
             where = f"{path.name}: round {line['round']}, client {line['client_id']}"
             if line["status"] != other["status"]:
                 self.problems.append(f"{where}: {line['status']} where it was {other['status']}")

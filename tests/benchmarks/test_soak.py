@@ -1,0 +1,111 @@
+"""The soak finds what it looks for: half an hour without a complaint says nothing of a program that cannot complain."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+import soak
+import toys
+
+import fedmd_jax as fmd
+
+FAULTS = ("absent", "incomplete", "scores not finite", "revisit not finite")
+
+
+def lines():
+    return [
+        {
+            "round": round_,
+            "client_id": client_id,
+            "accuracy": 0.5,
+            "digest_loss": 0.1 if round_ else None,
+            "revisit_loss": 0.2 if round_ else None,
+            "status": FAULTS[round_ % 4] if round_ % 7 == 1 else "ok",
+        }
+        for round_ in range(soak.NUM_ROUNDS + 1)
+        for client_id in range(len(soak.NETWORKS))
+    ]
+
+
+def write(path, records, num_done=soak.NUM_ROUNDS):
+    path.mkdir()
+    (path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (path / "summary.json").write_text(json.dumps({"num_rounds_done": num_done, "interrupted": False}))
+    return path
+
+
+def problems(tmp_path, records, *, done=b"", num_done=soak.NUM_ROUNDS, is_moved=False):
+    found = soak.Soak(tmp_path, seed=0)
+    calm, path = write(tmp_path / "calm", lines()), write(tmp_path / "run", records, num_done)
+    found._check_end(path, done, calm, is_moved=is_moved)
+    return " ".join(found.problems)
+
+
+@pytest.mark.parametrize("is_moved", [False, True])
+def test_a_run_like_the_one_that_nobody_killed_is_fine(tmp_path, is_moved):
+    assert problems(tmp_path, lines(), is_moved=is_moved) == ""
+
+
+def changed(place, **values):
+    records = lines()
+    records[place] |= values
+    return records
+
+
+@pytest.mark.parametrize(
+    ("records", "told"),
+    [
+        (lines()[:-1], "not every client has one line for every round"),
+        (lines()[:8] + lines()[4:], "not every client has one line for every round"),
+        ([{**line, "status": "ok"} for line in lines()], "too few faults"),
+        (changed(9, accuracy=0.51), "not the bytes"),
+    ],
+)
+def test_what_a_run_has_lost_is_found(tmp_path, records, told):
+    assert told in problems(tmp_path, records)
+
+
+def test_finished_rounds_and_all_rounds_are_wanted(tmp_path):
+    found = problems(tmp_path, lines(), done=b'{"round": 1}', num_done=3)
+    assert "lines of finished rounds have changed" in found
+    assert "the summary is of fewer rounds" in found
+
+
+def test_a_run_that_was_moved_may_differ_by_rounding_and_no_more(tmp_path):
+    image = 1 / soak.NUM_TEST
+    fine = changed(9, accuracy=0.5 + image, digest_loss=0.1 * (1 + 1e-4))
+    bad = {"a loss is": {"digest_loss": None}, "away": {"revisit_loss": 0.21}, "where it was": {"status": "absent"}}
+    assert problems(tmp_path, fine, is_moved=True) == ""
+    for number, (told, values) in enumerate([*bad.items(), ("away", {"accuracy": 0.5 + 2 * image})]):
+        (tmp_path / str(number)).mkdir()
+        assert told in problems(tmp_path / str(number), changed(9, **values), is_moved=True)
+
+
+def test_lines_that_a_checkpoint_counted_must_stay(tmp_path):
+    found, path = soak.Soak(tmp_path, seed=0), write(tmp_path / "run", lines())
+    content = (path / "metrics.jsonl").read_bytes()
+    states = {"a": fmd.ClientState(jnp.zeros((1, 2)), {}, {}, {})}
+    with fmd.Checkpoints(path / "checkpoints" / "rounds") as rounds:
+        rounds.save(3, states, record={"position": {"num_bytes": len(content) - 9}})
+    assert soak._checkpoints(path) == {"rounds": 3}
+    assert found._check_kept(path, content[:5]) == content[:-9]
+    assert not found.problems
+    (path / "metrics.jsonl").write_bytes(content[:-10])
+    found._check_kept(path, content[:5])
+    assert "lines are gone" in found.problems[0]
+
+
+def test_clients_fail_by_key_and_by_public_subset_and_no_accuracy_does():
+    network = soak.faulty(toys.linear())
+    inputs = jax.random.normal(jax.random.key(1), (40, soak.SUBSET, *toys.public().inputs.shape[1:]))
+    params, state = network.init(jax.random.key(0), inputs[0])
+
+    def broken(inputs, *, train, key=None):
+        return jnp.isnan(network.apply(params, state, inputs, train=train, key=key)[0]).all()
+
+    scores = jax.jit(jax.vmap(lambda inputs: broken(inputs, train=False)))
+    assert 0 < scores(inputs).sum() < 15
+    assert not scores(inputs[:, 1:]).any()
+    steps = jax.jit(jax.vmap(lambda key: broken(inputs[0], train=True, key=key)))
+    assert 0 < steps(jax.random.split(jax.random.key(2), 2000)).sum() < 50

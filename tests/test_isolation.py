@@ -207,6 +207,9 @@ def test_where_nobody_is_heard_those_who_complete_revisit(plain):
     chex.assert_trees_all_equal(after[2][0], plain.before({})[2][0])
     status = plain.status(info)
     assert (status[0], status[2]) == ("scores not finite", "incomplete, scores not finite")
+    for name, losses in info.digest_loss.items():
+        assert not losses.any()
+        assert info.digest_finite[name].all()
 
 
 def test_a_state_that_is_nonsense_stays_its_own_trouble(plain):
@@ -232,9 +235,10 @@ def test_a_mask_of_infinities_is_no_nonsense():
     state, _, finite = trained(True, client, 1.0)
     assert bool(finite)
     assert state.params.tolist() == [1.0, 1.0]
-    state, _, finite = trained(True, client, jnp.inf)
-    assert not finite
-    chex.assert_trees_all_equal(state, client)
+    for completed, step in ((True, jnp.inf), (False, jnp.inf), (False, 1.0)):
+        state, _, finite = trained(completed, client, step)
+        assert bool(finite) == (step == 1)  # also of what is not kept
+        chex.assert_trees_all_equal(state, client)
 
 
 def _states(clients):

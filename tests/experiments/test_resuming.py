@@ -365,7 +365,7 @@ def test_a_run_that_went_on_elsewhere_says_so(play, whole, tmp_path, monkeypatch
     assert [(place["after_round"], place["versions"]["jax"]) for place in continued] == [(1, "9.8"), (2, "9.9")]
     assert set(continued[0]) == {"after_round", *kept.LOCAL_PARTS}
     assert continued[0]["device"] == files.origin()["device"]
-    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("went on elsewhere after round ")]
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("went on after round ")]
     assert [line.split(":")[0][-3:] for line in told] == ["9.8", "9.9"]
     main(["report", str(path)])
     assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("went on")] == told

@@ -117,7 +117,7 @@ def table(summary: Record) -> str:
 
 
 def measured_on(summary: Record) -> str:
-    """What accuracy is measured on, in words; a run of an older version knows the test set only, or does not tell.
+    """What accuracy is measured on, in words; a summary of an older version may not tell.
 
     >>> measured_on({"evaluate_on": "validation"})
     'private validation data'
@@ -137,7 +137,7 @@ def _describe_continued(summary: Record) -> str:
         after = "before round 0" if place["after_round"] is None else f"after round {place['after_round']}"
         device, versions = place["device"], place["versions"]
         where = f"{device['count']} x {device['kind']}, fedmd_jax {versions['fedmd_jax']}, jax {versions['jax']}"
-        lines.append(f"went on elsewhere {after}, on {where}: from there the same but for rounding\n")
+        lines.append(f"went on {after} on {where}: the same but for rounding\n")
     return "".join(lines)
 
 

@@ -88,7 +88,7 @@ def test_a_run_that_went_on_elsewhere_says_so(tmp_path):
     summary, _ = read_run(tmp_path / "run")
     assert summary["continued"] == continued
     assert describe(summary).splitlines()[7:9] == [
-        f"went on elsewhere {when}, on 8 x H100, fedmd_jax 1.2, jax 9.9: from there the same but for rounding"
+        f"went on {when} on 8 x H100, fedmd_jax 1.2, jax 9.9: the same but for rounding"
         for when in ("before round 0", "after round 1")
     ]
     content = json.loads((tmp_path / "run" / "summary.json").read_text())

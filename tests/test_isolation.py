@@ -223,6 +223,16 @@ def test_a_state_that_is_nonsense_stays_its_own_trouble(plain):
     assert plain.status(info)[1] == "scores not finite, digest not finite, revisit not finite"
 
 
+@pytest.mark.parametrize("clients_per_chunk", [None, 1, 2])
+def test_a_sum_is_of_those_who_are_heard(clients_per_chunk):
+    results = jnp.array([[1.0, 2.0], [3.0, jnp.nan], [5.0, 6.0], [7.0, 8.0], [-jnp.inf, 0.0], [1.0, 1.0]])
+    weights = jnp.array([2.0, 1.0, -3.0, 0.0, 0.0, 0.5])
+    sum_rows = fmd.weighted_sum_clients(lambda row: row, (0,), clients_per_chunk=clients_per_chunk)
+    total, weight, finite = sum_rows(weights, results)
+    assert (total.tolist(), weight.tolist()) == ([[2.5, 4.5]], [2.5])
+    assert finite.tolist() == [True, False, True, True, False, True]
+
+
 def test_a_mask_of_infinities_is_no_nonsense():
     """Training hands it on through a choice, so that it is not seen to be the same."""
 

@@ -209,6 +209,21 @@ class Soak:
         made = ", ".join(f"{self.counts[what] - before[what]} {what}" for what in ("processes", "kills"))
         print(f"run {number}, seed {seed}: {made}, {moves} changes of devices", flush=True)
 
+    def record(self) -> dict:
+        """What has been done so far."""
+        return {
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "jax": jax.__version__,
+            "cores": os.cpu_count(),
+            **dict(sorted(self.counts.items())),
+            "kills by signal": dict(sorted(self.kills.items())),
+            "kills by stage": {stage: self.killed_in[stage] for stage in STAGES},
+            "checkpoints loaded": dict(sorted(self.loaded.items())),
+            "faults of clients": dict(sorted(self.faults.items())),
+            "most that a moved run is apart": self.apart,
+            "lost": self.problems,
+        }
+
     def _part(self, argv: list[str], num_devices: int, path: pathlib.Path, *, is_killed: bool) -> None:
         """A process that is killed, unless it is faster or to be left alone."""
         windows = self._windows[num_devices]
@@ -333,7 +348,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of kills and changes of devices")
     options = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what nohup ignores the processes would ignore, too
-    number = 0
+    commit, number = _commit(), 0
     with tempfile.TemporaryDirectory() as folder:
         soak = Soak(pathlib.Path(folder), options.seed)
         soak.prepare()
@@ -341,28 +356,21 @@ def main() -> int:
         while time.perf_counter() - began < 60 * options.minutes and not soak.problems:
             soak.run(number)
             number += 1
-        minutes = (time.perf_counter() - began) / 60
-    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
-    commit = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False).stdout.strip()
-    record = {
-        "command": f"python benchmarks/soak.py --minutes {options.minutes:g} --seed {options.seed}",
-        "commit": commit,
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "jax": jax.__version__,
-        "cores": os.cpu_count(),
-        "minutes": round(minutes, 1),
-        **dict(sorted(soak.counts.items())),
-        "kills by signal": dict(sorted(soak.kills.items())),
-        "kills by stage": dict(sorted(soak.killed_in.items())),
-        "checkpoints loaded": dict(sorted(soak.loaded.items())),
-        "faults of clients": dict(sorted(soak.faults.items())),
-        "most that a moved run is apart": soak.apart,
-        "lost": soak.problems,
-    }
-    if soak.counts["runs"]:
-        RESULT.write_text(json.dumps(record, indent=1) + "\n")
-    print(json.dumps(record, indent=1))
+            record = {
+                "command": f"python benchmarks/soak.py --minutes {options.minutes:g} --seed {options.seed}",
+                "commit": commit,
+                "minutes": round((time.perf_counter() - began) / 60, 1),
+                **soak.record(),
+            }
+            RESULT.write_text(json.dumps(record, indent=1) + "\n")  # also where the soak itself is killed
+    print(RESULT.read_text() if number else soak.problems)
     return 1 if soak.problems else 0
+
+
+def _commit() -> str:
+    """Of this checkout, marked where it has other changes."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    return subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False).stdout.strip()
 
 
 if __name__ == "__main__":

@@ -104,6 +104,8 @@ def load_column(name: str, split: str, column: str, *, data_dir: str | os.PathLi
             values = np.array([value.decode() for value in values.tolist()])
     else:
         raise DataError(_not_found(folder, origin, name, split))
+    if labels.ndim != 1:
+        raise DataError(f"{path}: labels must be integers [N], got {labels.dtype} {list(labels.shape)}")
     return checked_columns({column: values}, len(labels), path)[column]
 
 
@@ -157,10 +159,12 @@ def check_name(name: str, split: str = "train") -> None:
     Raises:
       DataError: one of them is none.
     """
-    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
-        raise DataError(f"a data set is named like 'mnist' or 'emnist/letters', got {name!r}")
-    if not re.fullmatch(r"\w+", split):
-        raise DataError(f"a split is a plain name such as 'train' or 'test' (slice the arrays yourself), got {split!r}")
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]{,99}(/\w[\w.-]{,99})?", name):
+        raise DataError(f"a data set is named like 'mnist' or 'emnist/letters', got {name!r:.80}")
+    if not isinstance(split, str) or not re.fullmatch(r"\w{1,100}", split):
+        raise DataError(
+            f"a split is a plain name such as 'train' or 'test' (slice the arrays yourself), got {split!r:.80}"
+        )
 
 
 def _not_found(folder, origin, name, split):
@@ -275,6 +279,10 @@ def records_info(path: pathlib.Path) -> tuple[str, dict[str, int]]:
     with reading(path):
         info = json.loads((path / "dataset_info.json").read_text())
         sizes = {split["name"]: sum(map(int, split["shardLengths"])) for split in info["splits"]}
+        if not all(re.fullmatch(r"\w+", name) and size >= 0 for name, size in sizes.items()):
+            raise ValueError(f"splits must have names and sizes, got {sizes}")
+        if not re.fullmatch(r"\w+", info["fileFormat"]):
+            raise ValueError(f"fileFormat must be a name, got {info['fileFormat']!r}")
         return info["fileFormat"], sizes
 
 

@@ -25,13 +25,13 @@ def unknown(what: str, word: str, known: Collection[str], *, list_known: bool = 
 
 
 def one_line(text: str, *, longest: int = 1000) -> str:
-    """A message in one line that any terminal can show, whatever it quotes.
+    r"""A message in one line that any terminal can show, whatever it quotes.
 
     Args:
       text: the message.
       longest: as many characters are kept, of a longer one from both ends.
 
-    >>> one_line("cannot read\\n  a\\x1b[31m")
+    >>> one_line("cannot read\n  a\x1b[31m")
     'cannot read a?[31m'
     """
     line = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))

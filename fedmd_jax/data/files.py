@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedmd_jax.checks import as_array
 from fedmd_jax.hints import one_line
-
 
 # Of what is unpacked: no more than this, or so many times the file. MNIST's digits are packed to a fifth.
 _LARGE, _RATIO = 2**28, 100
@@ -39,7 +39,7 @@ def checked(images: np.ndarray, labels: np.ndarray, where: Any) -> Images:
     Raises:
       DataError: they are something else.
     """
-    images, labels = np.asarray(images), np.asarray(labels)
+    images, labels = _as_arrays(where, images=images, labels=labels)
     if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
         raise DataError(f"{where}: images must be uint8 [N, H, W, C], got {images.dtype} {list(images.shape)}")
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
@@ -62,7 +62,7 @@ def checked_columns(columns: dict[str, np.ndarray], num_rows: int, where: Any) -
     Raises:
       DataError: they are something else.
     """
-    columns = {name: np.asarray(column) for name, column in columns.items()}
+    columns = dict(zip(columns, _as_arrays(where, **columns), strict=True))
     for name, column in columns.items():
         if column.dtype.kind not in "iuU" or column.shape != (num_rows,):
             raise DataError(
@@ -70,6 +70,13 @@ def checked_columns(columns: dict[str, np.ndarray], num_rows: int, where: Any) -
                 f"got {column.dtype} {list(column.shape)}"
             )
     return columns
+
+
+def _as_arrays(where: Any, **values: Any) -> list[np.ndarray]:
+    try:
+        return [as_array(name, value) for name, value in values.items()]
+    except ValueError as error:
+        raise DataError(f"{where}: {error}") from error
 
 
 @contextlib.contextmanager

@@ -12,7 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fedmd_jax.checks import as_array, told
 from fedmd_jax.data.files import DataError, check_size, read_idx, read_npz, reading
+from fedmd_jax.hints import one_line
 
 SPLITS = ("train", "test")
 LEAF_CLASSES = tuple("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
@@ -258,8 +260,10 @@ def merge_case(labels: np.ndarray) -> np.ndarray:
     >>> merge_case(np.array([0, 9, 10, 36, 35, 61])).tolist()
     [26, 35, 0, 0, 25, 25]
     """
-    labels = np.asarray(labels)
-    if labels.dtype.kind not in "iu" or np.any((labels < 0) | (labels > 61)):
-        raise ValueError(f"labels must be integers from 0 to 61, got {np.unique(labels).tolist()}")
+    labels = as_array("labels", labels)
+    if labels.dtype.kind not in "iu":
+        raise ValueError(f"labels must be integers from 0 to 61, got {told(labels)}")
+    if np.any((labels < 0) | (labels > 61)):
+        raise ValueError(f"labels must be integers from 0 to 61, got {one_line(str(np.unique(labels).tolist()))}")
     labels = labels.astype(np.int32)
     return np.where(labels < 10, labels + 26, (labels - 10) % 26).astype(np.int32)

@@ -18,6 +18,7 @@ upright and numbered from 0. Rows leave in the order of the original files, also
 has shuffled: a seed chooses the same images whatever form they are in.
 """
 
+import contextlib
 import importlib.resources
 import json
 import os
@@ -26,9 +27,20 @@ import re
 
 import numpy as np
 
-from fedmd_jax.data.files import DataError, Images, checked, checked_columns, read_idx, read_npz, reading, write_npz
+from fedmd_jax.data.files import (
+    DataError,
+    Images,
+    checked,
+    checked_columns,
+    read_idx,
+    read_npz,
+    reading,
+    reason,
+    write_npz,
+)
 
 _SPLITS = ("train", "test")  # of the embedded data and of idx files; other files may have any
+_NO_COLUMNS = ("path", "file", "allow_pickle")  # NumPy and `write_npz` take these for something else
 _EMBEDDED = ("embedded/digits", "embedded/letters")
 
 
@@ -139,6 +151,11 @@ def save_images(
     check_name(name, split)
     if name.startswith("embedded/"):
         raise DataError(f"data set {name!r} cannot be written: names under embedded/ belong to the package")
+    for column in columns:
+        if not re.fullmatch(r"\w{1,100}", column) or column in _NO_COLUMNS:
+            raise DataError(
+                f"save_images: a column is named like 'writer', not {' or '.join(_NO_COLUMNS)}, got {column!r:.80}"
+            )
     path = pathlib.Path(os.path.expanduser(folder)) / name / f"{split}.npz"
     arrays = checked(images, labels, "save_images")
     columns = checked_columns(columns, len(arrays.labels), "save_images")
@@ -190,11 +207,22 @@ def data_folder(data_dir: str | os.PathLike | None) -> tuple[pathlib.Path, str]:
       data_dir: the folder if it was given.
     """
     if data_dir is not None:
-        return pathlib.Path(os.path.expanduser(data_dir)), "data_dir"
+        return _folder(data_dir, "data_dir"), "data_dir"
     for variable in ("FEDMD_JAX_DATA", "TFDS_DATA_DIR"):
         if value := os.environ.get(variable):
-            return pathlib.Path(os.path.expanduser(value)), variable
+            return _folder(value, variable), variable
     return pathlib.Path(os.path.expanduser("~/tensorflow_datasets")), "the default, FEDMD_JAX_DATA is not set"
+
+
+def _folder(given, origin):
+    """A path that a file system can have, be it there or not."""
+    try:
+        path = pathlib.Path(os.path.expanduser(given))
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.lstat()
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"cannot look for the folder {given!r:.80} (from {origin}): {reason(error)}") from error
+    return path
 
 
 def _array_files(folder, name, split):

@@ -196,7 +196,11 @@ def read_config(path: pathlib.Path) -> Record:
     if not (path / CONFIG).is_file():
         raise RunDirectoryError(f"no run to go on with: {path} has no {CONFIG}")
     [config] = _parse(path / CONFIG, whole=True)
-    _check(path / CONFIG, config, {"experiment": _is_text, "settings": {}, "command": _is_string, "versions": {}, "device": {}})
+    _check(
+        path / CONFIG,
+        config,
+        {"experiment": _is_text, "settings": {}, "command": _is_string, "versions": {}, "device": {}},
+    )
     return config
 
 

@@ -18,7 +18,12 @@ _FOLDER = tempfile.TemporaryDirectory(prefix="fuzzing_checkpoints_")
 FOLDER = pathlib.Path(_FOLDER.name)
 TREE = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "n": np.int32(4), "none": np.zeros((0, 2), np.int8)}
 RUN = {"settings": {"seed": 0}, "versions": {"jax": "1"}}
-RECORD = {"run": RUN, "phase": "rounds", "position": {"num_bytes": 7, "seconds": {"total": 1.5}}, "note": {"undone": []}}
+RECORD = {
+    "run": RUN,
+    "phase": "rounds",
+    "position": {"num_bytes": 7, "seconds": {"total": 1.5}},
+    "note": {"undone": []},
+}
 DESCRIPTION = "_CHECKPOINT_METADATA"
 
 
@@ -163,7 +168,9 @@ TARGETS = [
     ),
     Target(
         name="trees for a checkpoint",
-        case=st.dictionaries(st.sampled_from(["a", "b", "é\n", ""]), odd.arrays() | odd.maybe(odd.arrays(), odd.things, 3), max_size=2),
+        case=st.dictionaries(
+            st.sampled_from(["a", "b", "é\n", ""]), odd.arrays() | odd.maybe(odd.arrays(), odd.things, 3), max_size=2
+        ),
         check=check_trees,
         few=6,
         share=0.3,

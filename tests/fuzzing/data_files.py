@@ -65,13 +65,19 @@ def npy_files(draw, usual):
     """An array as a .npy file: a good one, one of a strange array, or one with a header that promises anything."""
     kind = draw(st.sampled_from(["good", "good", "good", "odd", "header", "pickle"]))
     if kind == "header":
-        shape = draw(st.sampled_from(["(2,)", "(1099511627776,)", "(4294967296, 4294967296)", "(-1,)", "3", "(2, 1, 1, 1)"]))
+        shape = draw(
+            st.sampled_from(["(2,)", "(1099511627776,)", "(4294967296, 4294967296)", "(-1,)", "3", "(2, 1, 1, 1)"])
+        )
         shape = draw(st.just(shape) | st.just("(" * 150 + ")" * 150))
-        descr = draw(st.sampled_from(["'|u1'", "'<i8'", "'|O'", "'<U1000000000'", "[('a', '<i4')]", "'|V8'", "__import__"]))
+        descr = draw(
+            st.sampled_from(["'|u1'", "'<i8'", "'|O'", "'<U1000000000'", "[('a', '<i4')]", "'|V8'", "__import__"])
+        )
         order = draw(st.sampled_from(["False", "True", "2"]))
         header = f"{{'descr': {descr}, 'fortran_order': {order}, 'shape': {shape}, }}".encode()
         version = draw(st.sampled_from([b"\x01\x00", b"\x02\x00", b"\x03\x00", b"\x09\x00"]))
-        size = struct.pack("<H" if version == b"\x01\x00" else "<I", len(header) + draw(st.sampled_from([0, 0, 5, 60000])))
+        size = struct.pack(
+            "<H" if version == b"\x01\x00" else "<I", len(header) + draw(st.sampled_from([0, 0, 5, 60000]))
+        )
         return b"\x93NUMPY" + version + size + header + bytes(draw(st.integers(0, 64)))
     buffer = io.BytesIO()
     if kind == "pickle":
@@ -144,20 +150,30 @@ def cifar_archives(draw):
         names = "\n".join(f"name{i}" for i in range(count)).encode()
         members[f"{folder}/{file}"] = odd.damaged(names, draw(odd.maybe(st.just([]), odd.byte_edits)))
     strange = draw(odd.maybe(st.none(), st.tuples(st.sampled_from(sorted(members)), st.sampled_from("lds2x")), 3))
-    return name, members, strange, draw(st.sampled_from(["gz", "gz", "", "xz"])), draw(odd.maybe(st.just([]), odd.byte_edits))
+    return (
+        name,
+        members,
+        strange,
+        draw(st.sampled_from(["gz", "gz", "", "xz"])),
+        draw(odd.maybe(st.just([]), odd.byte_edits)),
+    )
 
 
 def write_tar(path, members, strange, packing, edits):
     """`strange` is a member that is a link, a folder, missing, or says that it has 2**40 bytes."""
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode=f"w:{packing}", **({"compresslevel": 1} if packing == "gz" else {})) as archive:
+    with tarfile.open(
+        fileobj=buffer, mode=f"w:{packing}", **({"compresslevel": 1} if packing == "gz" else {})
+    ) as archive:
         for name, content in members.items():
             info = tarfile.TarInfo(name)
             info.size = len(content)
             if strange and strange[0] == name:
                 if strange[1] == "x":
                     continue
-                info.type = {"l": tarfile.LNKTYPE, "d": tarfile.DIRTYPE, "s": tarfile.SYMTYPE, "2": tarfile.REGTYPE}[strange[1]]
+                info.type = {"l": tarfile.LNKTYPE, "d": tarfile.DIRTYPE, "s": tarfile.SYMTYPE, "2": tarfile.REGTYPE}[
+                    strange[1]
+                ]
                 info.linkname = "/etc/passwd"
                 info.size = 0
                 if strange[1] == "2":
@@ -182,7 +198,9 @@ def check_cifar(case):
     write_tar(folder / file, members, *how)
     arrays = read_all(name, folder)
     kinds = 1 if name == "cifar10" else 2
-    content = {key: b"".join(v for k, v in members.items() if key in k and k.endswith(".bin")) for key in ("train", "test")}
+    content = {
+        key: b"".join(v for k, v in members.items() if key in k and k.endswith(".bin")) for key in ("train", "test")
+    }
     content["train"] = content["train"] or b"".join(v for k, v in members.items() if "data_batch" in k)
     for split, columns in arrays.items():
         row = 3072 + kinds
@@ -201,7 +219,11 @@ _ARRAYS = {
     },
     "cifar100": {
         **{f"{split}_residual": RESIDUAL for split in ("train", "test")},
-        **{f"{split}_{what}": np.array([1, 0]) for split in ("train", "test") for what in ("fine_labels", "coarse_labels")},
+        **{
+            f"{split}_{what}": np.array([1, 0])
+            for split in ("train", "test")
+            for what in ("fine_labels", "coarse_labels")
+        },
         **{f"{split}_index": np.array([7, 3]) for split in ("train", "test")},
         "fine_label_names": np.array([f"n{i}" for i in range(100)]),
         "coarse_label_names": np.array([f"n{i}" for i in range(20)]),
@@ -273,7 +295,9 @@ def leaf_content(writers=("ann", "bob")):
 @st.composite
 def leaf_files(draw):
     """JSON of LEAF with edits; pixels are so many that they have an edit of their own."""
-    pixel = draw(odd.maybe(st.none(), st.sampled_from([-0.1, 1.1, 300, float("nan"), float("inf"), True, "0.5", None, [0.5]]), 2))
+    pixel = draw(
+        odd.maybe(st.none(), st.sampled_from([-0.1, 1.1, 300, float("nan"), float("inf"), True, "0.5", None, [0.5]]), 2)
+    )
     return draw(odd.json_edits), pixel, draw(odd.maybe(st.just([]), odd.byte_edits))
 
 
@@ -299,7 +323,10 @@ def check_leaf_json(case):
         assert arrays["train"]["images"][1, 0, 5, 0] == 255 - round(255 * value)
 
 
-INFO = {"fileFormat": "array_record", "splits": [{"name": "train", "shardLengths": ["60"]}, {"name": "test", "shardLengths": ["7", "3"]}]}
+INFO = {
+    "fileFormat": "array_record",
+    "splits": [{"name": "train", "shardLengths": ["60"]}, {"name": "test", "shardLengths": ["7", "3"]}],
+}
 
 
 def check_records_info(case):
@@ -323,9 +350,18 @@ def check_read_npz(content):
 TARGETS = [
     Target(name="idx files", case=idx_files, check=check_idx, errors=(DataError,), few=40, share=2),
     Target(name="npz files", case=npz_files, check=check_npz, errors=(DataError,), few=60, share=3),
-    Target(name="npy files named npz", case=npy_files(IMAGES), check=check_read_npz, errors=(DataError,), few=15, share=0.5),
+    Target(
+        name="npy files named npz", case=npy_files(IMAGES), check=check_read_npz, errors=(DataError,), few=15, share=0.5
+    ),
     Target(name="CIFAR archives", case=cifar_archives(), check=check_cifar, errors=(DataError,), few=20, share=1),
-    Target(name="arrays of originals", case=array_originals(), check=check_array_originals, errors=(DataError,), few=40, share=2),
+    Target(
+        name="arrays of originals",
+        case=array_originals(),
+        check=check_array_originals,
+        errors=(DataError,),
+        few=40,
+        share=2,
+    ),
     Target(name="LEAF's JSON", case=leaf_files(), check=check_leaf_json, errors=(DataError,), few=30, share=1.5),
     Target(
         name="dataset_info.json",

@@ -1,7 +1,7 @@
 """Hostile input, tried in numbers: what is tried, and what may come of a case.
 
-A case ends in a result, which the target's own check has compared with something obvious, or in a complaint: an error of
-a documented kind that this package has raised itself, in one line. All else is a bug: other errors, also those of the
+A case ends in a result, which the target's own check has compared with something obvious, or in a complaint: an error
+of a documented kind that this package has raised itself, in one line. All else is a bug: other errors, also those of the
 same kind out of the depth of a library, a case that takes too long, one that takes more memory than anybody has.
 """
 
@@ -32,7 +32,7 @@ class TooSlow(BaseException):
     """Nobody catches it."""
 
 
-class NoComplaint(AssertionError):
+class UnclearError(AssertionError):
     """An error that tells a user nothing."""
 
 
@@ -111,36 +111,36 @@ def outcome(target: Target, case: Any) -> str:
 def check_complaint(target: Target, error: Exception) -> None:
     """It is of a documented kind, in one line, and raised here and not out of the depth of a library."""
     if type(error) not in target.errors:
-        raise NoComplaint(f"{type(error).__name__} is not documented: {error}") from error
+        raise UnclearError(f"{type(error).__name__} is not documented: {error}") from error
     last = error.__traceback__
     while last.tb_next is not None:
         last = last.tb_next
     if not last.tb_frame.f_code.co_filename.startswith(PACKAGE):
-        raise NoComplaint(f"{type(error).__name__} out of {last.tb_frame.f_code.co_filename}: {error}") from error
+        raise UnclearError(f"{type(error).__name__} out of {last.tb_frame.f_code.co_filename}: {error}") from error
     check_line(str(error))
 
 
 def check_line(text: str) -> None:
     """One line that can be printed anywhere."""
     if not text or not text.isprintable() or len(text) > LONGEST:
-        raise NoComplaint(f"not one line of reasonable length: {text!r:.2000}")
+        raise UnclearError(f"not one line of reasonable length: {text!r:.2000}")
 
 
 @contextlib.contextmanager
-def limits(seconds: float = SECONDS, num_bytes: int = BYTES) -> Iterator[None]:
+def limits() -> Iterator[None]:
     """No case takes longer, or more memory."""
 
     def stop(*_):
-        raise TooSlow(f"after {seconds} seconds")
+        raise TooSlow(f"after {SECONDS} seconds")
 
     statm = pathlib.Path("/proc/self/statm")
     before = resource.getrlimit(resource.RLIMIT_AS)
     used = int(statm.read_text().split()[0]) * resource.getpagesize() if statm.exists() else None
     handler = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
     try:
         if used is not None:
-            resource.setrlimit(resource.RLIMIT_AS, (used + num_bytes, before[1]))
+            resource.setrlimit(resource.RLIMIT_AS, (used + BYTES, before[1]))
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

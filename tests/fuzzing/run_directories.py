@@ -13,7 +13,7 @@ from unittest import mock
 
 from experiments import runs
 from fuzzing import odd
-from fuzzing.harness import NoComplaint, Target, check_line
+from fuzzing.harness import UnclearError, Target, check_line
 from hypothesis import strategies as st
 
 from fedmd_jax import cli
@@ -63,7 +63,10 @@ def spoil(path, case):
 def spoilings(*names):
     some_bytes = odd.maybe(st.just([]), odd.byte_edits)
     return st.lists(
-        st.tuples(st.sampled_from(names), odd.json_edits, some_bytes), min_size=1, max_size=2, unique_by=lambda case: case[0]
+        st.tuples(st.sampled_from(names), odd.json_edits, some_bytes),
+        min_size=1,
+        max_size=2,
+        unique_by=lambda case: case[0],
     )
 
 
@@ -77,7 +80,7 @@ def told(argv):
         return out.getvalue(), None
     lines = err.getvalue().splitlines()
     if code not in (cli.FAILED, cli.BAD_INPUT) or not lines or not lines[-1].startswith("fedmd-jax: error: "):
-        raise NoComplaint(f"exit code {code}: {err.getvalue()!r}")
+        raise UnclearError(f"exit code {code}: {err.getvalue()!r}")
     for line in lines:
         check_line(line)
     return out.getvalue(), {cli.FAILED: "exit code 1", cli.BAD_INPUT: "exit code 2"}[code]
@@ -110,7 +113,9 @@ def check_report(case):
 def check_table(out, path):
     """The numbers of the table are those of the file, none of them a NaN."""
     summary = json.loads((path / files.SUMMARY).read_text())
-    rows = re.findall(r"^ *(-?\d+)  .*?  +(-?[\d.]+)  +(-?[\d.]+|-)  +(-?[\d.]+)  +(-?[\d.]+|-)  +\S+  +\S+$", out, re.MULTILINE)
+    rows = re.findall(
+        r"^ *(-?\d+)  .*?  +(-?[\d.]+)  +(-?[\d.]+|-)  +(-?[\d.]+)  +(-?[\d.]+|-)  +\S+  +\S+$", out, re.MULTILINE
+    )
     keys = ("transfer_accuracy", "local_accuracy", "final_accuracy", "pooled_accuracy")
     wanted = [
         (str(client["client_id"]), *("-" if client.get(key) is None else f"{client[key]:.3f}" for key in keys))
@@ -241,8 +246,39 @@ def check_command(case):
 network_names = st.lists(
     st.sampled_from(
         [
-            *("2conv", "3conv", "mlp", "resnet8", "resnet20", ":", ":", ",", ",", "n1=", "n2=", "n3=", "width=", "norm="),
-            *("dropout=", "1", "2", "3", "0", "-1", "0.5", "1e400", "nan", "batch", "group", "9" * 30, "9" * 5000, "=", "x"),
+            *(
+                "2conv",
+                "3conv",
+                "mlp",
+                "resnet8",
+                "resnet20",
+                ":",
+                ":",
+                ",",
+                ",",
+                "n1=",
+                "n2=",
+                "n3=",
+                "width=",
+                "norm=",
+            ),
+            *(
+                "dropout=",
+                "1",
+                "2",
+                "3",
+                "0",
+                "-1",
+                "0.5",
+                "1e400",
+                "nan",
+                "batch",
+                "group",
+                "9" * 30,
+                "9" * 5000,
+                "=",
+                "x",
+            ),
         ]
     ),
     max_size=9,

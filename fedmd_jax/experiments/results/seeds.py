@@ -13,7 +13,6 @@ from fedmd_jax.experiments.results.report import ACCURACIES
 from fedmd_jax.experiments.run_directory import Record
 from fedmd_jax.experiments.settings import Experiment
 
-
 MOST_SEEDS = 10_000
 
 

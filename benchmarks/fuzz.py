@@ -3,8 +3,9 @@
     python benchmarks/fuzz.py [--cases 12000] [--seed 0] [--target NAME]
 
 Tries the targets of `tests/fuzzing`: configuration and results of a run directory, command lines, data files, the files
-of checkpoints, and arrays, counts and settings at the front door. Every target is tried in a process of its own, so
-that one that crashes or hangs is told of like any other, and every case has a deadline and a bound on its memory.
+of checkpoints, and arrays, counts and settings at the front door. All are tried in one process that is started
+anew where a case has ended it, so that a crash is told of like any other bug; every case has a deadline and a bound on
+its memory.
 
 Prints a line for each target, and writes `benchmarks/results/fuzz.json`. The exit code is 1 if a case ended otherwise.
 """
@@ -12,13 +13,16 @@ Prints a line for each target, and writes `benchmarks/results/fuzz.json`. The ex
 import argparse
 import collections
 import datetime
+import faulthandler
 import json
+import math
 import os
 import pathlib
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 
 HERE = pathlib.Path(__file__).resolve().parent
 RESULT = HERE / "results" / "fuzz.json"
@@ -26,51 +30,55 @@ TESTS = HERE.parent / "tests"
 MINUTES = 20  # for a target
 
 
-def work(name: str, cases: int, seed: int, place: pathlib.Path) -> None:
-    """Tries one target, here."""
+def work(cases: int, seed: int, place: pathlib.Path, names: list[str]) -> None:
+    """Tries these targets, one after the other, in this process; a line for each as soon as it is done."""
     sys.path[0] = str(TESTS)  # instead of the folder of this file
     import conftest  # noqa: F401  JAX at its strictest, on several devices
     from fuzzing.harness import fuzz
     from fuzzing.targets import TARGETS
 
-    (target,) = (target for target in TARGETS if target.name == name)
-    tally = fuzz(target, cases, seed=seed)
-    seconds, case = tally.slowest
-    record = {"kinds": tally.kinds, "seconds": tally.seconds, "slowest": seconds, "slowest_case": case}
-    place.write_text(json.dumps(record))
+    whole = sum(target.share for target in TARGETS)
+    for target in TARGETS:
+        if names and target.name not in names:
+            continue
+        faulthandler.dump_traceback_later(60 * MINUTES, exit=True)  # of a library that hears no alarm
+        record = {"target": target.name}
+        try:
+            tally = fuzz(target, math.ceil(cases * target.share / whole), seed=seed)
+            record |= {"cases": tally.cases, "kinds": dict(sorted(tally.kinds.items()))}
+            record |= {"seconds": round(tally.seconds, 1), "slowest_seconds": round(tally.slowest[0], 2)}
+            record["slowest_case"] = tally.slowest[1][:120]
+            if not tally.kinds["result"]:
+                record["failed"] = "no case was a good one"
+        except Exception:
+            record["failed"] = traceback.format_exc()
+        with place.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        print(describe(record), flush=True)
 
 
-def run(name: str, cases: int, seed: int, folder: pathlib.Path) -> dict:
-    """Tries one target in a process of its own; what came of it."""
-    place = folder / "tally.json"
-    place.unlink(missing_ok=True)
-    command = [sys.executable, __file__, "--work", name, str(cases), str(seed), str(place)]
-    try:
-        process = subprocess.run(command, capture_output=True, text=True, timeout=60 * MINUTES, check=False)
-        ended, output = f"exit code {process.returncode}", process.stdout + process.stderr
-    except subprocess.TimeoutExpired:
-        ended, output = f"no end after {MINUTES} minutes", ""
-    if not place.exists():
-        return {"target": name, "cases": 0, "failed": f"{ended}: {output[-3000:]}"}
-    tally = json.loads(place.read_text())
-    kinds = dict(sorted(tally["kinds"].items()))
-    return {
-        "target": name,
-        "cases": sum(kinds.values()),
-        "kinds": kinds,
-        "seconds": round(tally["seconds"], 1),
-        "slowest_seconds": round(tally["slowest"], 2),
-        "slowest_case": tally["slowest_case"][:120],
-    }
+def run(options: argparse.Namespace, folder: pathlib.Path) -> list[dict]:
+    """Tries all targets, in another process wherever one has ended it."""
+    place, records = folder / "tallies.jsonl", []
+    names = [options.target] if options.target else target_names()
+    while len(records) < len(names):
+        command = [sys.executable, __file__, "--work", str(options.cases), str(options.seed), str(place)]
+        process = subprocess.run([*command, *names[len(records) :]], check=False)
+        lines = place.read_text().splitlines() if place.exists() else []
+        found = [json.loads(line) for line in lines]
+        if len(found) < len(names):
+            found.append({"target": names[len(found)], "failed": f"its process ended with code {process.returncode}"})
+            place.write_text("".join(json.dumps(record) + "\n" for record in found))
+            print(describe(found[-1]), flush=True)
+        records = found
+    return records
 
 
-def shares(cases: int) -> dict[str, int]:
-    """How many cases each target gets."""
-    command = "from fuzzing.targets import TARGETS; import json; print(json.dumps({t.name: t.share for t in TARGETS}))"
+def target_names() -> list[str]:
+    """In the order in which they are tried."""
+    command = "from fuzzing.targets import TARGETS; print(*(target.name for target in TARGETS), sep=chr(10))"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])}
-    text = subprocess.run([sys.executable, "-c", command], env=environment, capture_output=True, text=True, check=True)
-    parts = json.loads(text.stdout)
-    return {name: -(-int(cases * part) // int(sum(parts.values()))) for name, part in parts.items()}
+    return subprocess.check_output([sys.executable, "-c", command], env=environment, text=True).splitlines()
 
 
 def describe(record: dict) -> str:
@@ -90,12 +98,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="another one tries other cases")
     parser.add_argument("--target", help="only this one; nothing is written then")
     options = parser.parse_args()
-    began, records = time.perf_counter(), []
+    began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        for name, cases in shares(options.cases).items():
-            if options.target in (None, name):
-                records.append(run(name, cases, options.seed, pathlib.Path(folder)))
-                print(describe(records[-1]), flush=True)
+        records = run(options, pathlib.Path(folder))
     kinds: collections.Counter = collections.Counter()
     for record in records:
         kinds.update(record.get("kinds", {}))
@@ -131,6 +136,6 @@ def write(options: argparse.Namespace, kinds: collections.Counter, records: list
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--work"]:
-        name, cases, seed, place = sys.argv[2:]
-        sys.exit(work(name, int(cases), int(seed), pathlib.Path(place)))
+        cases, seed, place, *names = sys.argv[2:]
+        sys.exit(work(int(cases), int(seed), pathlib.Path(place), names))
     sys.exit(main())

@@ -234,8 +234,8 @@ def client_mesh(num_devices: int | None = None) -> Mesh:
     """
     devices = jax.devices()
     if num_devices is not None:
-        check_count("num_devices", num_devices)
-    if num_devices is not None and num_devices > len(devices):
+        check_count("num_devices", num_devices, minimum=0)  # more of it below
+    if num_devices is not None and not 1 <= num_devices <= len(devices):
         raise ValueError(f"num_devices must be from 1 to {len(devices)}, the devices that there are, got {num_devices}")
     return Mesh(np.asarray(devices[:num_devices]), ("clients",))
 

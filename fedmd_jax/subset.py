@@ -80,7 +80,7 @@ def _check_size(public, size):
             raise ValueError(
                 f"as many labels as inputs are needed, got shapes {public.labels.shape} and {public.inputs.shape}"
             )
-    check_count("the size of the public subset", size)
+    check_count("the size of the public subset", size, minimum=0)  # more of it below
     if not 1 <= size <= public.inputs.shape[0]:
         raise ValueError(
             f"the public subset must have between 1 and {public.inputs.shape[0]} examples "

@@ -334,6 +334,7 @@ def read_records(path: pathlib.Path, split: str, features: list[str]) -> list[np
     # Not `tfds.data_source(name)`: given a folder, TFDS neither looks for builder code of the same version nor for a
     # network, where it would retry for minutes.
     with reading(path):
+        _check_features(json.loads((path / "features.json").read_text()))
         builder = tfds.builder_from_directory(path)
         if split not in builder.info.splits:
             raise DataError(f"{path}: has the splits {sorted(builder.info.splits)}, got {split!r}")
@@ -351,6 +352,17 @@ def read_records(path: pathlib.Path, split: str, features: list[str]) -> list[np
         rows = source.__getitems__(list(range(len(source))))
         order = _places(split, len(rows)) if not builder.info.disable_shuffling else slice(None)
         return [np.array([row[feature] for row in rows])[order] for feature in features]
+
+
+def _check_features(part: object) -> None:
+    """Refuses features of a class that is not TensorFlow Datasets' own: it imports whatever module a file names."""
+    for key, value in part.items() if isinstance(part, dict) else ():
+        is_class = key in ("pythonClassName", "python_class_name", "type") and isinstance(value, str) and "." in value
+        if is_class and not value.startswith("tensorflow_datasets.core.features."):
+            raise ValueError(f"features.json names the class {value!r:.80}, wanted TensorFlow Datasets' own")
+        _check_features(value)
+    for value in part if isinstance(part, list) else ():
+        _check_features(value)
 
 
 def _places(split, num_rows):

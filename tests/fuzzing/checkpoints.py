@@ -157,14 +157,14 @@ def check_trees(case):
 
 
 TARGETS = [
-    Target(name="files of a checkpoint", case=damages, check=check_files, errors=(CheckpointError,), few=40, share=2),
+    Target(name="files of a checkpoint", case=damages, check=check_files, errors=(CheckpointError,), few=12, share=1),
     Target(
         name="notes of a checkpoint",
         case=st.tuples(odd.json_edits, st.sampled_from(["tree", "tree", "run", "run", "run", "best"])),
         check=check_notes,
         errors=(CheckpointError,),
-        few=20,
-        share=1,
+        few=5,
+        share=0.5,
     ),
     Target(
         name="trees for a checkpoint",
@@ -172,7 +172,7 @@ TARGETS = [
             st.sampled_from(["a", "b", "é\n", ""]), odd.arrays() | odd.maybe(odd.arrays(), odd.things, 3), max_size=2
         ),
         check=check_trees,
-        few=6,
-        share=0.3,
+        few=3,
+        share=0.2,
     ),
 ]

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from fedmd_jax.data import DataError, load_column, load_images, preparing
 from fedmd_jax.data.catalogue import CATALOGUE, read_original
-from fedmd_jax.data.files import read_idx, read_npz
+from fedmd_jax.data.files import read_idx
 from fedmd_jax.data.sources import records_info
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="fuzzing_data_")
@@ -341,18 +341,9 @@ def check_records_info(case):
         assert sizes == {"train": 60, "test": 10}
 
 
-def check_read_npz(content):
-    path = place("alone.npz")
-    path.write_bytes(content)
-    read_npz(path, ["images", "labels"])
-
-
 TARGETS = [
     Target(name="idx files", case=idx_files, check=check_idx, errors=(DataError,), few=40, share=2),
     Target(name="npz files", case=npz_files, check=check_npz, errors=(DataError,), few=60, share=3),
-    Target(
-        name="npy files named npz", case=npy_files(IMAGES), check=check_read_npz, errors=(DataError,), few=15, share=0.5
-    ),
     Target(name="CIFAR archives", case=cifar_archives(), check=check_cifar, errors=(DataError,), few=20, share=1),
     Target(
         name="arrays of originals",

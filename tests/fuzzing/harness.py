@@ -1,8 +1,8 @@
 """Hostile input, tried in numbers: what is tried, and what may come of a case.
 
 A case ends in a result, which the target's own check has compared with something obvious, or in a complaint: an error
-of a documented kind that this package has raised itself, in one line. All else is a bug: other errors, also those of the
-same kind out of the depth of a library, a case that takes too long, one that takes more memory than anybody has.
+of a documented kind that this package has raised itself, in one line. All else is a bug: other errors, also those of
+the same kind out of the depth of a library, a case that takes too long, one that takes more memory than anybody has.
 """
 
 import collections

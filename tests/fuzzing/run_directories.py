@@ -13,7 +13,7 @@ from unittest import mock
 
 from experiments import runs
 from fuzzing import odd
-from fuzzing.harness import UnclearError, Target, check_line
+from fuzzing.harness import Target, UnclearError, check_line
 from hypothesis import strategies as st
 
 from fedmd_jax import cli
@@ -301,31 +301,31 @@ TARGETS = [
         case=spoilings("summary.json", "metrics.jsonl", "config.json"),
         check=check_report,
         errors=(),
-        few=15,
-        share=1.5,
+        few=5,
+        share=0.5,
     ),
     Target(
         name="report of several seeds",
         case=spoilings("summary.json", "seed7/summary.json", "seed8/summary.json", "seed8/metrics.jsonl"),
         check=check_report_of_seeds,
         errors=(),
-        few=8,
-        share=0.7,
+        few=3,
+        share=0.3,
     ),
     Target(
         name="report of a folder",
         case=spoilings("summary.json", "seed7/summary.json", "metrics.jsonl"),
         check=check_list,
         errors=(),
-        few=10,
-        share=0.7,
+        few=5,
+        share=0.4,
     ),
     Target(
         name="config.json of --resume",
         case=st.tuples(spoilings("config.json"), st.sampled_from([[], ["--elsewhere"], ["--seeds", "2"]])),
         check=check_resume,
         errors=(RunDirectoryError, UsageError, SettingsError),
-        few=60,
+        few=25,
         share=3,
     ),
     Target(
@@ -345,9 +345,9 @@ TARGETS = [
         case=st.tuples(spoilings("metrics.jsonl"), odd.maybe(st.none(), st.sampled_from([0, 1, 50, 10**6]))),
         check=check_reopen,
         errors=(RunDirectoryError, WriteError),
-        few=30,
+        few=15,
         share=1,
     ),
-    Target(name="command lines", case=commands, check=check_command, errors=(), few=40, share=2),
+    Target(name="command lines", case=commands, check=check_command, errors=(), few=20, share=2),
     Target(name="names of networks", case=network_cases, check=check_network, few=40, share=1),
 ]

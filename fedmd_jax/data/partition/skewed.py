@@ -175,5 +175,5 @@ def _check_total(total, num_clients, min_examples):
 
 
 def _check_positive(name, number):
-    if not is_number(number) or not 0 < number < np.inf:
+    if not is_number(number) or not 0 < number <= np.finfo(np.float64).max:
         raise ValueError(f"{name} must be a finite number above 0, got {told(number)}")

@@ -98,7 +98,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="another one tries other cases")
     parser.add_argument("--target", help="only this one; nothing is written then")
     options = parser.parse_args()
-    began = time.perf_counter()
+    began, commit = time.perf_counter(), describe_commit()
     with tempfile.TemporaryDirectory() as folder:
         records = run(options, pathlib.Path(folder))
     kinds: collections.Counter = collections.Counter()
@@ -106,18 +106,23 @@ def main() -> int:
         kinds.update(record.get("kinds", {}))
     failed = [record["target"] for record in records if "failed" in record]
     if options.target is None:
-        write(options, kinds, records, failed, minutes=(time.perf_counter() - began) / 60)
+        write(options, commit, kinds, records, failed, minutes=(time.perf_counter() - began) / 60)
     print(f"{kinds.total()} cases: " + ", ".join(f"{kind} {count}" for kind, count in kinds.most_common()))
     return 1 if failed else 0
 
 
-def write(options: argparse.Namespace, kinds: collections.Counter, records: list, failed: list, minutes: float) -> None:
+def describe_commit() -> str:
+    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    return subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def write(
+    options: argparse.Namespace, commit: str, kinds: collections.Counter, records: list, failed: list, minutes: float
+) -> None:
     """The result, with what it was made with."""
     import hypothesis
     import jax
 
-    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
-    commit = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False).stdout.strip()
     result = {
         "command": f"python benchmarks/fuzz.py --cases {options.cases} --seed {options.seed}",
         "commit": commit,

@@ -157,13 +157,13 @@ def check_trees(case):
 
 
 TARGETS = [
-    Target(name="files of a checkpoint", case=damages, check=check_files, errors=(CheckpointError,), few=12, share=1),
+    Target(name="files of a checkpoint", case=damages, check=check_files, errors=(CheckpointError,), few=6, share=1),
     Target(
         name="notes of a checkpoint",
         case=st.tuples(odd.json_edits, st.sampled_from(["tree", "tree", "run", "run", "run", "best"])),
         check=check_notes,
         errors=(CheckpointError,),
-        few=5,
+        few=3,
         share=0.5,
     ),
     Target(

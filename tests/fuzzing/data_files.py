@@ -342,24 +342,24 @@ def check_records_info(case):
 
 
 TARGETS = [
-    Target(name="idx files", case=idx_files, check=check_idx, errors=(DataError,), few=40, share=2),
-    Target(name="npz files", case=npz_files, check=check_npz, errors=(DataError,), few=60, share=3),
-    Target(name="CIFAR archives", case=cifar_archives(), check=check_cifar, errors=(DataError,), few=20, share=1),
+    Target(name="idx files", case=idx_files, check=check_idx, errors=(DataError,), few=20, share=2),
+    Target(name="npz files", case=npz_files, check=check_npz, errors=(DataError,), few=30, share=3),
+    Target(name="CIFAR archives", case=cifar_archives(), check=check_cifar, errors=(DataError,), few=10, share=1),
     Target(
         name="arrays of originals",
         case=array_originals(),
         check=check_array_originals,
         errors=(DataError,),
-        few=40,
+        few=20,
         share=2,
     ),
-    Target(name="LEAF's JSON", case=leaf_files(), check=check_leaf_json, errors=(DataError,), few=30, share=1.5),
+    Target(name="LEAF's JSON", case=leaf_files(), check=check_leaf_json, errors=(DataError,), few=15, share=1.5),
     Target(
         name="dataset_info.json",
         case=st.tuples(odd.json_edits, odd.maybe(st.just([]), odd.byte_edits)),
         check=check_records_info,
         errors=(DataError,),
-        few=20,
+        few=10,
         share=1,
     ),
 ]

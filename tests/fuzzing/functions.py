@@ -628,7 +628,7 @@ def check_spread(case):
             np.testing.assert_array_equal(found, given.astype(found.dtype))  # JAX has no float64 here
 
 
-def target(name, case, check, *, few=30, share=1.0, errors=(ValueError,)):
+def target(name, case, check, *, few=12, share=1.0, errors=(ValueError,)):
     return Target(name=name, case=case, check=check, errors=errors, few=few, share=share)
 
 
@@ -638,17 +638,17 @@ TARGETS = [
         "datasets",
         st.tuples(st.sampled_from(["public", "labelled"]), some_inputs, some_labels),
         check_datasets,
-        few=60,
+        few=24,
         share=2,
     ),
-    target("groups", st.tuples(few_ids, some_weights), check_group, few=40),
+    target("groups", st.tuples(few_ids, some_weights), check_group, few=16),
     target("client keys", three_ids | odd.arrays(shapes=[(), (3,), (3, 1)]) | odd.things, check_client_keys),
-    target("stacking of private data", private_examples(), check_stack_private, few=50, share=2),
+    target("stacking of private data", private_examples(), check_stack_private, few=20, share=2),
     target(
         "losses",
         st.tuples(st.sampled_from(sorted(LOSSES)), scores_pairs, odd.maybe(st.none(), number)),
         check_losses,
-        few=50,
+        few=20,
         share=2,
     ),
     target(
@@ -657,9 +657,9 @@ TARGETS = [
             odd.maybe(floats, some_scores, 3), odd.maybe(odd.contents((2,), "int32"), odd.arrays() | odd.things, 3)
         ),
         check_cross_entropy,
-        few=30,
+        few=12,
     ),
-    target("consensus", consensus_cases(), check_consensus, few=50, share=2),
+    target("consensus", consensus_cases(), check_consensus, few=20, share=2),
     target(
         "weighted sums",
         st.tuples(
@@ -686,33 +686,33 @@ TARGETS = [
             st.sampled_from(sorted(DRAWS)), public_datasets(), odd.maybe(st.just(3), st.integers(0, 6) | odd.things, 3)
         ),
         check_subset,
-        few=40,
+        few=16,
     ),
-    target("cohorts", odd.maybe(some_sizes, odd.things, 5), check_cohort, few=40),
-    target("rows of clients", rows_cases(), check_rows, few=40),
+    target("cohorts", odd.maybe(some_sizes, odd.things, 5), check_cohort, few=16),
+    target("rows of clients", rows_cases(), check_rows, few=16),
     target(
         "attendance",
         st.tuples(odd.maybe(three_ids, odd.arrays() | odd.things, 6), some_luck, some_luck),
         check_attendance,
-        few=40,
+        few=16,
     ),
     target(
         "partitions",
         st.tuples(st.sampled_from(SPLITS), twelve, twelve, some_counts, some_counts, class_lists, positive),
         check_split,
-        few=100,
+        few=40,
         share=4,
     ),
     target(
         "images",
         st.tuples(st.sampled_from(["scale", "ink", "mean", "center", "merge"]), pixel_arrays, pixel_arrays),
         check_images,
-        few=60,
+        few=24,
         share=2,
     ),
-    target("saved images", saved_cases, check_saved, few=40, errors=(DataError,)),
-    target("settings", settings_cases, check_settings, few=80, share=3),
-    target("data of a federation", federation_data(), check_federation, few=40, share=2),
-    target("evaluation", evaluate_cases(), check_evaluate, few=30),
-    target("clients on devices", trees(), check_spread, few=20),
+    target("saved images", saved_cases, check_saved, few=16, errors=(DataError,)),
+    target("settings", settings_cases, check_settings, few=32, share=3),
+    target("data of a federation", federation_data(), check_federation, few=16, share=2),
+    target("evaluation", evaluate_cases(), check_evaluate, few=12),
+    target("clients on devices", trees(), check_spread, few=8),
 ]

@@ -36,7 +36,8 @@ def evaluate(
       ValueError: arrays that are none of such a dataset, or as of `score`.
     """
     check_numbers("labels", test.labels, kind=jnp.integer, rank=1)
-    check_numbers("num_examples", test.num_examples, kind=jnp.integer, rank=0)
+    if not isinstance(test.num_examples, int):
+        check_numbers("num_examples", test.num_examples, kind=jnp.integer, rank=0)
     check_numbers("inputs", test.inputs)
     if test.inputs.shape[:1] != test.labels.shape:
         raise ValueError(f"as many labels as inputs are needed, got shapes {test.labels.shape} and {test.inputs.shape}")

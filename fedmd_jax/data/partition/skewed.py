@@ -1,5 +1,6 @@
 """All examples to the clients, unevenly: in their classes (Dirichlet) or in their number (quantity)."""
 
+import sys
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -175,5 +176,5 @@ def _check_total(total, num_clients, min_examples):
 
 
 def _check_positive(name, number):
-    if not is_number(number) or not 0 < number <= np.finfo(np.float64).max:
+    if not is_number(number) or not 0 < number <= sys.float_info.max:
         raise ValueError(f"{name} must be a finite number above 0, got {told(number)}")

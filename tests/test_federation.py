@@ -375,5 +375,5 @@ def test_local_only_hears_nothing_and_every_client_revisits_its_own(key):
 def test_no_rounds_of_local_only_change_nothing(key):
     federation, states, _, private = setup()
     assert fmd.run_local(federation, states, private, key, num_rounds=0) is states
-    with pytest.raises(ValueError, match="num_rounds must not be negative, got -1"):
+    with pytest.raises(ValueError, match="num_rounds must be an integer of at least 0, got -1"):
         fmd.run_local(federation, states, private, key, num_rounds=-1)

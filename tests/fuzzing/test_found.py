@@ -314,7 +314,7 @@ def test_integers_beyond_all_floats(setting):
 
 
 def test_a_billion_seeds(tmp_path, capsys):
-    with pytest.raises(ValueError, match=r"^seeds must be .* at most 10000, got 999999999$"):
+    with pytest.raises(ValueError, match=r"^seeds must be at most 10000, got 999999999$"):
         seed_jobs(tmp_path, runs.experiment(), 999_999_999)
     assert main(["run", "--seeds", "999999999"]) == 2
     for command in ("x --seeds 999999999", "x --seeds " + "9" * 5000):

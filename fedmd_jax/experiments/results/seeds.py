@@ -18,8 +18,10 @@ MOST_SEEDS = 10_000
 
 def check_num_seeds(num_seeds: int) -> None:
     """A `ValueError` where there are to be no seeds, or more than anybody runs."""
-    if not 1 <= num_seeds <= MOST_SEEDS:
-        raise ValueError(f"seeds must be an integer of at least 1 and at most {MOST_SEEDS}, got {num_seeds}")
+    if num_seeds < 1:
+        raise ValueError(f"seeds must be an integer of at least 1, got {num_seeds}")
+    if num_seeds > MOST_SEEDS:
+        raise ValueError(f"seeds must be at most {MOST_SEEDS}, got {num_seeds}")
 
 
 def seed_jobs(path: pathlib.Path, experiment: Experiment, num_seeds: int) -> dict[pathlib.Path, Experiment]:

@@ -8,11 +8,13 @@ import jax.numpy as jnp
 from fedmd_jax.evaluate import Evaluation
 from fedmd_jax.types import Attendance, ClientState, RoundInfo
 
+UNIT = 2.0**-20  # accuracies are shares
+
 
 def counting(prepared):
     """The same with functions that train nothing: a client's only number says which of them it went through.
 
-    It does so for six digits; after that it still depends on all.
+    It does so for six digits; after that it still depends on all. Its accuracy is this number times `UNIT`, to the bit.
     """
     groups = prepared.federation.groups
 
@@ -35,7 +37,7 @@ def counting(prepared):
         return appended(4)(states)[0], info
 
     def evaluate(states, _):
-        return {name: Evaluation(state.params, state.params) for name, state in states.items()}
+        return {name: Evaluation(UNIT * state.params, state.params) for name, state in states.items()}
 
     federation = dataclasses.replace(
         prepared.federation,

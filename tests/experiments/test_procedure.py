@@ -5,7 +5,7 @@ import weakref
 import chex
 import numpy as np
 import pytest
-from experiments.counting import counting
+from experiments.counting import UNIT, counting
 
 from fedmd_jax.experiments.ahead import Ahead
 from fedmd_jax.experiments.kept import OnDisk
@@ -164,11 +164,11 @@ def test_a_run_tells_everybody_everything_in_order(experiment):
         ROUNDS,
         *(0, 1, 2),
         "local only",
-        dict.fromkeys(range(3), 12366.0),  # as many rounds, from where the clients were before the first
+        dict.fromkeys(range(3), 12366 * UNIT),  # as many rounds, from where the clients were before the first
         "pooled upper bound",
-        dict.fromkeys(range(3), 125.0),  # from the pretrained clients, not from those that revisited private data
+        dict.fromkeys(range(3), 125 * UNIT),  # from the pretrained clients, not from those that revisited private data
     ]
-    assert accuracies == [[123.0] * 3, [1234.0] * 3, [12344.0] * 3]
+    assert accuracies == [[123 * UNIT] * 3, [1234 * UNIT] * 3, [12344 * UNIT] * 3]
 
 
 def test_nothing_is_compared_where_nothing_is_asked_for(experiment):
@@ -181,7 +181,7 @@ def test_nothing_is_compared_where_nothing_is_asked_for(experiment):
 def test_without_rounds_the_control_is_transfer_learning(experiment):
     notes = Notes()
     run(counting(prepare(dataclasses.replace(experiment, pooled=False, num_rounds=0))), notes, Stopwatch())
-    assert notes.told[-2:] == ["local only", dict.fromkeys(range(3), 123.0)]
+    assert notes.told[-2:] == ["local only", dict.fromkeys(range(3), 123 * UNIT)]
 
 
 def test_the_seconds_of_a_run(experiment):

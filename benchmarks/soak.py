@@ -5,9 +5,9 @@
 Run after run of a small federation is started as `fedmd-jax run`, killed (SIGKILL, SIGTERM, SIGINT), resumed, killed
 again, until it ends; one that has been killed as often as was drawn for it is left alone. Where a process is killed is
 drawn first: while it starts, in transfer learning, in the rounds, in the control and at the end; and then when, within
-the time that this takes in a run that nobody kills. Two thirds of the runs are moved to other numbers of virtual CPU
-devices between resumes. In all of them clients are absent, are late, send what is not finite or blow up in training, as
-their keys and the public subset say: on any devices the same ones.
+the time that this takes in a run that nobody kills, or after which round. Two thirds of the runs are moved to other
+numbers of virtual CPU devices between resumes. In all of them clients are absent, are late, send what is not finite or
+blow up in training, as their keys and the public subset say: on any devices the same ones.
 
 After every kill, and at the end, it is checked that
 
@@ -109,6 +109,7 @@ class Process:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         self.began = {"start": time.perf_counter()}  # every stage that it has reached
         self.output: list[str] = []
+        self.last_round = -1
         self._process = subprocess.Popen(command, env=environment, **pipes)
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
@@ -118,14 +119,26 @@ class Process:
             self.output.append(line)
             if (stage := line.removesuffix(" ...\n")) in STAGES:
                 self.began[stage] = time.perf_counter()
+            if found := re.match(r"round +(\d+)/", line):
+                self.last_round = int(found[1])
 
     @property
     def stage(self) -> str:
         """The last that it has reached."""
         return list(self.began)[-1]
 
-    def kill(self, number: int, stage: str, delay: float, patience: float) -> bool:
-        """Sends a signal so many seconds after a stage has begun, or a later one; False where it ends before."""
+    def kill(self, number: int, stage: str, delay: float, patience: float, *, after_round: int | None = None) -> bool:
+        """Sends a signal so many seconds after a stage has begun, or a later one; False where it ends before.
+
+        With `after_round` so many seconds after this round, or when the rounds are over.
+        """
+        wait_until = time.perf_counter() + patience
+        while after_round is not None and self._process.poll() is None and time.perf_counter() < wait_until:
+            if self.last_round >= after_round or self.stage == "local only":
+                break
+            time.sleep(0.005)
+        delay += 0 if after_round is None else time.perf_counter() - self.began["start"]
+        stage = stage if after_round is None else "start"
         order, give_up = list(STAGES), time.perf_counter() + patience
         while self._process.poll() is None and time.perf_counter() < give_up:
             reached = [began for other, began in [*self.began.items()] if order.index(other) >= order.index(stage)]
@@ -229,10 +242,13 @@ class Soak:
         windows = self._windows[num_devices]
         stage = self._random.choices(list(STAGES), weights=STAGES.values())[0]
         number, delay = self._random.choice(SIGNALS), self._random.uniform(0, 1.1) * windows[stage]
+        after_round = None
+        if stage == "rounds":  # by number: how long they take depends on who else is computing
+            after_round, delay = self._random.randrange(_last_round(path), NUM_ROUNDS + 1), self._random.uniform(0, 0.2)
         patience = 60 + 20 * sum(windows.values())
         found, last = _checkpoints(path), _last_round(path)
         process = Process(argv, num_devices)
-        sent = is_killed and process.kill(number, stage, delay, patience)
+        sent = is_killed and process.kill(number, stage, delay, patience, after_round=after_round)
         code = process.wait(patience)
         self.counts["processes"] += 1
         expected = {0, 128 + number, -number} if sent else {0}  # negative before Python listens

@@ -11,7 +11,7 @@ PACKAGE = pathlib.Path(fedmd_jax.__file__).parent
 # From the ground up; a module imports only from lower floors, or from its own package.
 FLOORS = [
     {"types", "checks", "hints"},
-    {"losses", "optimizers", "stopping", "subset", "data", "packing", "placement"},
+    {"losses", "optimizers", "stopping", "subset", "data", "packing", "placement", "processes"},
     {"models"},
     {"local", "clients", "isolation", "mapping", "spread"},
     {"consensus", "cohorts", "evaluate", "communication", "devices"},

@@ -1,7 +1,7 @@
 """The whole procedure of the paper, from images to the last round."""
 
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
@@ -11,14 +11,22 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fedmd_jax.attendance import AttendancePolicy, attendance_or_everybody, simulate_attendance
-from fedmd_jax.clients import ArchitectureGroup, group_client_ids, stack_private
+from fedmd_jax.clients import (
+    ArchitectureGroup,
+    Groups,
+    check_private,
+    group_client_ids,
+    stack_examples,
+    stack_private,
+)
 from fedmd_jax.communication import Communication, communication_bytes
 from fedmd_jax.devices import client_costs
+from fedmd_jax.experiments import together
 from fedmd_jax.experiments.ahead import compiling
-from fedmd_jax.experiments.datasets import Datasets, hold_out, load
+from fedmd_jax.experiments.datasets import Datasets, hold_out, load, pool
 from fedmd_jax.experiments.kept import LOCAL, PRETRAINED, ROUNDS, TRANSFERRED, InMemory, Kept
 from fedmd_jax.experiments.networks import architecture_from_name
-from fedmd_jax.experiments.pretrained import Pretrained, place_of
+from fedmd_jax.experiments.pretrained import Pretrained, fingerprint, place_of
 from fedmd_jax.experiments.settings import Devices, Experiment
 from fedmd_jax.experiments.stopwatch import Stopwatch
 from fedmd_jax.federation import (
@@ -33,7 +41,8 @@ from fedmd_jax.federation import (
     with_faults,
 )
 from fedmd_jax.mapping import chunk_of, client_mesh
-from fedmd_jax.spread import gather_clients
+from fedmd_jax.processes import on_host
+from fedmd_jax.spread import gather_clients, is_spread_over_processes, own_clients, spread_own_clients
 from fedmd_jax.subset import draw_public_subset, draw_stratified_subset
 from fedmd_jax.types import PrivateDataset, PublicDataset
 
@@ -89,13 +98,16 @@ class Prepared(NamedTuple):
     datasets: Datasets
     private: dict[str, PrivateDataset]  # per group, stacked
     pretraining: PublicDataset  # the public examples of transfer learning
-    pooling: PrivateDataset  # the private examples of the upper bound
+    pooling: PrivateDataset | None  # the private examples of the upper bound, if it is wanted
     validation: dict[str, PrivateDataset]  # per program of the federation that stops early
     pretrained: Pretrained | None  # where clients are kept after the public half of transfer learning
 
 
 def prepare(experiment: Experiment) -> Prepared:
     """Loads the data and builds the federation.
+
+    In many processes each loads the private examples of the clients on its own devices. The upper bound trains on
+    everybody's: if it is wanted, they are sent from device to device.
 
     Args:
       experiment: all settings.
@@ -109,6 +121,7 @@ def prepare(experiment: Experiment) -> Prepared:
     )
     groups = group_clients(experiment, datasets.num_classes)
     mesh = choose_mesh(experiment.devices)
+    costs = None if mesh is None else client_costs(groups, datasets.public.inputs[:1])
     federation = fedmd(
         groups,
         subset_size=experiment.subset_size,
@@ -122,17 +135,55 @@ def prepare(experiment: Experiment) -> Prepared:
         score_bound=experiment.score_bound,
         clients_per_chunk=experiment.clients_per_chunk or "auto",
         mesh=mesh,
-        costs=None if mesh is None else client_costs(groups, datasets.public.inputs[:1]),
+        costs=costs,
     )
-    private = stack_private(groups, datasets.private)
-    pretraining, pooling, validation = split_validation(experiment, datasets)
-    federation.check(datasets.public, private, datasets.pooled, datasets.test, *validation.values())
+    datasets, private, pooled = _private(experiment, groups, datasets, mesh, costs)
+    pretraining, pooling, validation = split_validation(experiment, datasets, pooled)
+    federation.check(datasets.public, private, datasets.test, *validation.values())
+    together.check_same("public and test data", fingerprint(None, (datasets.public, datasets.test)))
     pretrained = _pretrained(experiment, datasets.num_classes, (pretraining, validation.get("pretrain")))
-    everywhere = {name: federation.put(getattr(datasets, name)) for name in ("public", "pooled", "test")}
-    datasets = datasets._replace(**everywhere)
+    datasets = datasets._replace(public=federation.put(datasets.public), test=federation.put(datasets.test))
     private, pretraining, pooling = map(federation.put, (private, pretraining, pooling))
     validation = {name: federation.put(examples) for name, examples in validation.items()}
     return Prepared(experiment, federation, datasets, private, pretraining, pooling, validation, pretrained)
+
+
+def _private(
+    experiment: Experiment, groups: Groups, datasets: Datasets, mesh: Mesh | None, costs: Mapping[str, float] | None
+) -> tuple[Datasets, Mapping[str, PrivateDataset], PrivateDataset | None]:
+    """The data with the examples of this process's clients, those in their place, and everybody's if wanted."""
+    if not is_spread_over_processes(mesh):
+        datasets = datasets._replace(private=dict(datasets.private))
+        pooled = pool(datasets.private) if experiment.pooled else None
+        return datasets, stack_private(groups, datasets.private), pooled
+    num_examples, shape = datasets.private.num_examples, datasets.public.inputs.shape[1:]
+    seats = own_clients({name: group.num_clients for name, group in groups.items()}, mesh, costs=costs)
+    ids = {(name, k): groups[name].client_ids[k] for name, k in seats}
+    datasets = datasets._replace(private=check_private({i: datasets.private[i] for i in sorted(ids.values())}))
+    num_rows = {name: max(num_examples[i] for i in group.client_ids) for name, group in groups.items()}
+    own = {}
+    for seat, client_id in ids.items():
+        stacked = stack_examples([datasets.private[client_id]], num_rows[seat[0]])
+        own[seat] = jax.tree.map(lambda leaf: leaf[0], stacked)
+    shapes = {
+        name: PrivateDataset(
+            jax.ShapeDtypeStruct((group.num_clients, num_rows[name], *shape), np.float32),
+            jax.ShapeDtypeStruct((group.num_clients, num_rows[name]), np.int32),
+            jax.ShapeDtypeStruct((group.num_clients,), np.int32),
+        )
+        for name, group in groups.items()
+    }
+    private = spread_own_clients(own, shapes, mesh, costs=costs)
+    return datasets, private, pool(_everybody(groups, private)) if experiment.pooled else None
+
+
+def _everybody(groups: Groups, private: Mapping[str, PrivateDataset]) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Inputs and labels of each client, also of those of other processes, without padding."""
+    examples = {}
+    for name, data in gather_clients(on_host(private)).items():
+        for client_id, inputs, labels, n in zip(groups[name].client_ids, *data, strict=True):
+            examples[client_id] = inputs[:n], labels[:n]
+    return examples
 
 
 def choose_mesh(devices: Devices) -> Mesh | None:
@@ -159,8 +210,8 @@ def _pretrained(experiment: Experiment, num_classes: int, data: tuple) -> Pretra
 
 
 def split_validation(
-    experiment: Experiment, datasets: Datasets
-) -> tuple[PublicDataset, PrivateDataset, dict[str, PrivateDataset]]:
+    experiment: Experiment, datasets: Datasets, pooled: PrivateDataset | None
+) -> tuple[PublicDataset, PrivateDataset | None, dict[str, PrivateDataset]]:
     """What transfer learning and the upper bound train on, and what their early stopping looks at.
 
     Only where a phase monitors validation data is anything held out of its training.
@@ -168,6 +219,7 @@ def split_validation(
     Args:
       experiment: its phases.
       datasets: of the experiment.
+      pooled: private examples of all clients together; None where nobody trains on them.
 
     Returns:
       Public examples, pooled private examples, and by the name of the federation's function one validation set for
@@ -177,7 +229,7 @@ def split_validation(
     phases = {
         "pretrain": (experiment.public_training.monitored, datasets.public, datasets.public_test),
         "personalize": (experiment.private_training.monitored, None, datasets.test),
-        "pool": (experiment.pooled_training.monitored, datasets.pooled, datasets.test),
+        "pool": (experiment.pooled_training.monitored if pooled else None, pooled, datasets.test),
     }
     train, validation = {}, {}
     for name, (monitored, examples, test) in phases.items():
@@ -316,7 +368,7 @@ def _clients_pretrained(run: _Run) -> States:
     states = run.federation.new_states(run.keys.init, datasets.public.inputs[:1])  # `prepare` has checked the data
     if (source := pretrained_from(run.prepared)) is not None:
         run.observer.phase(f"transfer learning: public data, done in {source}")
-        states = run.federation.put(shared.load(run.shapes))
+        states = run.federation.put(together.tell_arrays(lambda: shared.load(run.shapes), run.shapes))
     else:
         run.observer.phase("transfer learning: public data")
         states, losses = run.federation.pretrain(states, pretraining, run.keys.public, *_named(validation, "pretrain"))

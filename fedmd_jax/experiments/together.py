@@ -136,6 +136,7 @@ def _initialize(address: str, num_processes: int, process_id: int, local_devices
     host, _ = split_address(address)
     port = tell(lambda: free_port(host))
     bind = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
     jax.distributed.initialize(
         bind if process_id == 0 else f"127.0.0.1:{relay(host, port)}",
         num_processes,

@@ -194,22 +194,26 @@ def meet(
     host, port = split_address(address)
     if process_id > 0:
         return {0: _knock(host, port, hello, end, seconds)}
-    found: dict[int, socket.socket] = {}
-    with _server(host, port) as server:
-        while len(found) < num_processes - 1:
-            server.settimeout(max(0.01, end - time.monotonic()))
-            try:
-                connection, _ = server.accept()
-            except TimeoutError:
-                missing = [str(i) for i in range(1, num_processes) if i not in found]
-                raise TeamError(
-                    f"{seconds:g} s are over, and of {num_processes} processes these have not come to {address}: "
-                    f"{', '.join(missing)}"
-                ) from None
-            _welcome(connection, found, hello)
-    for connection in found.values():
-        connection.sendall(_FRAME.pack(_VALUE, 0))
-        _settle(connection)
+    with contextlib.ExitStack() as unless_all_come:
+        found: dict[int, socket.socket] = {}
+        unless_all_come.callback(lambda: [connection.close() for connection in found.values()])
+        with _server(host, port) as server:
+            while len(found) < num_processes - 1:
+                server.settimeout(max(0.01, end - time.monotonic()))
+                try:
+                    connection, _ = server.accept()
+                except TimeoutError:
+                    missing = ", ".join(str(i) for i in range(1, num_processes) if i not in found)
+                    raise TeamError(
+                        f"{seconds:g} s are over, and of {num_processes} processes these have not come to {address}: "
+                        f"{missing}"
+                    ) from None
+                _welcome(connection, found, hello)
+        for connection in found.values():
+            with contextlib.suppress(OSError):  # has died; `Team` will find out
+                connection.sendall(_FRAME.pack(_VALUE, 0))
+            _settle(connection)
+        unless_all_come.pop_all()
     return found
 
 
@@ -268,6 +272,8 @@ def _welcome(connection: socket.socket, found: dict[int, socket.socket], own: di
     elif process_id in found and not _is_closed(found[process_id]):
         problem = f"there is a process {process_id} already"
     if problem is None:
+        if process_id in found:
+            found[process_id].close()
         found[process_id] = connection
         return
     with contextlib.suppress(OSError):
@@ -307,10 +313,10 @@ def _knock(host: str, port: int, hello: dict[str, Any], end: float, seconds: flo
         answer = _receive(connection, _MAX_HELLO)
     except OSError:
         answer = None
-    if answer is None:
-        raise TeamError(f"process 0 at {host}:{port} has ended before all processes had come")
-    if answer[0] == _NEWS:
-        raise TeamError(answer[1].decode())
+    if answer is None or answer[0] == _NEWS:
+        connection.close()
+        lost = f"process 0 at {host}:{port} has ended before all processes had come"
+        raise TeamError(lost if answer is None else answer[1].decode())
     _settle(connection)
     return connection
 

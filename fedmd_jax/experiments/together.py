@@ -259,7 +259,7 @@ def _end(news: News) -> None:
     """Another process has ended; so does this one, whatever it is doing."""
     team = _Now.team
     of = f" of {team.num_processes}" if team else ""  # none where it is still being made
-    hint = f"; to go on, in all processes: {_Now.hint}{hint_options()}" if _Now.hint else ""
+    hint = f"; to go on, here and there: {_Now.hint}{hint_options()}" if _Now.hint else ""
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
         print(f"\nfedmd-jax: process {news.process}{of} {news.what}{hint}", file=sys.stderr, flush=True)

@@ -20,11 +20,12 @@ import chex
 import jax
 import numpy as np
 import tyro
-from jax.experimental import multihost_utils
 
 from fedmd_jax.experiments.errors import UsageError
 from fedmd_jax.experiments.relay import relay
 from fedmd_jax.experiments.team import LOST_CODE, News, Team, TeamError, free_port, is_loopback, meet, split_address
+from fedmd_jax.mapping import client_mesh, shard_clients
+from fedmd_jax.processes import on_host
 
 _PATIENCE = 5.0  # seconds to hear why arrays of other processes cannot be had
 _HOW = "--coordinator HOST:PORT --num-processes N --process-id I"
@@ -40,14 +41,14 @@ class Processes:
       coordinator: HOST:PORT of process 0, where processes that are started by hand find each other. Needs the next two.
       num_processes: How many there are; started by hand.
       process_id: Which one this is, from 0; started by hand.
-      patience: Seconds to wait at the start for all to come.
+      wait: Seconds to wait at the start for all to come.
     """
 
     distributed: tyro.conf.FlagCreatePairsOff[bool] = False
     coordinator: str | None = None
     num_processes: int | None = None
     process_id: int | None = None
-    patience: float = 300.0
+    wait: float = 300.0
 
     def __post_init__(self):
         by_hand = (self.coordinator, self.num_processes, self.process_id)
@@ -62,8 +63,8 @@ class Processes:
                     f"process_id must be from 0 to {self.num_processes - 1}, for --num-processes "
                     f"{self.num_processes}, got {self.process_id}"
                 )
-        if not 0 < self.patience < 1e6:
-            raise ValueError(f"patience must be positive and at most a million seconds, got {self.patience}")
+        if not 0 < self.wait < 1e6:
+            raise ValueError(f"wait must be positive and less than a million seconds, got {self.wait}")
 
     @property
     def wanted(self) -> bool:
@@ -107,7 +108,7 @@ def start(processes: Processes, hand_over: Callable[[Callable[[int], None]], Non
     address, num_processes, process_id, local_devices = _who(processes)
     versions = f"jax {jax.__version__}"
     try:
-        connections = meet(address, process_id, num_processes, seconds=processes.patience, known=versions)
+        connections = meet(address, process_id, num_processes, seconds=processes.wait, known=versions)
     except TeamError as error:
         raise UsageError(str(error)) from error
     _Now.options, _Now.hint = processes.options(), ""
@@ -124,7 +125,7 @@ def _who(processes: Processes) -> tuple[str, int, int, list[int] | None]:
         return processes.coordinator, processes.num_processes, processes.process_id, None
     from jax._src.clusters import ClusterEnv  # what `jax.distributed.initialize` asks, who would not tell
 
-    found = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, int(processes.patience))
+    found = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, int(processes.wait))
     if None in found[:3]:
         raise UsageError(
             f"--distributed finds neither Slurm nor a TPU pod, Open MPI or Kubernetes here; by hand it is {_HOW}"
@@ -145,8 +146,8 @@ def _initialize(address: str, num_processes: int, process_id: int, local_devices
         cluster_detection_method="deactivate",
         coordinator_bind_address=bind if is_loopback(host) else None,
     )
-    # Gloo's first meeting lasts half a minute at most, and now all are here; later ones wait as long as it takes.
-    multihost_utils.sync_global_devices("fedmd-jax")
+    # Devices of CPUs find each other within half a minute, or never: now all are here. Later they wait for each other.
+    on_host(shard_clients(np.arange(jax.device_count()), client_mesh()))
 
 
 def is_first() -> bool:

@@ -15,10 +15,12 @@ import time
 
 import jax
 from experiments.killing import end_of
+from experiments.watching import watching
 from jax._src import cache_key
 from orbax.checkpoint import v1 as ocp
 
 from fedmd_jax import cli
+from fedmd_jax.experiments import datasets
 from fedmd_jax.experiments import run_directory as files
 
 SECONDS = 100  # after which a process is taken for stuck
@@ -42,14 +44,18 @@ def start(folder, name, num_devices, *argv):
     jax.config.update("jax_num_cpu_devices", num_devices)
     # On a CPU the cache knows programs of process 0 only, since the devices of the others have other numbers.
     cache_key._hash_accelerator_config = lambda *_: None
-    os._exit(cli.main(["run", *map(str, argv)]))
+    taken = []
+    datasets.load_images = watching("embedded/letters", taken)
+    code = cli.main(["run", *map(str, argv)])
+    (folder / f"{name}.taken").write_text(json.dumps(taken))
+    os._exit(code)
 
 
 def start_two(folder, *argv, seconds=60):
     """Two processes with two devices each."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    by_hand = f"--coordinator 127.0.0.1:{port} --num-processes 2 --patience {seconds} --process-id".split()
+    by_hand = f"--coordinator 127.0.0.1:{port} --num-processes 2 --wait {seconds} --process-id".split()
     return [start(folder, f"process{i}", 2, *argv, *by_hand, i) for i in range(2)]
 
 

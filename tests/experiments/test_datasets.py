@@ -3,8 +3,9 @@ import dataclasses
 import numpy as np
 import pytest
 from experiments.conftest import images
+from experiments.watching import watching
 
-from fedmd_jax.data import Images, load_images, save_images
+from fedmd_jax.data import load_images, save_images
 from fedmd_jax.experiments.datasets import load, pool
 from fedmd_jax.experiments.settings import Data
 
@@ -103,25 +104,9 @@ def test_no_private_example_is_owned_twice_and_the_pooled_ones_are_all_of_them(d
     assert pooled.labels.tolist() == labels.tolist()
 
 
-class Watched(np.ndarray):
-    """Images that note which rows are taken out of them."""
-
-    def __getitem__(self, rows):
-        self.taken.extend(np.arange(len(self))[rows].tolist())
-        return np.asarray(self)[rows]
-
-
 def test_images_of_a_client_are_taken_when_they_are_asked_for(data, monkeypatch):
     taken = []
-
-    def watched(name, split, **where):
-        images, labels = load_images(name, split, **where)
-        if (name, split) == ("marks", "train"):
-            images = images.view(Watched)
-            images.taken = taken
-        return Images(images, labels)
-
-    monkeypatch.setattr("fedmd_jax.experiments.datasets.load_images", watched)
+    monkeypatch.setattr("fedmd_jax.experiments.datasets.load_images", watching("marks", taken))
     private = load(data, num_clients=3, seed=0).private
     assert private.num_examples == {0: 9, 1: 9, 2: 9}
     assert taken == []

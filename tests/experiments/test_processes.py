@@ -62,6 +62,15 @@ def test_two_processes_do_what_one_does_with_as_many_devices(folder, told):
     assert pooled[0] == pooled[1]
 
 
+def test_each_process_takes_the_images_of_its_own_clients_only(folder):
+    """Also where the pooled bound trains on those of all."""
+    whole, *parts = (json.loads((folder / f"{name}.taken").read_text()) for name in ("one", "process0", "process1"))
+    num_clients = len(metrics(folder / "one")) // (many.NUM_ROUNDS + 1)
+    assert sorted(whole) == sorted(parts[0] + parts[1])
+    assert len(set(whole)) == len(whole)
+    assert sorted(map(len, parts)) == [len(whole) // num_clients * k for k in (3, 3)]
+
+
 def test_results_are_written_once_and_by_the_first(folder):
     assert {file.name for file in (folder / "two").iterdir()} == {file.name for file in (folder / "one").iterdir()}
     assert json.loads((folder / "two" / files.CONFIG).read_text())["device"]["processes"] == 2

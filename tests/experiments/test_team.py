@@ -247,7 +247,7 @@ def test_a_relay_carries_both_ways_and_stays_open_when_the_other_end_is_gone():
         ("--coordinator host:1 --num-processes 0 --process-id 0", "num_processes must be .* at least 1, got 0"),
         ("--coordinator host --num-processes 2 --process-id 0", "the coordinator must be HOST:PORT, .* got 'host'"),
         ("--coordinator host:70000 --num-processes 2 --process-id 0", "the coordinator must be HOST:PORT, .*"),
-        ("--distributed --patience 0", "patience must be positive .*, got 0.0"),
+        ("--distributed --wait 0", "wait must be positive .*, got 0.0"),
         ("--distributed --devices 2", "many processes use all their devices, got --devices 2"),
         ("--distributed", "many processes must find each other before JAX is used, but it is in use in this process"),
     ],

@@ -11,14 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fedmd_jax.attendance import AttendancePolicy, attendance_or_everybody, simulate_attendance
-from fedmd_jax.clients import (
-    ArchitectureGroup,
-    Groups,
-    check_private,
-    group_client_ids,
-    stack_examples,
-    stack_private,
-)
+from fedmd_jax.clients import ArchitectureGroup, group_client_ids, stack_private
 from fedmd_jax.communication import Communication, communication_bytes
 from fedmd_jax.devices import client_costs
 from fedmd_jax.experiments import together
@@ -26,6 +19,7 @@ from fedmd_jax.experiments.ahead import compiling
 from fedmd_jax.experiments.datasets import Datasets, hold_out, load, pool
 from fedmd_jax.experiments.kept import LOCAL, PRETRAINED, ROUNDS, TRANSFERRED, InMemory, Kept
 from fedmd_jax.experiments.networks import architecture_from_name
+from fedmd_jax.experiments.own_data import of_everybody, take_own
 from fedmd_jax.experiments.pretrained import Pretrained, fingerprint, place_of
 from fedmd_jax.experiments.settings import Devices, Experiment
 from fedmd_jax.experiments.stopwatch import Stopwatch
@@ -41,8 +35,7 @@ from fedmd_jax.federation import (
     with_faults,
 )
 from fedmd_jax.mapping import chunk_of, client_mesh
-from fedmd_jax.processes import on_host
-from fedmd_jax.spread import gather_clients, is_spread_over_processes, own_clients, spread_own_clients
+from fedmd_jax.spread import gather_clients, is_spread_over_processes
 from fedmd_jax.subset import draw_public_subset, draw_stratified_subset
 from fedmd_jax.types import PrivateDataset, PublicDataset
 
@@ -137,10 +130,9 @@ def prepare(experiment: Experiment) -> Prepared:
         mesh=mesh,
         costs=costs,
     )
-    datasets, private, pooled = _private(experiment, groups, datasets, mesh, costs)
+    datasets, private, pooled = _take_private(experiment, datasets, federation, costs)
     pretraining, pooling, validation = split_validation(experiment, datasets, pooled)
     federation.check(datasets.public, private, datasets.test, *validation.values())
-    together.check_same("public and test data", fingerprint(None, (datasets.public, datasets.test)))
     pretrained = _pretrained(experiment, datasets.num_classes, (pretraining, validation.get("pretrain")))
     datasets = datasets._replace(public=federation.put(datasets.public), test=federation.put(datasets.test))
     private, pretraining, pooling = map(federation.put, (private, pretraining, pooling))
@@ -148,42 +140,18 @@ def prepare(experiment: Experiment) -> Prepared:
     return Prepared(experiment, federation, datasets, private, pretraining, pooling, validation, pretrained)
 
 
-def _private(
-    experiment: Experiment, groups: Groups, datasets: Datasets, mesh: Mesh | None, costs: Mapping[str, float] | None
+def _take_private(
+    experiment: Experiment, datasets: Datasets, federation: Federation, costs: Mapping[str, float] | None
 ) -> tuple[Datasets, Mapping[str, PrivateDataset], PrivateDataset | None]:
-    """The data with the examples of this process's clients, those in their place, and everybody's if wanted."""
-    if not is_spread_over_processes(mesh):
-        datasets = datasets._replace(private=dict(datasets.private))
-        pooled = pool(datasets.private) if experiment.pooled else None
-        return datasets, stack_private(groups, datasets.private), pooled
-    num_examples, shape = datasets.private.num_examples, datasets.public.inputs.shape[1:]
-    seats = own_clients({name: group.num_clients for name, group in groups.items()}, mesh, costs=costs)
-    ids = {(name, k): groups[name].client_ids[k] for name, k in seats}
-    datasets = datasets._replace(private=check_private({i: datasets.private[i] for i in sorted(ids.values())}))
-    num_rows = {name: max(num_examples[i] for i in group.client_ids) for name, group in groups.items()}
-    own = {}
-    for seat, client_id in ids.items():
-        stacked = stack_examples([datasets.private[client_id]], num_rows[seat[0]])
-        own[seat] = jax.tree.map(lambda leaf: leaf[0], stacked)
-    shapes = {
-        name: PrivateDataset(
-            jax.ShapeDtypeStruct((group.num_clients, num_rows[name], *shape), np.float32),
-            jax.ShapeDtypeStruct((group.num_clients, num_rows[name]), np.int32),
-            jax.ShapeDtypeStruct((group.num_clients,), np.int32),
-        )
-        for name, group in groups.items()
-    }
-    private = spread_own_clients(own, shapes, mesh, costs=costs)
-    return datasets, private, pool(_everybody(groups, private)) if experiment.pooled else None
-
-
-def _everybody(groups: Groups, private: Mapping[str, PrivateDataset]) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """Inputs and labels of each client, also of those of other processes, without padding."""
-    examples = {}
-    for name, data in gather_clients(on_host(private)).items():
-        for client_id, inputs, labels, n in zip(groups[name].client_ids, *data, strict=True):
-            examples[client_id] = inputs[:n], labels[:n]
-    return examples
+    """The datasets with the examples of this process's clients, those of each group, and those of all if wanted."""
+    groups, mesh = federation.groups, federation.mesh
+    if is_spread_over_processes(mesh):
+        together.check_same("public and test data", fingerprint(None, (datasets.public, datasets.test)))
+        datasets, private = take_own(groups, datasets, mesh, costs=costs)
+        return datasets, private, pool(of_everybody(groups, private)) if experiment.pooled else None
+    datasets = datasets._replace(private=dict(datasets.private))
+    private = stack_private(groups, datasets.private)
+    return datasets, private, pool(datasets.private) if experiment.pooled else None
 
 
 def choose_mesh(devices: Devices) -> Mesh | None:

@@ -23,7 +23,7 @@ from fedmd_jax import cli
 from fedmd_jax.experiments import datasets
 from fedmd_jax.experiments import run_directory as files
 
-SECONDS = 100  # after which a process is taken for stuck
+SECONDS = 300  # after which a process is taken for stuck
 NUM_ROUNDS = 12
 # A group that fills the devices, with padding, and one that does not.
 OPTIONS = shlex.split(
@@ -39,7 +39,7 @@ def start(folder, name, num_devices, *argv):
     if pid := os.fork():
         return pid
     for stream, number in (("out", 1), ("err", 2)):
-        os.dup2(os.open(folder / f"{name}.{stream}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        os.dup2(os.open(folder / f"{name}.{stream}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
     signal.alarm(SECONDS)  # nothing is left behind
     jax.config.update("jax_num_cpu_devices", num_devices)
     # On a CPU the cache knows programs of process 0 only, since the devices of the others have other numbers.
@@ -80,6 +80,8 @@ def main(folder):
     told, here = {}, folder / "run"
     told["one"] = end_of(start(folder, "one", 4, "--out", folder / "one", "--devices", "all", *OPTIONS))
     told["two"] = list(map(end_of, start_two(folder, "--out", folder / "two", *OPTIONS)))
+    told["refused"] = list(map(end_of, start_two(folder, "--out", folder / "one", *OPTIONS)))
+    told["refused said"] = [last_line(folder, i) for i in range(2)]
     for name, which, lines, number in (
         ("killed 1", 1, 12, signal.SIGKILL),
         ("killed 0", 0, 30, signal.SIGKILL),

@@ -23,7 +23,7 @@ def folder(tmp_path_factory):
         [sys.executable, many.__file__, str(folder)],
         capture_output=True,
         text=True,
-        timeout=10 * many.SECONDS,
+        timeout=3 * many.SECONDS,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), *sys.path])},
     )
     said = "".join(f"\n{path.name}:\n{path.read_text()}" for path in folder.glob("*.err"))
@@ -86,6 +86,13 @@ def test_a_process_that_is_killed_ends_the_other_within_seconds_and_a_line_says_
     assert killed["seconds"] < 5
     assert re.fullmatch(LOST.format(dead, folder / "run"), killed["said"][survivor]), killed["said"]
     assert killed["lines"] < 6 * (many.NUM_ROUNDS + 1)
+
+
+def test_what_the_first_complains_of_ends_the_other_with_its_reason(folder, told):
+    """Only process 0 looks at the run directory."""
+    message = f"the output directory must be new, but {folder / 'one'} exists"
+    assert told["refused"] == [2, LOST_CODE]
+    assert told["refused said"] == [f"fedmd-jax: error: {message}", f"fedmd-jax: process 0 of 2 has failed: {message}"]
 
 
 def test_sigterm_of_any_process_stops_all_with_its_code(told):

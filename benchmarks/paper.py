@@ -1,6 +1,7 @@
 """How close does FedMD come to the paper, and what do its controls reach?
 
-    python benchmarks/paper.py [--experiments letters-iid ...] [--variant paper] [--width 0.25] [--seeds 3] [--table]
+    python benchmarks/paper.py [--experiments letters-iid ...] [--variant paper] [--width 0.25] [--seeds 3]
+                               [--devices all] [--pretrained-dir DIR] [--table]
 
 Runs the experiments one seed after the other, as `fedmd-jax run` does, keeps what came out in
 `benchmarks/results/paper/*.json`, with command, commit, date, device and versions, and writes the table of everything
@@ -16,7 +17,8 @@ import pathlib
 import statistics
 import subprocess
 import tempfile
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
 
 from fedmd_jax.cli import main as fedmd_jax
 from fedmd_jax.experiments.results.figures import new_figure, to_png
@@ -30,13 +32,13 @@ EXPERIMENTS = ("letters-iid", "letters-writers", "cifar-iid", "cifar-superclass"
 COLUMNS = ("transfer_accuracy", "local_accuracy", "final_accuracy", "pooled_accuracy")
 
 
-def run(experiment: str, variant: str, width: float, seed: int, *, pretrained_dir: str | None = None) -> None:
-    """One seed, and its file."""
+def run(experiment: str, variant: str, width: float, seed: int, *, more: Sequence[str] = ()) -> None:
+    """One seed, and its file; `more` are options that change no result by more than rounding."""
     options = ["--variant", variant, "--width", str(width), "--seed", str(seed)]
+    cpu_seconds = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "run"
-        kept = [] if pretrained_dir is None else ["--pretrained-dir", pretrained_dir]
-        if fedmd_jax(["run", experiment, *options, *kept, "--out", str(path)]) != 0:
+        if fedmd_jax(["run", experiment, *options, *more, "--out", str(path)]) != 0:
             raise SystemExit(f"{experiment} with seed {seed} has failed")
         summary, config = (json.loads((path / f"{name}.json").read_text()) for name in ("summary", "config"))
         lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
@@ -51,6 +53,9 @@ def run(experiment: str, variant: str, width: float, seed: int, *, pretrained_di
         "commit": commit(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "pretrained_before": config["pretrained_from"] is not None,
+        "devices": config["settings"]["devices"],
+        "xla_flags": config["environment"].get("XLA_FLAGS"),
+        "cpu_seconds": time.process_time() - cpu_seconds,
         "mean_accuracy_by_round": curve,
         **summary,
     }
@@ -105,10 +110,17 @@ def cells(records: list[dict]) -> list[str]:
         ", ".join(str(record["seed"]) for record in records),
         *(over_seeds([mean[column] for mean in means], 3) for column in COLUMNS),
         *(over_seeds([mean[column] for mean in means], 1) for column in points),
-        over_seeds([record["seconds"]["total"] / 60 for record in records], 0) + reused(records),
+        over_seeds([record["seconds"]["total"] / 60 for record in records], 0) + of_cpu(records) + reused(records),
         device(last),
         f"{last['commit']}, {last['date']}",
     ]
+
+
+def of_cpu(records: list[dict]) -> str:
+    """What the cores did of it, which other work on the machine does not change."""
+    if any("cpu_seconds" not in record for record in records):  # written by an older version
+        return ""
+    return f" ({statistics.mean(record['cpu_seconds'] / 60 for record in records):.0f} of cores)"
 
 
 def reused(records: list[dict]) -> str:
@@ -159,11 +171,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="the first one")
     parser.add_argument("--seeds", type=int, default=1, help="how many")
     parser.add_argument("--pretrained-dir", help="as of `fedmd-jax run`: transfer learning on equal public data once")
+    parser.add_argument("--devices", help="as of `fedmd-jax run`: over how many the clients are spread")
     parser.add_argument("--table", action="store_true", help="write the table and run nothing")
     options = parser.parse_args()
+    given = {"--pretrained-dir": options.pretrained_dir, "--devices": options.devices}
+    more = [word for name, value in given.items() if value is not None for word in (name, value)]
     for experiment in () if options.table else options.experiments:
         for seed in range(options.seed, options.seed + options.seeds):
-            run(experiment, options.variant, options.width, seed, pretrained_dir=options.pretrained_dir)
+            run(experiment, options.variant, options.width, seed, more=more)
             write_table()
     write_table()
 

@@ -1,10 +1,17 @@
 """Four virtual devices, quick compilation, and JAX at its strictest: no silent broadcasting."""
 
+import importlib.metadata
 import os
 import tempfile
 
-# Before jax is imported: a toy need not run fast, but there are hundreds of them to compile.
+# Before jax is imported: a toy need not run fast, but there are hundreds of them to compile. XLA's emitters of whole
+# fusions take twice as long; later versions have no others.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] += (
+    " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    if importlib.metadata.version("jaxlib").startswith("0.10.")
+    else ""
+)
 
 import jax
 import pytest

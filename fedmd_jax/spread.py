@@ -106,7 +106,7 @@ def gather_clients(clients: PerGroup) -> dict[str, chex.ArrayTree]:
     """The other way: per group, stacked [K, ...] without padding; what no mesh has a part in, as it is.
 
     This is what a checkpoint keeps: it does not depend on the mesh. Groups that fill their devices evenly are the very
-    arrays, not copies: of states, the next phase consumes them.
+    arrays, not copies: of states, the next phase consumes them. Those may be spread over processes; `on_host` is not.
 
     Args:
       clients: spread or not.
@@ -129,32 +129,21 @@ def spread_own_clients(
     spread = jax.eval_shape(partial(arrange, placement=placement), dict(shapes))
     sharding = NamedSharding(mesh, PartitionSpec(*mesh.axis_names))
 
-    def stacked(name, number, leaf):
-        last = dict(placement.sizes)[name] - 1
+    def fill(shape, content):
+        return jax.make_array_from_callback(shape.shape, sharding, content)
 
-        def rows(index):
-            clients = [own[name, min(k, last)] for k in range(*index[0].indices(leaf.shape[0]))]
-            return np.stack([jax.tree.leaves(client)[number] for client in clients])
-
-        return jax.make_array_from_callback(leaf.shape, sharding, rows)
-
-    def row(seats, dtype, buffer):
-        lengths = {dtype: buffer.shape[1] for dtype, buffer in buffers.items()}
-
-        def on_device(index):
-            seat = seats[index[0].start or 0]
-            return np.asarray(pack({} if seat is None else own[seat], lengths)[dtype])[None]
-
-        return jax.make_array_from_callback(buffer.shape, sharding, on_device)
-
-    large = {}
+    stacked = {}
     for name, tree in spread.stacked.items():
         leaves, structure = jax.tree.flatten(tree)
-        large[name] = structure.unflatten([stacked(name, number, leaf) for number, leaf in enumerate(leaves)])
+        last = dict(placement.sizes)[name] - 1
+        filled = [fill(leaf, partial(_stack_own, own, name, last, leaf, i)) for i, leaf in enumerate(leaves)]
+        stacked[name] = structure.unflatten(filled)
     rows = []
     for seats, buffers in zip(placement.rows, spread.rows, strict=True):
-        rows.append({dtype: row(seats, dtype, buffer) for dtype, buffer in buffers.items()})
-    return Spread(large, rows, placement, spread.shapes)
+        lengths = {dtype: buffer.shape[1] for dtype, buffer in buffers.items()}
+        of_row = partial(_pack_own, own, seats, lengths)
+        rows.append({dtype: fill(buffer, partial(of_row, dtype)) for dtype, buffer in buffers.items()})
+    return Spread(stacked, rows, placement, spread.shapes)
 
 
 def is_spread_over_processes(mesh: Mesh | None) -> bool:
@@ -272,6 +261,18 @@ def _read(view, tree):
     if all(isinstance(leaf, (np.ndarray, jax.core.Tracer)) for leaf in leaves):
         return view(tree)
     return jax.tree.map(jnp.array, view(on_host(tree)))  # copies, since states are donated
+
+
+def _stack_own(own, name, last, leaf, number, index):
+    """A part of leaf `number` of a large group: what is beyond the last client repeats it."""
+    clients = [own[name, min(k, last)] for k in range(*index[0].indices(leaf.shape[0]))]
+    return np.stack([jax.tree.leaves(client)[number] for client in clients])
+
+
+def _pack_own(own, seats, lengths, dtype, index):
+    """The buffer of one device in a row."""
+    seat = seats[index[0].start or 0]
+    return np.asarray(pack({} if seat is None else own[seat], lengths)[dtype])[None]
 
 
 def _addressable_rows(leaf):

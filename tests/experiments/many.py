@@ -24,12 +24,12 @@ from fedmd_jax.experiments import datasets
 from fedmd_jax.experiments import run_directory as files
 
 SECONDS = 300  # after which a process is taken for stuck
-NUM_ROUNDS = 12
+NUM_ROUNDS = 8
 # A group that fills the devices, with padding, and one that does not.
 OPTIONS = shlex.split(
     "--networks mlp:n1=4 mlp:n1=4 mlp:n1=3 mlp:n1=4 mlp:n1=4 mlp:n1=4 --data.num-public 100 "
     f"--data.num-test 30 --subset-size 20 --public-training.num-epochs 1 --private-training.num-epochs 1 "
-    f"--pooled-training.num-epochs 1 --revisit.num-epochs 1 --no-local --num-rounds {NUM_ROUNDS}"
+    f"--revisit.num-epochs 1 --no-local --no-pooled --num-rounds {NUM_ROUNDS}"
 )
 
 
@@ -84,8 +84,8 @@ def main(folder):
     told["refused said"] = [last_line(folder, i) for i in range(2)]
     for name, which, lines, number in (
         ("killed 1", 1, 12, signal.SIGKILL),
-        ("killed 0", 0, 30, signal.SIGKILL),
-        ("terminated 1", 1, 42, signal.SIGTERM),
+        ("killed 0", 0, 24, signal.SIGKILL),
+        ("terminated 1", 1, 30, signal.SIGTERM),
     ):
         argv = ["--resume", here] if here.exists() else ["--out", here, *OPTIONS]
         ends, seconds = kill(start_two(folder, *argv), which, here, lines, number)

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedmd_jax.checks import is_number, told
+from fedmd_jax.clients import as_client_ids
 from fedmd_jax.consensus import check_per_client
 from fedmd_jax.types import Attendance
 
@@ -73,7 +75,8 @@ def draw_attendance(
     """
     available, completed = {}, {}
     for name, ids in client_ids.items():
-        luck = _luck(key, jnp.asarray(ids, jnp.uint32))  # [K, 2], below 1
+        ids = as_client_ids(ids)
+        luck = _luck(key, ids)  # [K, 2], below 1
         available[name] = luck[:, 0] < _of_clients("availability", availability, ids)
         completed[name] = available[name] & (luck[:, 1] < _of_clients("completion", completion, ids))
     return Attendance(available, completed)
@@ -110,6 +113,6 @@ def _of_clients(what: str, probability: Probability, client_ids: chex.Array) -> 
     if missing:
         raise ValueError(f"{what} is needed for every client, missing for {missing}")
     values = [probability[client_id] for client_id in ids]
-    if not all(0 <= value <= 1 for value in values):
-        raise ValueError(f"{what} must be between 0 and 1, got {values}")
+    if not all(is_number(value) and 0 <= value <= 1 for value in values):
+        raise ValueError(f"{what} must be between 0 and 1, got {told(values)}")
     return np.asarray(values, np.float32)

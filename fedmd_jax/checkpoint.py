@@ -38,6 +38,7 @@ import jax
 import numpy as np
 
 from fedmd_jax.checks import check_count
+from fedmd_jax.hints import one_line
 from fedmd_jax.processes import on_host
 from fedmd_jax.spread import Spread, gather_clients
 
@@ -67,6 +68,7 @@ def save_tree(path: pathlib.Path, tree: chex.ArrayTree, *, record: Mapping[str, 
       record: what JSON knows, kept with the arrays.
 
     Raises:
+      ValueError: a leaf is no array of numbers.
       OSError: it cannot be written; what was there before is as it was.
     """
     _write(path, *_host_copy(tree), record or {})
@@ -252,8 +254,8 @@ class Checkpoints:
     def _best(self, rounds: list[int]) -> int | None:
         for round_ in set(rounds) - set(self._scores):  # of a process before
             try:
-                self._scores[round_] = self.record(round_).get("score")
-            except CheckpointError:
+                self._scores[round_] = _score(self.record(round_).get("score"))
+            except ValueError:  # `CheckpointError` is one, and a score that is none raises one
                 self._scores[round_] = None
         scored = [round_ for round_ in rounds if self._scores[round_] is not None]
         return max(scored, key=self._scores.get, default=None)
@@ -299,8 +301,14 @@ def _host_copy(tree: chex.ArrayTree) -> tuple[list, np.ndarray]:
 
 
 def _layout(tree: chex.ArrayTree) -> list:
-    """Name, dtype and shape of every leaf, as JSON gives it back."""
+    """Name, dtype and shape of every leaf, as JSON gives it back; a `ValueError` where one is no array of numbers."""
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    for path, leaf in flat:
+        dtype = getattr(leaf, "dtype", None)
+        kinds = (jax.numpy.number, jax.numpy.bool_)
+        if not hasattr(leaf, "shape") or not any(jax.dtypes.issubdtype(dtype, kind) for kind in kinds):
+            name = f"{type(leaf).__name__} of {dtype}" if dtype is not None else type(leaf).__name__
+            raise ValueError(f"a checkpoint is of arrays of numbers, got {name} at {jax.tree_util.keystr(path)!r:.80}")
     return [[jax.tree_util.keystr(path), str(leaf.dtype), list(leaf.shape)] for path, leaf in flat]
 
 
@@ -426,7 +434,7 @@ def _is_damaged(path: pathlib.Path) -> bool:
     """Whether Orbax has made it, and nobody can read for whom: to be complained about, not to be passed over."""
     try:
         json.loads((path / "_CHECKPOINT_METADATA").read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return (path / "orbax.checkpoint").is_file()
     return False
 
@@ -472,7 +480,12 @@ def _read_bytes(path: pathlib.Path) -> np.ndarray:
 
     try:
         with _quiet(), _context():
+            (size,) = ocp.metadata(path.absolute()).metadata["bytes"].shape
+            if size > sum(file.stat().st_size for file in path.rglob("*") if file.is_file()):
+                raise _damaged(path, f"its arrays promise {size} bytes")  # TensorStore would end the process
             content = np.asarray(ocp.load(path.absolute())["bytes"])
+    except CheckpointError:
+        raise
     except Exception as error:  # missing files, truncated ones, TensorStore's own
         raise _damaged(path, f"its arrays cannot be read ({type(error).__name__})") from error
     if content.dtype != np.uint8 or content.ndim != 1:
@@ -484,10 +497,14 @@ def _check_leaves(path: pathlib.Path, found: list, wanted: list) -> None:
     """A `CheckpointError` that names the first leaf that is not the same."""
     if found == wanted:
         return
-    pairs = ([" ".join(map(str, leaf)) for leaf in pair] for pair in zip(wanted, found, strict=False))
+    pairs = ([_told(leaf) for leaf in pair] for pair in zip(wanted, found, strict=False))
     number = f"{len(wanted)} arrays", f"{len(found)}"
     ours, theirs = next((pair for pair in pairs if pair[0] != pair[1]), number)
-    raise CheckpointError(f"the checkpoint {path} is of other clients: wanted {ours}, got {theirs}")
+    raise CheckpointError(one_line(f"the checkpoint {path} is of other clients: wanted {ours}, got {theirs}"))
+
+
+def _told(leaf: Any) -> str:
+    return " ".join(map(str, leaf)) if isinstance(leaf, list) else repr(leaf)
 
 
 def _damaged(path: pathlib.Path, reason: str) -> CheckpointError:

@@ -23,7 +23,14 @@ from fedmd_jax.experiments.results import sweep as sweeps
 from fedmd_jax.experiments.results.figures import plot, plot_seeds
 from fedmd_jax.experiments.results.listing import list_runs
 from fedmd_jax.experiments.results.report import describe
-from fedmd_jax.experiments.results.seeds import brief, describe_seeds, read_seeds, seed_jobs, write_seeds
+from fedmd_jax.experiments.results.seeds import (
+    brief,
+    check_num_seeds,
+    describe_seeds,
+    read_seeds,
+    seed_jobs,
+    write_seeds,
+)
 from fedmd_jax.experiments.run_directory import Record
 from fedmd_jax.experiments.session import run_all
 from fedmd_jax.experiments.together import Processes
@@ -102,7 +109,7 @@ def _guarded(argv: list[str], ctrl_c: CtrlC) -> int:
 
 
 def _complain(error: Exception, code: int) -> int:
-    message = " ".join(str(error).split())
+    message = hints.one_line(str(error))
     together.failed(message)
     print(f"fedmd-jax: error: {message}", file=sys.stderr)
     return code
@@ -327,8 +334,8 @@ def _write_sweep(path: pathlib.Path, name: str, rows: Sequence[Record]) -> None:
 
 
 def _at_least_one(num_seeds: int) -> int:
-    if num_seeds < 1:
-        raise UsageError(f"seeds must be an integer of at least 1, got {num_seeds}")
+    with bad_input():
+        check_num_seeds(num_seeds)
     return num_seeds
 
 
@@ -340,7 +347,9 @@ def _tiny(settings: Run | Sweep) -> str:
 def _output_path(out: str | None, stem: str) -> pathlib.Path:
     if out is None:
         return files.fresh_path(pathlib.Path("runs") / stem)
-    return pathlib.Path(os.path.normpath(os.path.expanduser(out)))
+    path = pathlib.Path(os.path.normpath(os.path.expanduser(out)))
+    files.check_path(path)
+    return path
 
 
 def _report(argv: list[str]) -> int:
@@ -350,6 +359,7 @@ def _report(argv: list[str]) -> int:
     if len(argv) != 1 or argv[0].startswith("-"):
         raise UsageError("report wants one directory of a finished run: fedmd-jax report DIR")
     path = pathlib.Path(os.path.expanduser(argv[0]))
+    files.check_path(path)
     if (seeds := read_seeds(path)) is not None:
         summary, runs = seeds
         print(_marked(describe_seeds, files.is_smoke(path), summary))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedmd_jax.checks import check_examples
+from fedmd_jax.checks import as_array, as_list, check_examples, is_number, told
 from fedmd_jax.types import Architecture, PrivateDataset
 
 
@@ -32,20 +32,20 @@ class ArchitectureGroup:
     weights: Sequence[float] | None = None
 
     def __post_init__(self):
-        ids = tuple(self.client_ids)
+        ids = tuple(as_list("client ids", self.client_ids))
         if not ids:
             raise ValueError("a group needs at least one client, got none")
         if any(not isinstance(i, (int, np.integer)) or isinstance(i, bool) or not 0 <= i < 2**32 for i in ids):
-            raise ValueError(f"client ids must be integers from 0 to 2**32 - 1, got {list(ids)}")
+            raise ValueError(f"client ids must be integers from 0 to 2**32 - 1, got {told(list(ids))}")
         check_unique(ids)
-        weights = tuple(map(float, (1.0,) * len(ids) if self.weights is None else self.weights))
+        weights = [1.0] * len(ids) if self.weights is None else as_list("consensus weights", self.weights)
         if len(weights) != len(ids):
             raise ValueError(f"one consensus weight per client is needed: {len(ids)} clients, {len(weights)} weights")
         # Far from where float32 overflows, or flushes a reciprocal to zero.
-        if not all(weight == 0 or 1e-30 <= weight <= 1e30 for weight in weights):
-            raise ValueError(f"consensus weights must be zero or between 1e-30 and 1e30, got {list(weights)}")
+        if not all(is_number(weight) and (weight == 0 or 1e-30 <= weight <= 1e30) for weight in weights):
+            raise ValueError(f"consensus weights must be zero or between 1e-30 and 1e30, got {told(weights)}")
         object.__setattr__(self, "client_ids", tuple(int(i) for i in ids))
-        object.__setattr__(self, "weights", weights)
+        object.__setattr__(self, "weights", tuple(map(float, weights)))
 
     @property
     def num_clients(self) -> int:
@@ -61,8 +61,8 @@ Home = Literal["host", "device"]
 
 def check_home(home: Home) -> None:
     """A `ValueError` where arrays are to live neither on the host nor on the device."""
-    if home not in get_args(Home):
-        raise ValueError(f"home must be host or device, got {home!r}")
+    if not isinstance(home, str) or home not in get_args(Home):
+        raise ValueError(f"home must be host or device, got {told(home)}")
 
 
 def group_client_ids(groups: Groups) -> dict[str, chex.Array]:
@@ -88,8 +88,24 @@ def client_keys(key: chex.PRNGKey, client_ids: Sequence[int]) -> chex.PRNGKey:
     """One key per client, [K], from the client's id: neither grouping nor order nor sharding matters.
 
     That holds for JAX's own keys (threefry). What `rbg` keys give hangs on the place in a batch.
+
+    Raises:
+      ValueError: ids that are not integers from 0 to 2**32 - 1, [K].
     """
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(client_ids, dtype=jnp.uint32))
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, as_client_ids(client_ids))
+
+
+def as_client_ids(client_ids: Sequence[int] | chex.Array) -> chex.Array:
+    """Ids as JAX takes them, [K], uint32; a `ValueError` where one is no integer from 0 to 2**32 - 1."""
+    if not isinstance(client_ids, (np.ndarray, jax.Array)):
+        client_ids = as_array("client ids", as_list("client ids", client_ids))
+    if client_ids.ndim != 1 or client_ids.dtype.kind not in "iu":
+        raise ValueError(f"client ids must be integers [K], got {client_ids.dtype} of shape {client_ids.shape}")
+    if client_ids.dtype != np.uint32 and not isinstance(client_ids, jax.core.Tracer):
+        client_ids = np.asarray(client_ids)
+        if client_ids.size and not 0 <= client_ids.min() <= client_ids.max() < 2**32:
+            raise ValueError(f"client ids must be integers from 0 to 2**32 - 1, got {told(client_ids.tolist())}")
+    return jnp.asarray(client_ids, dtype=jnp.uint32)
 
 
 def group_keys(key: chex.PRNGKey, client_ids: Mapping[str, chex.Array]) -> dict[str, chex.PRNGKey]:
@@ -117,11 +133,11 @@ def stack_private(
     check_home(home)
     check_groups(groups)
     known = {client_id for group in groups.values() for client_id in group.client_ids}
-    missing, unknown = sorted(known - set(examples)), sorted(set(examples) - known)
+    missing, unknown = sorted(known - set(examples)), sorted(set(examples) - known, key=str)
     if missing or unknown:
         raise ValueError(
             "private examples are needed for exactly the clients of the groups: "
-            f"missing for {missing}, not in any group {unknown}"
+            f"missing for {missing}, not in any group {told(unknown)}"
         )
     checked = check_private(examples)
     stacked = {
@@ -136,6 +152,9 @@ def check_private(examples: Mapping[int, tuple[Any, Any]]) -> dict[int, tuple[np
     Args:
       examples: for each client id its inputs [n, ...] and integer labels [n].
     """
+    for client_id, pair in examples.items():
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise ValueError(f"client {client_id}: inputs and labels are needed, got {told(pair)}")
     checked = {client_id: check_examples(f"client {client_id}", *examples[client_id]) for client_id in examples}
     shapes = {inputs.shape[1:] for inputs, _ in checked.values()}
     if len(shapes) > 1:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedmd_jax.checks import check_count
+from fedmd_jax.checks import as_array, check_clients, check_count, told
 from fedmd_jax.clients import Groups
 
 CohortSize = int | Mapping[str, int]
@@ -98,9 +98,13 @@ def take_clients(tree: chex.ArrayTree, rows: chex.Array) -> chex.ArrayTree:
     Returns:
       Leaves [n, ...] of the same kind: only these rows are read, whatever K is.
 
+    Raises:
+      ValueError: rows that are none.
+
     >>> take_clients({"a": np.arange(10, 15)}, [1, 3])
     {'a': array([11, 13])}
     """
+    rows = _check_rows(tree, rows)
     return jax.tree.map(lambda leaf: leaf[rows] if _on_host(leaf) else _gather(leaf, jnp.asarray(rows)), tree)
 
 
@@ -115,17 +119,44 @@ def put_clients(tree: chex.ArrayTree, rows: chex.Array, new: chex.ArrayTree) -> 
     Returns:
       The tree to go on with.
 
+    Raises:
+      ValueError: rows that are none or come twice, or clients of another shape or kind of numbers.
+
     >>> put_clients({"a": np.arange(10, 15)}, [1, 3], {"a": jnp.array([0, 1])})
     {'a': array([10,  0, 12,  1, 14])}
     """
+    rows = _check_rows(tree, rows, unique=True)
 
     def put(leaf, new):
+        _check_new(leaf, rows, new)
         if not _on_host(leaf):
             return _scatter(leaf, jnp.asarray(rows), new)
         leaf[rows] = new
         return leaf
 
     return jax.tree.map(put, tree, new)
+
+
+def _check_rows(tree, rows, *, unique=False):
+    """Rows as an array, [n]: out of bounds JAX would read some other row, and write none."""
+    num_clients = check_clients("stacked clients", tree)
+    if isinstance(rows, jax.core.Tracer):
+        return rows
+    rows = as_array("rows", rows)
+    rows = rows.astype(np.int32) if rows.shape == (0,) else rows  # of no list NumPy makes floats
+    if rows.ndim != 1 or rows.dtype.kind not in "iu":
+        raise ValueError(f"rows must be integers [n], got {told(rows)}")
+    if rows.size and num_clients is not None and not 0 <= rows.min() <= rows.max() < num_clients:
+        raise ValueError(f"rows must be from 0 to {num_clients - 1}, got {told(rows.tolist())}")
+    if unique and len(np.unique(rows)) < len(rows):
+        raise ValueError(f"no row may come twice, got {told(rows.tolist())}")
+    return rows
+
+
+def _check_new(leaf, rows, new):
+    wanted, found = (*rows.shape, *leaf.shape[1:]), getattr(new, "shape", None)
+    if found != wanted or (_on_host(leaf) and not np.can_cast(new.dtype, leaf.dtype, "same_kind")):
+        raise ValueError(f"clients of shape {wanted} and dtype {leaf.dtype} are wanted, got {told(new)}")
 
 
 def _draw_rows(key, client_ids, size):
@@ -141,7 +172,7 @@ def _luck(key, client_ids):
 
 def _check_sizes(groups: Groups, sizes: Mapping[str, int]) -> None:
     if set(sizes) != set(groups):
-        raise ValueError(f"a cohort size is needed for the groups {sorted(groups)}, got {sorted(sizes)}")
+        raise ValueError(f"a cohort size is needed for the groups {sorted(groups)}, got {told(sorted(sizes, key=str))}")
     for name, group in groups.items():
         check_count(f"the cohort size of group {name!r}", sizes[name])
         if sizes[name] > group.num_clients:

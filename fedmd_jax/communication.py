@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedmd_jax.checks import check_count, check_numbers, told
 from fedmd_jax.types import ClientState
 
 
@@ -37,6 +38,9 @@ def communication_bytes(
     Returns:
       Exact counts.
 
+    Raises:
+      ValueError: a count that is none, a dtype that is none, or no clients.
+
     References:
       Li and Wang 2019, supplement: the cost "does not scale with the complexity of participating models".
 
@@ -45,8 +49,22 @@ def communication_bytes(
     Communication(upload_bytes_per_client_round=320000, download_bytes_per_client_round=320000, total_bytes=25600000, \
 fedavg_bytes_per_client_round=640.0)
     """
+    for name, value in {"subset_size": subset_size, "num_classes": num_classes}.items():
+        check_count(name, value)
+    check_count("num_rounds", num_rounds, minimum=0)
+    _check_dtype(dtype)
+    if not all(jax.tree.leaves(state.params) for state in states.values()) or not states:
+        raise ValueError(f"the parameters of at least one client are needed, and of every group, got {sorted(states)}")
     one_way = subset_size * num_classes * jnp.dtype(dtype).itemsize
     weights = [(state.params, state.model_state) for state in states.values()]
     num_clients = sum(jax.tree.leaves(state.params)[0].shape[0] for state in states.values())
     fedavg = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(weights)) / num_clients
     return Communication(one_way, one_way, 2 * one_way * num_clients * num_rounds, fedavg)
+
+
+def _check_dtype(dtype):
+    try:
+        scores = jax.ShapeDtypeStruct((), jnp.dtype(dtype))
+    except TypeError as error:
+        raise ValueError(f"dtype must be one of numbers, got {told(dtype)}") from error
+    check_numbers("scores", scores)

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from fedmd_jax.mapping import ClientSums, add_devices, weighted_sum_clients
+from fedmd_jax.checks import check_numbers
+from fedmd_jax.mapping import ClientSums, add_devices, only_usable, weighted_sum_clients
 
 PerGroup = Mapping[str, chex.Array]
 
@@ -22,7 +23,7 @@ def weighted_consensus(scores: PerGroup, weights: PerGroup, *, mesh: Mesh | None
 
     Args:
       scores: per group, [K, M, C].
-      weights: per group, [K], not negative (a negative one counts as zero); they need not sum to one.
+      weights: per group, [K]; one that is negative or not finite counts as zero, and they need not sum to one.
       mesh: where the clients of each group are sharded over its only axis; the one collective is an all-reduce of
         [M + 1, C].
 
@@ -30,7 +31,8 @@ def weighted_consensus(scores: PerGroup, weights: PerGroup, *, mesh: Mesh | None
       Consensus, [M, C].
 
     Raises:
-      ValueError: scores and weights are of different groups, or of different numbers of clients.
+      ValueError: scores and weights are of different groups, or of different numbers of clients; no scores, or scores
+        that are not floats or of different shapes.
 
     References:
       Li and Wang 2019, Algorithm 1, "Aggregate", and supplement: the weighted average with one c_k per client.
@@ -39,8 +41,14 @@ def weighted_consensus(scores: PerGroup, weights: PerGroup, *, mesh: Mesh | None
     >>> weighted_consensus(scores, {"a": jnp.array([1.0, 1.0]), "b": jnp.array([2.0])}).tolist()
     [[5.0, 2.0]]
     """
-    chex.assert_rank(list(scores.values()), 3)
+    for name, score in scores.items():
+        check_numbers(f"group {name!r}: scores", score, kind=jnp.floating, rank=3)
+    if len({score.shape[1:] for score in scores.values()}) != 1 or any(0 in score.shape for score in scores.values()):
+        shapes = {name: score.shape for name, score in scores.items()}
+        raise ValueError(f"scores of one shape [K, M, C] but for K are needed, of at least one group, got {shapes}")
     check_per_client("weight", weights, {name: score.shape[0] for name, score in scores.items()})
+    for name, weight in weights.items():
+        check_numbers(f"group {name!r}: weights", weight)
     weights = scale_weights(weights)
     add_scores = weighted_sum_clients(lambda own: own, (0,), mesh)
     return mean_of_sums([add_scores(weights[name], scores[name]) for name in scores], mesh)[0]
@@ -76,13 +84,14 @@ def scale_weights(weights: PerGroup) -> dict[str, chex.Array]:
     weights of others, who are absent, to the bit.
 
     Args:
-      weights: per group, [K]; negative ones become zero. One that is 1e30 times smaller than the largest may vanish.
+      weights: per group, [K]; those negative or not finite become zero. One that is 1e30 times smaller than the largest
+        may vanish.
 
     >>> scaled = scale_weights({"a": jnp.array([1.0, 3.0]), "b": jnp.array([-1.0])})
     >>> {name: weight.tolist() for name, weight in scaled.items()}
     {'a': [0.0625, 0.1875], 'b': [0.0]}
     """
-    weights = {name: jnp.maximum(weight, 0.0) for name, weight in weights.items()}
+    weights = {name: only_usable(weight) for name, weight in weights.items()}
     largest = jax.lax.stop_gradient(jnp.max(jnp.stack([jnp.max(weight) for weight in weights.values()])))
     _, exponent = jnp.frexp(largest)  # the largest is below 2**exponent
     num_clients = sum(math.prod(weight.shape) for weight in weights.values())
@@ -110,6 +119,9 @@ def bound_scores(scores: chex.Array, bound: float | None) -> chex.Array:
 
 def check_per_client(what: str, values: PerGroup, num_clients: Mapping[str, int]) -> None:
     """A `ValueError` where the groups, or the numbers of their clients, are not those of the values."""
-    wanted, found = {name: (k,) for name, k in num_clients.items()}, {name: v.shape for name, v in values.items()}
+    wanted, found = (
+        {name: (k,) for name, k in num_clients.items()},
+        {name: getattr(v, "shape", None) for name, v in values.items()},
+    )
     if wanted != found:
         raise ValueError(f"one {what} per client is needed, of shapes {wanted}, got {found}")

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import chex
 import jax.numpy as jnp
 
+from fedmd_jax.checks import check_numbers
 from fedmd_jax.local import score, share_correct
 from fedmd_jax.losses import cross_entropy
 from fedmd_jax.types import Architecture, ClientState, PrivateDataset
@@ -30,8 +31,16 @@ def evaluate(
 
     Returns:
       Two scalars; both are zero where there is no real example.
+
+    Raises:
+      ValueError: arrays that are none of such a dataset, or as of `score`.
     """
-    chex.assert_equal_shape_prefix([test.inputs, test.labels], 1)
+    check_numbers("labels", test.labels, kind=jnp.integer, rank=1)
+    if not isinstance(test.num_examples, int):
+        check_numbers("num_examples", test.num_examples, kind=jnp.integer, rank=0)
+    check_numbers("inputs", test.inputs)
+    if test.inputs.shape[:1] != test.labels.shape:
+        raise ValueError(f"as many labels as inputs are needed, got shapes {test.labels.shape} and {test.inputs.shape}")
     logits = score(architecture, state, test.inputs, batch_size=batch_size)  # [N, C]
     real = jnp.arange(test.labels.shape[0]) < test.num_examples
     num_real = jnp.maximum(test.num_examples, 1)

@@ -1,7 +1,6 @@
 """A whole federation: every phase compiled once, and the loop that runs the rounds."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,7 +13,15 @@ import optax
 from jax.sharding import Mesh
 
 from fedmd_jax.attendance import AttendancePolicy, attendance_or_everybody
-from fedmd_jax.checks import check_count, check_examples, check_inputs, check_labels_in_head
+from fedmd_jax.checks import (
+    as_array,
+    check_count,
+    check_examples,
+    check_inputs,
+    check_labels_in_head,
+    check_positive,
+    told,
+)
 from fedmd_jax.clients import Groups, check_groups, group_client_ids, group_keys
 from fedmd_jax.devices import map_groups
 from fedmd_jax.evaluate import Evaluation, evaluate
@@ -181,8 +188,8 @@ def fedmd(
     check_groups(groups)
     check_count("subset_size", subset_size)
     check_chunks(clients_per_chunk, groups)
-    if score_bound is not None and not 0 < score_bound < math.inf:
-        raise ValueError(f"score_bound must be positive and finite, got {score_bound!r}")
+    if score_bound is not None:
+        check_positive("score_bound", score_bound)
     if digest_training.early_stopping or revisit_training.early_stopping:
         raise ValueError("early stopping is of transfer learning and of the pooled bound, not of digest and revisit")
     if costs is not None:
@@ -278,8 +285,7 @@ def _run_once() -> dict[str, Any]:
 
 
 def _check_num_rounds(num_rounds: int) -> None:
-    if num_rounds < 0:
-        raise ValueError(f"num_rounds must not be negative, got {num_rounds}")
+    check_count("num_rounds", num_rounds, minimum=0)
 
 
 OK = "ok"
@@ -537,21 +543,29 @@ def _output_shape(name: str, architecture: Architecture, inputs: chex.Array) -> 
 def _check_data(
     groups: Groups, subset_size: int, public: PublicDataset, private: Private, *others: PrivateDataset | Private
 ) -> None:
-    if set(private) != set(groups):
-        raise ValueError(f"private data is needed for the groups {sorted(groups)}, got {sorted(private)}")
-    num_public, *shape = public.inputs.shape
+    if not isinstance(public, PublicDataset):
+        raise ValueError(f"a PublicDataset is needed, got {told(public)}")
+    if not isinstance(private, Mapping) or set(private) != set(groups):
+        found = sorted(private, key=str) if isinstance(private, Mapping) else private
+        raise ValueError(f"private data is needed for the groups {sorted(groups)}, got {told(found)}")
+    num_public, *shape = check_inputs("public dataset", public.inputs).shape
     if subset_size > num_public:
         raise ValueError(
             f"the public subset of a round must be at most the public dataset, {num_public} examples, got {subset_size}"
         )
     num_classes = num_outputs(groups, public.inputs[:2])
-    if public.labels is None:
-        check_inputs("public dataset", public.inputs)
-    else:
+    if public.labels is not None:
         check_examples("public dataset", public.inputs, public.labels)
         check_labels_in_head("public dataset", public.labels, num_classes)
     for number, dataset in enumerate((private, *others)):
         shared = isinstance(dataset, PrivateDataset)
+        if not shared and not isinstance(dataset, Mapping):
+            raise ValueError(
+                f"labelled dataset {number}: a PrivateDataset, or one per group, is needed, got {told(dataset)}"
+            )
+        if not shared and set(dataset) != set(groups):
+            found = told(sorted(dataset, key=str))
+            raise ValueError(f"labelled dataset {number}: one per group is needed, {sorted(groups)}, got {found}")
         for name, part in {"shared": dataset}.items() if shared else clients_here(dataset).items():
             what = f"group {name!r}" if number == 0 else f"labelled dataset {number}, {name}"
             _check_labelled(what, part, tuple(shape), num_classes)
@@ -563,7 +577,14 @@ def _check_data(
 
 def _check_labelled(what: str, dataset: PrivateDataset, shape: tuple[int, ...], num_classes: int) -> None:
     """One dataset, stacked or not; a client without examples is padding, and passes."""
-    inputs, labels, num_examples = (np.asarray(leaf) for leaf in dataset)
+    if not isinstance(dataset, PrivateDataset):
+        raise ValueError(f"{what}: a PrivateDataset is needed, got {told(dataset)}")
+    inputs, labels, num_examples = map(as_array, (f"{what}: {part}" for part in dataset._fields), dataset)
+    if num_examples.dtype.kind not in "iu" or labels.ndim not in (1, 2):
+        raise ValueError(
+            f"{what}: integers are needed, labels of rank 1 or 2 and num_examples, got labels {told(labels)} and "
+            f"num_examples {told(num_examples)}"
+        )
     if inputs.shape[labels.ndim :] != shape:
         raise ValueError(f"{what}: inputs must have shape (..., N, {str(shape)[1:-1]}), got {inputs.shape}")
     if inputs.shape[: labels.ndim] != labels.shape:

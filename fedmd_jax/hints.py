@@ -1,4 +1,4 @@
-"""What a user may have meant."""
+"""What a user may have meant, and how it is said."""
 
 import difflib
 from collections.abc import Collection
@@ -22,3 +22,18 @@ def unknown(what: str, word: str, known: Collection[str], *, list_known: bool = 
     if close:
         return f"unknown {what} {word!r}, perhaps you meant {' or '.join(close)}"
     return f"unknown {what} {word!r}" + (f", known are {', '.join(known)}" if list_known else "")
+
+
+def one_line(text: str, *, longest: int = 1000) -> str:
+    r"""A message in one line that any terminal can show, whatever it quotes.
+
+    Args:
+      text: the message.
+      longest: as many characters are kept, of a longer one from both ends.
+
+    >>> one_line("cannot read\n  a\x1b[31m")
+    'cannot read a?[31m'
+    """
+    line = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+    half = longest // 2
+    return line if len(line) <= longest else f"{line[:half]} ... {line[-half:]}"

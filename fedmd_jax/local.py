@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedmd_jax.checks import check_count
+from fedmd_jax.checks import check_count, check_numbers, told
 from fedmd_jax.losses import cross_entropy, mae
 from fedmd_jax.optimizers import adam
 from fedmd_jax.stopping import EarlyStopping, full_patience, wait
@@ -36,7 +36,7 @@ class Training:
       early_stopping: when to stop before the last epoch, for which the phase needs validation data; None is never.
 
     Raises:
-      ValueError: a count is not an integer of at least 1.
+      ValueError: a count is not an integer of at least 1, or the optimizer or the early stopping is none.
     """
 
     num_epochs: int = 1
@@ -48,6 +48,10 @@ class Training:
     def __post_init__(self):
         for name in ("num_epochs", "batch_size"):
             check_count(name, getattr(self, name))
+        if not isinstance(self.optimizer, tuple) or not all(map(callable, self.optimizer)):
+            raise ValueError(f"optimizer must be one of optax, got {told(self.optimizer)}")
+        if not isinstance(self.early_stopping, (EarlyStopping, type(None))):
+            raise ValueError(f"early_stopping must be an EarlyStopping or None, got {told(self.early_stopping)}")
 
 
 class Learner(NamedTuple):
@@ -89,9 +93,17 @@ def score(
     Returns:
       Scores, [M, C].
 
+    Raises:
+      ValueError: inputs that are no numbers of this shape, or a batch of no example.
+
     References:
       Li and Wang 2019, Algorithm 1, "Communicate"; supplement: "without applying the softmax activation layer".
     """
+    check_numbers("inputs", inputs)
+    if len(inputs.shape) < 2 or inputs.shape[0] == 0:
+        raise ValueError(f"inputs must have shape [M, ...], M at least 1, got {inputs.shape}")
+    if batch_size is not None:
+        check_count("batch_size", batch_size)
     num_rows = inputs.shape[0]
     batch_size = min(batch_size or SCORE_BATCH.get(jax.default_backend(), 1024), num_rows)
     num_batches = -(-num_rows // batch_size)
@@ -135,8 +147,7 @@ def digest(
     References:
       Li and Wang 2019, Algorithm 1, "Digest".
     """
-    chex.assert_rank(consensus, 2)
-    chex.assert_equal_shape_prefix([inputs, consensus], 1)
+    check_numbers("consensus", consensus, kind=jnp.floating, rank=2)
     learner = Learner(state.params, state.model_state, state.digest_opt_state)
     learner, loss = fit(architecture, distance, learner, inputs, consensus, inputs.shape[0], key, training=training)
     return state._replace(
@@ -309,11 +320,16 @@ def fit(
       stopping has saved the loss is NaN.
 
     Raises:
-      ValueError: early stopping without validation data, or validation data that nobody looks at.
+      ValueError: early stopping without validation data, validation data that nobody looks at, or inputs and targets of
+        different numbers of examples.
     """
     check_validation(training, validation)
     inputs, targets = jnp.asarray(inputs), jnp.asarray(targets)  # NumPy arrays cannot be indexed by traced rows
-    chex.assert_equal_shape_prefix([inputs, targets], 1)
+    if not inputs.shape or inputs.shape[:1] != targets.shape[:1] or inputs.shape[0] == 0:
+        raise ValueError(
+            f"inputs and targets must be of one number of examples, at least 1, got shapes {inputs.shape} and "
+            f"{targets.shape}"
+        )
     batch_loss = jax.value_and_grad(_batch_loss, argnums=2, has_aux=True)
     indices, mask, keys = draw_batches(key, inputs.shape[0], num_examples, training=training)
 

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fedmd_jax.checks import check_numbers, check_positive
+
 
 def mae(logits: chex.Array, targets: chex.Array) -> chex.Array:
     """Mean absolute error between the scores of each example: the digest loss of the released FedMD code.
@@ -19,13 +21,16 @@ def mae(logits: chex.Array, targets: chex.Array) -> chex.Array:
     Returns:
       Error per example, [...], averaged over classes; zero where the two agree.
 
+    Raises:
+      ValueError: scores and targets that are not floats, or not of one shape.
+
     References:
       Li and Wang, FedMD, 2019 (arXiv 1910.03581); the paper leaves the distance open, the authors' code uses this one.
 
     >>> mae(jnp.array([[1.0, 2.0], [0.0, 0.0]]), jnp.array([[1.0, 4.0], [0.0, 0.0]])).tolist()
     [1.0, 0.0]
     """
-    chex.assert_equal_shape([logits, targets])
+    _check_scores(logits, targets)
     return jnp.mean(jnp.abs(logits - targets), axis=-1)
 
 
@@ -39,13 +44,16 @@ def mse(logits: chex.Array, targets: chex.Array) -> chex.Array:
     Returns:
       Error per example, [...], averaged over classes; zero where the two agree.
 
+    Raises:
+      ValueError: scores and targets that are not floats, or not of one shape.
+
     References:
       Ba and Caruana, Do Deep Nets Really Need to be Deep?, 2014, section 2.2: regression of the teacher's logits.
 
     >>> mse(jnp.array([[1.0, 2.0], [0.0, 0.0]]), jnp.array([[1.0, 4.0], [0.0, 0.0]])).tolist()
     [2.0, 0.0]
     """
-    chex.assert_equal_shape([logits, targets])
+    _check_scores(logits, targets)
     return jnp.mean(jnp.square(logits - targets), axis=-1)
 
 
@@ -60,13 +68,21 @@ def kl(logits: chex.Array, targets: chex.Array, *, temperature: float = 1.0) -> 
     Returns:
       Divergence per example, [...]; zero where the two agree up to a constant.
 
+    Raises:
+      ValueError: scores and targets that are not floats, or not of one shape; a temperature out of reason.
+
     References:
       Hinton et al., Distilling the Knowledge in a Neural Network, 2015, section 2.
 
     >>> kl(jnp.array([0.0, 1.0]), jnp.array([5.0, 6.0])).tolist()
     0.0
     """
-    chex.assert_equal_shape([logits, targets])
+    _check_scores(logits, targets)
+    if not isinstance(temperature, jax.core.Tracer):
+        check_positive("temperature", temperature)
+        if not 1e-6 <= temperature <= 1e6:  # its square would be 0 or infinite for some floats
+            raise ValueError(f"temperature must be from 1e-6 to 1e6, got {temperature!r:.80}")
+        temperature = float(temperature) if isinstance(temperature, int) else temperature
     log_student = jax.nn.log_softmax(logits / temperature)
     log_teacher = jax.nn.log_softmax(targets / temperature)
     return temperature**2 * optax.losses.kl_divergence_with_log_targets(log_student, log_teacher)
@@ -82,8 +98,24 @@ def cross_entropy(logits: chex.Array, labels: chex.Array) -> chex.Array:
     Returns:
       Loss per example, [...].
 
+    Raises:
+      ValueError: scores that are not floats, labels that are not integers, or shapes that do not go together.
+
     >>> round(float(cross_entropy(jnp.zeros(4), jnp.array(2))), 4)
     1.3863
     """
-    chex.assert_rank(logits, labels.ndim + 1)
+    check_numbers("scores", logits, kind=jnp.floating)
+    check_numbers("labels", labels, kind=jnp.integer)
+    if logits.shape[:-1] != labels.shape or 0 in logits.shape[-1:] or not logits.shape:
+        raise ValueError(f"scores [..., C] and labels [...] are wanted, got shapes {logits.shape} and {labels.shape}")
     return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def _check_scores(logits, targets):
+    """Floats: of unsigned integers a difference below zero would be a large number."""
+    check_numbers("scores", logits, kind=jnp.floating)
+    check_numbers("targets", targets, kind=jnp.floating)
+    if logits.shape != targets.shape or not logits.shape or logits.shape[-1] == 0:
+        raise ValueError(
+            f"scores and targets must have one shape [..., C], got shapes {logits.shape} and {targets.shape}"
+        )

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fedmd_jax.checks import check_count
+from fedmd_jax.checks import as_list, check_clients, check_count, check_numbers, told
 from fedmd_jax.processes import put_global
 
 Chunk = int | None | Literal["auto"]
@@ -64,11 +64,11 @@ def check_chunks(clients_per_chunk: ClientsPerChunk, groups: Collection[str]) ->
     if isinstance(clients_per_chunk, Mapping) and not set(clients_per_chunk) <= set(groups):
         raise ValueError(
             f"clients_per_chunk must be of the groups {sorted(groups)}, got one of "
-            f"{sorted(set(clients_per_chunk) - set(groups))}"
+            f"{told(sorted(set(clients_per_chunk) - set(groups), key=str))}"
         )
     chunks = clients_per_chunk.values() if isinstance(clients_per_chunk, Mapping) else [clients_per_chunk]
     for chunk in chunks:
-        if chunk is not None and chunk != "auto":
+        if chunk is not None and not (isinstance(chunk, str) and chunk == "auto"):
             check_count("clients_per_chunk", chunk)
 
 
@@ -96,13 +96,14 @@ def map_clients(
       A function of stacked arguments, [K, ...] where `in_axes` has a 0, with stacked results.
 
     Raises:
-      ValueError: clients_per_chunk is neither None nor an integer of at least 1.
+      ValueError: clients_per_chunk is neither None nor an integer of at least 1, an axis neither 0 nor None, or the
+        arguments are not of as many, or not of one number of clients.
 
     >>> double_and_add = map_clients(lambda own, shared: 2 * own + shared, (0, None))
     >>> double_and_add(jnp.array([1.0, 2.0]), jnp.array(10.0)).tolist()
     [12.0, 14.0]
     """
-    in_axes = tuple(in_axes)
+    in_axes = _check_axes(in_axes)
     _check_chunk(clients_per_chunk)
 
     def mapped(*arguments):
@@ -145,8 +146,8 @@ def weighted_sum_clients(
       clients_per_chunk: as in `map_clients`.
 
     Returns:
-      A function of weights [K] and stacked arguments, with the sums of each device; D is 1 without a mesh. Negative
-      weights count as zero.
+      A function of weights [K] and stacked arguments, with the sums of each device; D is 1 without a mesh. Weights
+      that are negative or not finite count as zero.
 
     Raises:
       ValueError: clients_per_chunk is neither None nor an integer of at least 1, or not every client has one weight.
@@ -156,11 +157,12 @@ def weighted_sum_clients(
     >>> sums.total.tolist(), sums.weight.tolist(), sums.finite.tolist()
     ([3.0], [1.5], [True, True, False])
     """
-    in_axes = tuple(in_axes)
+    in_axes = _check_axes(in_axes)
     _check_chunk(clients_per_chunk)
 
     def summed(weights, *arguments):
         num_clients = _num_clients(in_axes, arguments)
+        check_numbers("weights", weights)
         weights = _weights_of_device(jnp.asarray(weights), num_clients, mesh)
         of_chunk = _of_chunk(fn, in_axes, num_clients, clients_per_chunk)
 
@@ -232,6 +234,8 @@ def client_mesh(num_devices: int | None = None) -> Mesh:
       ValueError: fewer than one device, or more than there are.
     """
     devices = jax.devices()
+    if num_devices is not None:
+        check_count("num_devices", num_devices, minimum=0)  # more of it below
     if num_devices is not None and not 1 <= num_devices <= len(devices):
         raise ValueError(f"num_devices must be from 1 to {len(devices)}, the devices that there are, got {num_devices}")
     return Mesh(np.asarray(devices[:num_devices]), ("clients",))
@@ -285,12 +289,28 @@ def _chunks(num_clients, clients_per_chunk):
 
 
 def _num_clients(in_axes, arguments):
-    """The leading size of everything that is per client; a `ValueError` where there are several."""
+    """The leading size of everything that is per client; a `ValueError` where there are several, or is none."""
+    if len(arguments) != len(in_axes):
+        raise ValueError(f"{len(in_axes)} arguments are wanted, one for each of in_axes, got {len(arguments)}")
     mapped = [argument for axis, argument in zip(in_axes, arguments, strict=True) if axis is not None]
-    sizes = {leaf.shape[0] for leaf in jax.tree.leaves(mapped)}
-    if len(sizes) != 1:
-        raise ValueError(f"what is per client must be of one number of clients, got {sorted(sizes)}")
-    return sizes.pop()
+    num_clients = check_clients("what is per client", mapped)
+    if num_clients is None:
+        raise ValueError("at least one argument must be per client, with the axis 0 and an array, got none")
+    return num_clients
+
+
+def _check_axes(in_axes):
+    in_axes = tuple(as_list("in_axes", in_axes))
+    if not all(
+        axis is None or (isinstance(axis, int) and not isinstance(axis, bool) and axis == 0) for axis in in_axes
+    ):
+        raise ValueError(f"in_axes must be 0 or None for each argument, got {told(in_axes)}")
+    return in_axes
+
+
+def only_usable(weights: chex.Array) -> chex.Array:
+    """Weights, and zero where one is negative or not finite."""
+    return jnp.where((weights > 0) & (weights < jnp.inf), weights, 0.0)
 
 
 def _take(in_axes, arguments, rows):
@@ -307,7 +327,7 @@ def _sum_heard(weights, results):
     """`ClientSums` of [k] and [k, ...], or of a weight and a result."""
     finite = partial(_all_finite, num_batch=weights.ndim)
     finite = reduce(jnp.logical_and, map(finite, jax.tree.leaves(results)))
-    weights = jnp.where(finite & (weights > 0), weights, 0.0)
+    weights = jnp.where(finite, only_usable(weights), 0.0)
     return ClientSums(jax.tree.map(partial(_weighted_sum, weights), results), jnp.sum(weights), finite)
 
 

@@ -1,10 +1,9 @@
 """Which client is computed on which device: large groups in equal parts, all others balanced by cost."""
 
 import dataclasses
-import math
 from collections.abc import Collection, Mapping, Sequence
 
-from fedmd_jax.checks import check_count
+from fedmd_jax.checks import check_count, check_not_negative, told
 
 Seat = tuple[str, int]  # a group, and the position of one of its clients
 
@@ -86,10 +85,10 @@ def place_clients(sizes: Mapping[str, int], num_devices: int, *, costs: Mapping[
 
 def check_costs(costs: Mapping[str, float], groups: Collection[str]) -> None:
     """A `ValueError` where a group has no cost, or one that is negative or not finite."""
+    if not isinstance(costs, Mapping):
+        raise ValueError(f"costs must be one for each group, got {told(costs)}")
     for name in groups:
-        cost = costs.get(name)
-        if cost is None or not 0 <= cost < math.inf:
-            raise ValueError(f"group {name!r}: the cost of a client must be finite and not negative, got {cost}")
+        check_not_negative(f"group {name!r}: the cost of a client", costs.get(name))
 
 
 def balance(costs: Sequence[float], num_devices: int) -> list[list[int]]:

@@ -174,8 +174,7 @@ def run_population(
       ValueError: a negative number of rounds, a first round below 1, data that does not fit the networks, or an
         impossible cohort.
     """
-    if num_rounds < 0:
-        raise ValueError(f"num_rounds must not be negative, got {num_rounds}")
+    check_count("num_rounds", num_rounds, minimum=0)
     check_count("first_round", first_round)
     _sizes(federation, cohort_size)
     federation.check(public, population.private, test)

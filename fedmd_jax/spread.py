@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from fedmd_jax.checks import check_clients
 from fedmd_jax.packing import Buffers, buffer_lengths, pack, unpack
 from fedmd_jax.placement import Placement, Seat, place_clients
 from fedmd_jax.processes import is_elsewhere, on_host, put_global
@@ -231,11 +232,11 @@ def group_sizes(clients: PerGroup) -> dict[str, int]:
     """The number of clients of each group; a `ValueError` where a group has several."""
     if isinstance(clients, Spread):
         return dict(clients.placement.sizes)
-    sizes = {name: {leaf.shape[0] for leaf in jax.tree.leaves(tree)} for name, tree in clients.items()}
-    for name, found in sizes.items():
-        if len(found) != 1:
-            raise ValueError(f"group {name!r}: one number of clients is wanted of all arrays, got {sorted(found)}")
-    return {name: found.pop() for name, found in sizes.items()}
+    sizes = {name: check_clients(f"group {name!r}: all that is per client", tree) for name, tree in clients.items()}
+    for name, size in sizes.items():
+        if size is None:
+            raise ValueError(f"group {name!r}: at least one array is wanted, got none")
+    return sizes
 
 
 def _fill_up(leaf, size):

@@ -1,13 +1,12 @@
 """When a phase of training ends before its last epoch."""
 
 import dataclasses
-import math
 from typing import NamedTuple
 
 import chex
 import jax.numpy as jnp
 
-from fedmd_jax.checks import check_count
+from fedmd_jax.checks import check_count, check_not_negative
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,8 +29,7 @@ class EarlyStopping:
 
     def __post_init__(self):
         check_count("patience", self.patience)
-        if not 0 <= self.min_delta < math.inf:
-            raise ValueError(f"min_delta must be finite and not negative, got {self.min_delta!r}")
+        check_not_negative("min_delta", self.min_delta)
 
 
 class Patience(NamedTuple):

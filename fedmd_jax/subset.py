@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedmd_jax.checks import check_count, check_numbers
 from fedmd_jax.types import PublicDataset
 
 
@@ -18,6 +19,9 @@ def draw_public_subset(key: chex.PRNGKey, public: PublicDataset, size: int) -> P
 
     Returns:
       Inputs [M, ...] and their labels [M], if there are any.
+
+    Raises:
+      ValueError: a size that the public dataset cannot give, or arrays that are none of such a dataset.
 
     References:
       Li and Wang 2019, supplement: "a subset of size 5000, randomly selected at each round".
@@ -36,6 +40,9 @@ def draw_stratified_subset(key: chex.PRNGKey, public: PublicDataset, size: int) 
 
     Returns:
       Inputs [M, ...] and labels [M], ordered by class; each class has its exact share, rounded down or up.
+
+    Raises:
+      ValueError: as in `draw_public_subset`, or no labels.
     """
     _check_size(public, size)
     if public.labels is None:
@@ -64,6 +71,16 @@ def _take(public, rows):
 
 
 def _check_size(public, size):
+    check_numbers("public inputs", public.inputs)
+    if not public.inputs.shape:
+        raise ValueError("public inputs must have shape [P, ...], got ()")
+    if public.labels is not None:
+        check_numbers("public labels", public.labels, kind=jnp.integer)
+        if public.labels.shape != public.inputs.shape[:1]:  # JAX would take some row where there is none
+            raise ValueError(
+                f"as many labels as inputs are needed, got shapes {public.labels.shape} and {public.inputs.shape}"
+            )
+    check_count("the size of the public subset", size, minimum=0)  # more of it below
     if not 1 <= size <= public.inputs.shape[0]:
         raise ValueError(
             f"the public subset must have between 1 and {public.inputs.shape[0]} examples "

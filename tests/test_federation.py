@@ -338,7 +338,7 @@ def test_a_network_for_other_inputs_is_refused(key):
         (lambda: fmd.fedmd(GROUPS, score_bound=0.0), "score_bound must be positive and finite, got 0.0"),
         (
             lambda: fmd.run_federation(None, None, None, None, None, num_rounds=-1, test=None),
-            "must not be negative, got -1",
+            "num_rounds must be an integer of at least 0, got -1",
         ),
         (lambda: fmd.public_dataset(np.zeros((0, 3))), "at least one example"),
         (lambda: fmd.labelled_dataset(np.zeros((3, 3)), [0, 1]), "3 inputs, 2 labels"),
@@ -375,5 +375,5 @@ def test_local_only_hears_nothing_and_every_client_revisits_its_own(key):
 def test_no_rounds_of_local_only_change_nothing(key):
     federation, states, _, private = setup()
     assert fmd.run_local(federation, states, private, key, num_rounds=0) is states
-    with pytest.raises(ValueError, match="num_rounds must not be negative, got -1"):
+    with pytest.raises(ValueError, match="num_rounds must be an integer of at least 0, got -1"):
         fmd.run_local(federation, states, private, key, num_rounds=-1)

@@ -193,7 +193,7 @@ def test_examples_may_stay_on_the_host():
         (lambda: start(home="moon"), "home must be host or device, got 'moon'"),
         (lambda: fmd.stack_private(GROUPS, {}, home="moon"), "home must be host or device, got 'moon'"),
         (lambda: start(cohort_size=10), "at most all 9 clients, got 10"),
-        (lambda: run(None, None, num_rounds=-1), "num_rounds must not be negative, got -1"),
+        (lambda: run(None, None, num_rounds=-1), "num_rounds must be an integer of at least 0, got -1"),
         (lambda: run(None, None, first_round=0), "first_round must be an integer of at least 1, got 0"),
         (lambda: run(None, None, cohort_size=1), "at least one client of each of the 2 groups"),
         (

@@ -10,6 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedmd_jax.checks import as_array
+from fedmd_jax.hints import one_line
+
+# Of what is unpacked: no more than this, or so many times the file. MNIST's digits are packed to a fifth.
+_LARGE, _RATIO = 2**28, 100
+
 
 class DataError(ValueError):
     """A data set is missing, damaged or not what was asked for; the message is one line and says what to do."""
@@ -33,7 +39,7 @@ def checked(images: np.ndarray, labels: np.ndarray, where: Any) -> Images:
     Raises:
       DataError: they are something else.
     """
-    images, labels = np.asarray(images), np.asarray(labels)
+    images, labels = _as_arrays(where, images=images, labels=labels)
     if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
         raise DataError(f"{where}: images must be uint8 [N, H, W, C], got {images.dtype} {list(images.shape)}")
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
@@ -56,7 +62,7 @@ def checked_columns(columns: dict[str, np.ndarray], num_rows: int, where: Any) -
     Raises:
       DataError: they are something else.
     """
-    columns = {name: np.asarray(column) for name, column in columns.items()}
+    columns = dict(zip(columns, _as_arrays(where, **columns), strict=True))
     for name, column in columns.items():
         if column.dtype.kind not in "iuU" or column.shape != (num_rows,):
             raise DataError(
@@ -64,6 +70,13 @@ def checked_columns(columns: dict[str, np.ndarray], num_rows: int, where: Any) -
                 f"got {column.dtype} {list(column.shape)}"
             )
     return columns
+
+
+def _as_arrays(where: Any, **values: Any) -> list[np.ndarray]:
+    try:
+        return [as_array(name, value) for name, value in values.items()]
+    except ValueError as error:
+        raise DataError(f"{where}: {error}") from error
 
 
 @contextlib.contextmanager
@@ -78,15 +91,32 @@ def reading(path: Any) -> Iterator[None]:
     """
     try:
         yield
-    except (DataError, ImportError, MemoryError):
+    except (DataError, ImportError):
         raise
+    except MemoryError as error:  # a header can promise anything
+        raise DataError(f"cannot read {path}, which promises more than there is memory") from error
     except Exception as error:  # zipfile, zlib, array_record and protobuf share no base class
         raise DataError(f"cannot read {path}, it may be missing or damaged: {reason(error)}") from error
 
 
 def reason(error: Exception) -> str:
     """An error of a library in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    return one_line(f"{type(error).__name__}: {error}")
+
+
+def check_size(where: Any, num_bytes: int, num_stored: int) -> None:
+    """Refuses a file that is made to fill the memory: a few bytes that unpack to gigabytes.
+
+    Args:
+      where: what it is; the complaint begins with it.
+      num_bytes: of what it promises to hold.
+      num_stored: of the file.
+
+    Raises:
+      DataError: it promises a lot more than images of its size could become.
+    """
+    if num_bytes > _LARGE and num_bytes > _RATIO * num_stored:
+        raise DataError(f"{where}: {num_stored:,} bytes promise to become {num_bytes:,}, which is no file of images")
 
 
 def read_npz(path: pathlib.Path, keys: Sequence[str]) -> tuple[np.ndarray, ...]:
@@ -105,7 +135,13 @@ def read_npz(path: pathlib.Path, keys: Sequence[str]) -> tuple[np.ndarray, ...]:
         if not set(keys) <= set(found):
             wanted = f"{', '.join(keys[:-1])} and {keys[-1]}"
             raise DataError(f"{path}: wanted an npz archive of {wanted}, found {found}")
-        return tuple(archive[key] for key in keys)
+        for member in archive.zip.infolist():
+            check_size(path, member.file_size, member.compress_size)
+        arrays = {key: archive[key] for key in keys}
+        for key, array in arrays.items():
+            if not isinstance(array, np.ndarray):  # of what does not begin like an array NumPy gives the bytes
+                raise DataError(f"{path}: its {key} are no array, it may be damaged")
+        return tuple(arrays.values())
 
 
 def read_idx(path: pathlib.Path, rank: int) -> np.ndarray:
@@ -118,16 +154,21 @@ def read_idx(path: pathlib.Path, rank: int) -> np.ndarray:
     Raises:
       DataError: the file is damaged or something else.
     """
-    with reading(path):
-        raw = gzip.decompress(path.read_bytes())
-        start = 4 + 4 * rank
+    with reading(path), gzip.open(path) as file:
+        header = file.read(4 + 4 * rank)
         # Two zeros, 8 for unsigned bytes, the rank; then the sizes.
-        if len(raw) < start or raw[:4] != bytes([0, 0, 8, rank]):
-            raise DataError(f"{path}: wanted an idx file of bytes of rank {rank}, got one that begins with {raw[:4]!r}")
-        shape = np.frombuffer(raw, ">u4", count=rank, offset=4).tolist()
-        if len(raw) - start != math.prod(shape):
-            raise DataError(f"{path}: its header promises {shape}, {math.prod(shape)} bytes, got {len(raw) - start}")
-        return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
+        if len(header) < 4 + 4 * rank or header[:4] != bytes([0, 0, 8, rank]):
+            raise DataError(
+                f"{path}: wanted an idx file of bytes of rank {rank}, got one that begins with {header[:4]!r}"
+            )
+        shape = np.frombuffer(header, ">u4", offset=4).tolist()
+        num_bytes = math.prod(shape)
+        check_size(path, num_bytes, path.stat().st_size)
+        content = file.read(num_bytes + 1)  # one more, to see the end
+        if len(content) != num_bytes:
+            found = len(content) if len(content) < num_bytes else "more"
+            raise DataError(f"{path}: its header promises {shape}, {num_bytes} bytes, got {found}")
+        return np.frombuffer(content, np.uint8).reshape(shape)
 
 
 def write_npz(path: pathlib.Path, **arrays: np.ndarray) -> None:

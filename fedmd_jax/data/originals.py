@@ -12,7 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedmd_jax.data.files import DataError, read_idx, read_npz, reading
+from fedmd_jax.checks import as_array, told
+from fedmd_jax.data.files import DataError, check_size, read_idx, read_npz, reading
+from fedmd_jax.hints import one_line
 
 SPLITS = ("train", "test")
 LEAF_CLASSES = tuple("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
@@ -73,7 +75,11 @@ def _read_cifar_archive(path, folder, batches, names):
     with reading(path), tarfile.open(path) as archive:
 
         def read(name):
-            return archive.extractfile(f"{folder}/{name}").read()
+            member = archive.getmember(f"{folder}/{name}")
+            if not member.isreg():
+                raise DataError(f"{path}: {member.name} is no file")
+            check_size(path, member.size, path.stat().st_size)
+            return archive.extractfile(member).read()
 
         tables = {}
         for split, files in batches.items():
@@ -94,11 +100,13 @@ def read_cifar10_residuals(paths: list[pathlib.Path]) -> Original:
       DataError: it is damaged.
     """
     tables = {}
-    for split in SPLITS:
-        residual, labels = read_npz(paths[0], [f"{split}_residual", f"{split}_labels"])
-        tables[split] = {"id": _ids(split, np.arange(len(labels))), "image": pixels(residual), "label": labels}
-    names, _ = read_npz(paths[0], ["label_names", "train_labels"])
-    return Original(tables, {"label": names.tolist()})
+    with reading(paths[0]):
+        for split in SPLITS:
+            residual, labels = read_npz(paths[0], [f"{split}_residual", f"{split}_labels"])
+            images = pixels(residual)
+            tables[split] = {"id": _ids(split, np.arange(len(images))), "image": images, "label": labels}
+        names, _ = read_npz(paths[0], ["label_names", "train_labels"])
+        return Original(tables, {"label": _texts(names)})
 
 
 def read_cifar100_residuals(paths: list[pathlib.Path]) -> Original:
@@ -112,17 +120,18 @@ def read_cifar100_residuals(paths: list[pathlib.Path]) -> Original:
       DataError: it is damaged.
     """
     tables = {}
-    for split in SPLITS:
-        keys = [f"{split}_{key}" for key in ("residual", "fine_labels", "coarse_labels", "index")]
-        residual, fine, coarse, index = read_npz(paths[0], keys)
-        tables[split] = {
-            "id": _ids(split, index),
-            "image": pixels(residual),
-            "label": fine,
-            "coarse_label": coarse,
-        }
-    fine_names, coarse_names = read_npz(paths[0], ["fine_label_names", "coarse_label_names"])
-    return Original(tables, {"label": fine_names.tolist(), "coarse_label": coarse_names.tolist()})
+    with reading(paths[0]):
+        for split in SPLITS:
+            keys = [f"{split}_{key}" for key in ("residual", "fine_labels", "coarse_labels", "index")]
+            residual, fine, coarse, index = read_npz(paths[0], keys)
+            tables[split] = {
+                "id": _ids(split, _integers("index", index)),
+                "image": pixels(residual),
+                "label": fine,
+                "coarse_label": coarse,
+            }
+        fine_names, coarse_names = read_npz(paths[0], ["fine_label_names", "coarse_label_names"])
+        return Original(tables, {"label": _texts(fine_names), "coarse_label": _texts(coarse_names)})
 
 
 def pixels(residual: np.ndarray) -> np.ndarray:
@@ -134,9 +143,14 @@ def pixels(residual: np.ndarray) -> np.ndarray:
     Returns:
       Pixels, [N, H, W, 3], uint8.
 
+    Raises:
+      ValueError: the residuals are something else.
+
     >>> pixels(np.array([1, 0, 2, 0, 3, 0], np.uint8).reshape(3, 1, 1, 2)).tolist()
     [[[[3, 2, 5], [3, 2, 5]]]]
     """
+    if residual.dtype != np.uint8 or residual.ndim != 4 or len(residual) != 3:
+        raise ValueError(f"residuals must be uint8 [3, N, H, W], got {residual.dtype} {list(residual.shape)}")
     channels = np.cumsum(np.cumsum(residual, axis=2, dtype=np.uint8), axis=3, dtype=np.uint8)
     channels[0] += channels[1]
     channels[2] += channels[1]
@@ -145,6 +159,18 @@ def pixels(residual: np.ndarray) -> np.ndarray:
 
 def _ids(split, index):
     return np.array([f"{split}_{i:05d}" for i in index.tolist()])
+
+
+def _integers(what, array):
+    if array.dtype.kind not in "iu" or array.ndim != 1 or (array < 0).any():
+        raise ValueError(f"{what} must be integers from 0, [N], got {array.dtype} {list(array.shape)}")
+    return array
+
+
+def _texts(array):
+    if array.dtype.kind != "U" or array.ndim != 1:
+        raise ValueError(f"names must be strings, [N], got {array.dtype} {list(array.shape)}")
+    return array.tolist()
 
 
 def read_leaf_arrays(paths: list[pathlib.Path]) -> Original:
@@ -157,14 +183,17 @@ def read_leaf_arrays(paths: list[pathlib.Path]) -> Original:
       DataError: it is damaged.
     """
     keys = ["images", "labels", "writer", "writer_names", "leaf_test"]
-    images, labels, writer, writer_names, is_test = read_npz(paths[0], keys)
-    writers = writer_names[writer]
-    rows = {"train": ~is_test, "test": is_test}
-    tables = {
-        split: {"image": images[chosen][..., None], "label": labels[chosen], "writer": writers[chosen]}
-        for split, chosen in rows.items()
-    }
-    return Original(tables, {})
+    with reading(paths[0]):
+        images, labels, writer, writer_names, is_test = read_npz(paths[0], keys)
+        if is_test.dtype != bool or is_test.ndim != 1:  # integers would be rows
+            raise ValueError(f"leaf_test must be bool [N], got {is_test.dtype} {list(is_test.shape)}")
+        writers = np.array(_texts(writer_names))[_integers("writer", writer)]
+        rows = {"train": ~is_test, "test": is_test}
+        tables = {
+            split: {"image": images[chosen][..., None], "label": labels[chosen], "writer": writers[chosen]}
+            for split, chosen in rows.items()
+        }
+        return Original(tables, {})
 
 
 def read_leaf_json(paths: list[pathlib.Path]) -> Original:
@@ -186,7 +215,12 @@ def _read_leaf_folder(folder):
             content = json.loads(path.read_text())
             for writer in content["users"]:
                 rows = content["user_data"][writer]
-                ink = 255 - np.rint(255 * np.array(rows["x"], np.float64)).astype(np.uint8)
+                light = np.array(rows["x"])
+                if light.dtype.kind not in "fi" or not ((light >= 0) & (light <= 1)).all():
+                    raise ValueError(f"pixels of writer {writer!r:.40} must be numbers from 0 to 1")
+                if not all(type(label) is int for label in rows["y"]):
+                    raise ValueError(f"labels of writer {writer!r:.40} must be integers")
+                ink = 255 - np.rint(255 * light).astype(np.uint8)
                 images.append(ink.reshape(len(rows["y"]), 28, 28, 1))
                 labels += rows["y"]
                 writers += [writer] * len(rows["y"])
@@ -226,8 +260,10 @@ def merge_case(labels: np.ndarray) -> np.ndarray:
     >>> merge_case(np.array([0, 9, 10, 36, 35, 61])).tolist()
     [26, 35, 0, 0, 25, 25]
     """
-    labels = np.asarray(labels)
-    if labels.dtype.kind not in "iu" or np.any((labels < 0) | (labels > 61)):
-        raise ValueError(f"labels must be integers from 0 to 61, got {np.unique(labels).tolist()}")
+    labels = as_array("labels", labels)
+    if labels.dtype.kind not in "iu":
+        raise ValueError(f"labels must be integers from 0 to 61, got {told(labels)}")
+    if np.any((labels < 0) | (labels > 61)):
+        raise ValueError(f"labels must be integers from 0 to 61, got {one_line(str(np.unique(labels).tolist()))}")
     labels = labels.astype(np.int32)
     return np.where(labels < 10, labels + 26, (labels - 10) % 26).astype(np.int32)

@@ -3,6 +3,8 @@
 import numpy as np
 import PIL.Image
 
+from fedmd_jax.checks import as_array
+
 
 def scale(images: np.ndarray) -> np.ndarray:
     """Pixels as floats between 0 and 1.
@@ -19,6 +21,7 @@ def scale(images: np.ndarray) -> np.ndarray:
     >>> scale(np.array([0, 51, 255], np.uint8).reshape(1, 1, 3, 1)).ravel().tolist()
     [0.0, 0.20000000298023224, 1.0]
     """
+    images = as_array("images", images)
     if images.dtype != np.uint8 or images.ndim != 4:
         raise ValueError(f"images must be uint8 [N, H, W, C], got {images.dtype} {list(images.shape)}")
     return np.divide(images, 255, dtype=np.float32)
@@ -51,7 +54,8 @@ def center_ink(images: np.ndarray) -> np.ndarray:
     >>> (rows.min(), rows.max(), columns.min(), columns.max())
     (np.int64(4), np.int64(23), np.int64(10), np.int64(17))
     """
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 1:
+    images = as_array("images", images)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 1 or 0 in images.shape[1:]:
         raise ValueError(f"images must be uint8 [N, H, W, 1], got {images.dtype} {list(images.shape)}")
     ink = _without_specks(np.where(images > _FAINT, images, 0).astype(np.uint8)[:, :, :, 0])
     return np.stack([_center_one(image)[:, :, None] for image in ink]) if len(images) else images
@@ -116,7 +120,7 @@ def mean_image(images: np.ndarray) -> np.ndarray:
     >>> mean_image(np.array([[[[0.25]]], [[[0.75]]]], np.float32)).tolist()
     [[[0.5]]]
     """
-    _check_floats(images)
+    images = _as_floats(images)
     return images.mean(axis=0, dtype=np.float64).astype(images.dtype)
 
 
@@ -142,8 +146,8 @@ def center(public: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
     ([0.0, 0.0], [0.5])
     """
     mean = mean_image(public)
+    public, *others = _as_floats(public), *(_as_floats(images, min_examples=0) for images in others)
     for images in others:
-        _check_floats(images, min_examples=0)
         if images.shape[1:] != mean.shape:
             raise ValueError(
                 f"all sets must have images of one shape, got {list(images.shape[1:])} beside public {list(mean.shape)}"
@@ -151,9 +155,11 @@ def center(public: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
     return tuple(images - mean for images in (public, *others))
 
 
-def _check_floats(images, *, min_examples=1):
+def _as_floats(images, *, min_examples=1):
+    images = as_array("images", images)
     if not np.issubdtype(images.dtype, np.floating) or images.ndim != 4 or len(images) < min_examples:
         raise ValueError(
             f"images must be floats [N, H, W, C] with N >= {min_examples} (see scale), "
             f"got {images.dtype} {list(images.shape)}"
         )
+    return images

@@ -18,6 +18,7 @@ upright and numbered from 0. Rows leave in the order of the original files, also
 has shuffled: a seed chooses the same images whatever form they are in.
 """
 
+import contextlib
 import importlib.resources
 import json
 import os
@@ -26,9 +27,20 @@ import re
 
 import numpy as np
 
-from fedmd_jax.data.files import DataError, Images, checked, checked_columns, read_idx, read_npz, reading, write_npz
+from fedmd_jax.data.files import (
+    DataError,
+    Images,
+    checked,
+    checked_columns,
+    read_idx,
+    read_npz,
+    reading,
+    reason,
+    write_npz,
+)
 
 _SPLITS = ("train", "test")  # of the embedded data and of idx files; other files may have any
+_NO_COLUMNS = ("path", "file", "allow_pickle")  # NumPy and `write_npz` take these for something else
 _EMBEDDED = ("embedded/digits", "embedded/letters")
 
 
@@ -104,6 +116,8 @@ def load_column(name: str, split: str, column: str, *, data_dir: str | os.PathLi
             values = np.array([value.decode() for value in values.tolist()])
     else:
         raise DataError(_not_found(folder, origin, name, split))
+    if labels.ndim != 1:
+        raise DataError(f"{path}: labels must be integers [N], got {labels.dtype} {list(labels.shape)}")
     return checked_columns({column: values}, len(labels), path)[column]
 
 
@@ -137,6 +151,11 @@ def save_images(
     check_name(name, split)
     if name.startswith("embedded/"):
         raise DataError(f"data set {name!r} cannot be written: names under embedded/ belong to the package")
+    for column in columns:
+        if not re.fullmatch(r"\w{1,100}", column) or column in _NO_COLUMNS:
+            raise DataError(
+                f"save_images: a column is named like 'writer', not {' or '.join(_NO_COLUMNS)}, got {column!r:.80}"
+            )
     path = pathlib.Path(os.path.expanduser(folder)) / name / f"{split}.npz"
     arrays = checked(images, labels, "save_images")
     columns = checked_columns(columns, len(arrays.labels), "save_images")
@@ -157,10 +176,12 @@ def check_name(name: str, split: str = "train") -> None:
     Raises:
       DataError: one of them is none.
     """
-    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
-        raise DataError(f"a data set is named like 'mnist' or 'emnist/letters', got {name!r}")
-    if not re.fullmatch(r"\w+", split):
-        raise DataError(f"a split is a plain name such as 'train' or 'test' (slice the arrays yourself), got {split!r}")
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]{,99}(/\w[\w.-]{,99})?", name):
+        raise DataError(f"a data set is named like 'mnist' or 'emnist/letters', got {name!r:.80}")
+    if not isinstance(split, str) or not re.fullmatch(r"\w{1,100}", split):
+        raise DataError(
+            f"a split is a plain name such as 'train' or 'test' (slice the arrays yourself), got {split!r:.80}"
+        )
 
 
 def _not_found(folder, origin, name, split):
@@ -186,11 +207,22 @@ def data_folder(data_dir: str | os.PathLike | None) -> tuple[pathlib.Path, str]:
       data_dir: the folder if it was given.
     """
     if data_dir is not None:
-        return pathlib.Path(os.path.expanduser(data_dir)), "data_dir"
+        return _folder(data_dir, "data_dir"), "data_dir"
     for variable in ("FEDMD_JAX_DATA", "TFDS_DATA_DIR"):
         if value := os.environ.get(variable):
-            return pathlib.Path(os.path.expanduser(value)), variable
+            return _folder(value, variable), variable
     return pathlib.Path(os.path.expanduser("~/tensorflow_datasets")), "the default, FEDMD_JAX_DATA is not set"
+
+
+def _folder(given, origin):
+    """A path that a file system can have, be it there or not."""
+    try:
+        path = pathlib.Path(os.path.expanduser(given))
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.lstat()
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"cannot look for the folder {given!r:.80} (from {origin}): {reason(error)}") from error
+    return path
 
 
 def _array_files(folder, name, split):
@@ -275,6 +307,10 @@ def records_info(path: pathlib.Path) -> tuple[str, dict[str, int]]:
     with reading(path):
         info = json.loads((path / "dataset_info.json").read_text())
         sizes = {split["name"]: sum(map(int, split["shardLengths"])) for split in info["splits"]}
+        if not all(re.fullmatch(r"\w+", name) and size >= 0 for name, size in sizes.items()):
+            raise ValueError(f"splits must have names and sizes, got {sizes}")
+        if not re.fullmatch(r"\w+", info["fileFormat"]):
+            raise ValueError(f"fileFormat must be a name, got {info['fileFormat']!r}")
         return info["fileFormat"], sizes
 
 
@@ -298,6 +334,7 @@ def read_records(path: pathlib.Path, split: str, features: list[str]) -> list[np
     # Not `tfds.data_source(name)`: given a folder, TFDS neither looks for builder code of the same version nor for a
     # network, where it would retry for minutes.
     with reading(path):
+        _check_features(json.loads((path / "features.json").read_text()))
         builder = tfds.builder_from_directory(path)
         if split not in builder.info.splits:
             raise DataError(f"{path}: has the splits {sorted(builder.info.splits)}, got {split!r}")
@@ -315,6 +352,17 @@ def read_records(path: pathlib.Path, split: str, features: list[str]) -> list[np
         rows = source.__getitems__(list(range(len(source))))
         order = _places(split, len(rows)) if not builder.info.disable_shuffling else slice(None)
         return [np.array([row[feature] for row in rows])[order] for feature in features]
+
+
+def _check_features(part: object) -> None:
+    """Refuses features of a class that is not TensorFlow Datasets' own: it imports whatever module a file names."""
+    for key, value in part.items() if isinstance(part, dict) else ():
+        is_class = key in ("pythonClassName", "python_class_name", "type") and isinstance(value, str) and "." in value
+        if is_class and not value.startswith("tensorflow_datasets.core.features."):
+            raise ValueError(f"features.json names the class {value!r:.80}, wanted TensorFlow Datasets' own")
+        _check_features(value)
+    for value in part if isinstance(part, list) else ():
+        _check_features(value)
 
 
 def _places(split, num_rows):

@@ -14,6 +14,7 @@ from fedmd_jax.checkpoint import CheckpointError, Checkpoints
 from fedmd_jax.experiments import together
 from fedmd_jax.experiments.run_directory import CHECKPOINTS, Record, WriteError
 from fedmd_jax.federation import States
+from fedmd_jax.hints import one_line
 from fedmd_jax.processes import on_host
 
 # What decides the bits of a run, and not what it is: another machine may differ in it.
@@ -131,8 +132,10 @@ class OnDisk:
                 portable = (_without(LOCAL_PARTS, run) for run in (self._identity, record.get("run")))
                 hint = "" if difference(*portable) else "; --elsewhere goes on to the same but for rounding"
                 raise CheckpointError(
-                    f"the checkpoint {folder.path / str(round_)} is of another run: {different}{hint}"
+                    one_line(f"the checkpoint {folder.path / str(round_)} is of another run: {different}{hint}")
                 )
+            if not _is_position(record.get("position")):
+                raise CheckpointError(f"the checkpoint {folder.path / str(round_)} does not say where its run was")
             # Where the last round's is removed by hand, the control may be ahead of it.
             position |= {k: v for k, v in record["position"].items() if phase != LOCAL or k != "num_bytes"}
         return position or None
@@ -232,6 +235,15 @@ class OfFirst:
         """Removes what only a run that goes on needs."""
         if self._kept is not None:
             self._kept.finish()
+
+
+def _is_position(position: Any) -> bool:
+    """Bytes of results and seconds by phase, as `session` notes them."""
+    if not isinstance(position, dict) or not isinstance(position.get("seconds"), dict):
+        return False
+    seconds = position["seconds"].values()
+    num_bytes = position.get("num_bytes")
+    return type(num_bytes) is int and num_bytes >= 0 and all(type(part) in (int, float) for part in seconds)
 
 
 def difference(wanted: Any, found: Any, where: str = "") -> str | None:

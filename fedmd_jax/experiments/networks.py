@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from fedmd_jax.hints import one_line
 from fedmd_jax.models import (
     CNN,
     MLP,
@@ -23,6 +24,7 @@ from fedmd_jax.types import Architecture
 _NUM_CONVOLUTIONS = {"2conv": 2, "3conv": 3, "4conv": 4}
 _RESNETS = {"resnet8": resnet8, "resnet20": resnet20}
 _NORMS = {"batch": BatchNorm, "group": GroupNorm}
+_MOST = 10**6  # filters and hidden units
 KINDS = (*_NUM_CONVOLUTIONS, "mlp", *_RESNETS)
 
 
@@ -50,7 +52,7 @@ def architecture_from_name(
     """
     kind, _, text = name.partition(":")
     if kind not in KINDS:
-        raise ValueError(f"network {name!r}: the kind must be one of {', '.join(KINDS)}, got {kind!r}")
+        raise ValueError(f"network {name!r:.80}: the kind must be one of {', '.join(KINDS)}, got {kind!r:.80}")
     try:
         settings = _parse_settings(text)
         if dropout is not None:
@@ -58,7 +60,7 @@ def architecture_from_name(
         make = _residual if kind in _RESNETS else _plain
         module = make(kind, settings, num_classes, width)
     except ValueError as error:
-        raise ValueError(f"network {name!r}: {error}") from None
+        raise ValueError(f"network {name!r:.80}: {one_line(str(error), longest=400)}") from None
     return architecture_from_linen(module, penalty=head_l2(head_penalty))
 
 
@@ -96,6 +98,8 @@ def _parse_value(key: str, value: str) -> Any:
         raise ValueError(f"{key} must be {wanted}, got {value!r}") from None
     if not math.isfinite(parsed):
         raise ValueError(f"{key} must be finite, got {value}")
+    if parsed > _MOST:
+        raise ValueError(f"{key} must be at most {_MOST}, got {value!r:.40}")
     return parsed
 
 

@@ -21,6 +21,7 @@ from fedmd_jax.experiments.pretrained import fingerprint
 from fedmd_jax.experiments.procedure import Prepared, clients_at_once
 from fedmd_jax.experiments.run_directory import Record, RunDirectoryError
 from fedmd_jax.experiments.settings import Experiment
+from fedmd_jax.hints import one_line
 
 Settings = TypeVar("Settings")
 USAGE = "run --resume DIR [--elsewhere] wants the directory of an interrupted run, and takes all settings from there"
@@ -49,6 +50,7 @@ def find(argv: list[str]) -> Interrupted:
     """
     given, num_seeds, elsewhere = _options(argv)
     path = pathlib.Path(os.path.normpath(os.path.expanduser(given)))
+    files.check_path(path)
     first = _first_seed(path)
     if first is None and num_seeds is not None:
         raise UsageError(f"--seeds is of a directory of several seeds, but {path} has none")
@@ -57,11 +59,11 @@ def find(argv: list[str]) -> Interrupted:
     for part in () if elsewhere else ("versions", "device"):
         if told := difference(here[part], config[part], part):
             hint = "--elsewhere goes on to results that are the same but for rounding"
-            raise RunDirectoryError(f"cannot go on in {path} with the same bits: {told}; {hint}")
+            raise RunDirectoryError(one_line(f"cannot go on in {path} with the same bits: {told}; {hint}"))
     try:
         experiment = settings_from(Experiment, config["settings"])
     except ValueError as error:
-        raise RunDirectoryError(f"cannot read {(first or path) / files.CONFIG}: {error}") from error
+        raise RunDirectoryError(one_line(f"cannot read {(first or path) / files.CONFIG}: {error}")) from error
     if elsewhere:
         experiment = _of_this_machine(experiment)
     if first is not None and num_seeds is None:
@@ -188,7 +190,7 @@ def _first_seed(path: pathlib.Path) -> pathlib.Path | None:
 
 def _num_seeds(command: str) -> int:
     """How many there were to be; a run with seeds has been told so."""
-    found = re.search(r" --seeds[ =]([0-9]+)", command)
+    found = re.search(r" --seeds[ =]([0-9]{1,9})(?![0-9])", command)
     if found is None:
         raise UsageError(f"how many seeds are wanted? fedmd-jax run --resume DIR --seeds N (it was {command})")
     return int(found[1])

@@ -9,12 +9,13 @@ import pathlib
 import platform
 import shutil
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 
 import fedmd_jax
+from fedmd_jax.hints import one_line
 
 CONFIG, METRICS, SUMMARY, PLOT = "config.json", "metrics.jsonl", "summary.json", "accuracy.png"
 CHECKPOINTS = "checkpoints"
@@ -65,6 +66,15 @@ def check_new(path: pathlib.Path) -> None:
     """A `RunDirectoryError` where there is something already."""
     if os.path.lexists(path):
         raise RunDirectoryError(f"the output directory must be new, but {path} exists")
+
+
+def check_path(path: pathlib.Path) -> None:
+    """A `RunDirectoryError` where no file system can have such a path: too long, or with what no name can have."""
+    try:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.lstat()
+    except (OSError, ValueError) as error:
+        raise RunDirectoryError(f"cannot look for {str(path)!r:.80}: {_reason(error)}") from error
 
 
 def fresh_path(stem: pathlib.Path) -> pathlib.Path:
@@ -165,10 +175,9 @@ def reopen(path: pathlib.Path, num_bytes: int) -> list[Record]:
     kept = content[:num_bytes]
     if len(kept) < num_bytes:
         raise RunDirectoryError(f"cannot go on in {path}: {METRICS} has {len(kept)} bytes, wanted at least {num_bytes}")
-    try:
-        records = [json.loads(line) for line in kept.splitlines()]
-    except ValueError as error:
-        raise RunDirectoryError(f"cannot read {file}: {error}") from error
+    records = _records(file, kept, whole=False)
+    for record in records:
+        _check(file, record, _ROUND)
     with _writing(file):
         for left in (path / SUMMARY, path / PLOT, *path.glob(".*.tmp")):
             left.unlink(missing_ok=True)
@@ -187,7 +196,11 @@ def read_config(path: pathlib.Path) -> Record:
     if not (path / CONFIG).is_file():
         raise RunDirectoryError(f"no run to go on with: {path} has no {CONFIG}")
     [config] = _parse(path / CONFIG, whole=True)
-    _check(path / CONFIG, config, {"experiment": str, "settings": {}, "command": str, "versions": {}, "device": {}})
+    _check(
+        path / CONFIG,
+        config,
+        {"experiment": _is_text, "settings": {}, "command": _is_string, "versions": {}, "device": {}},
+    )
     return config
 
 
@@ -226,7 +239,12 @@ def read_run(path: pathlib.Path) -> tuple[Record, list[Record]]:
     _check(path / SUMMARY, summary, _SUMMARY)
     for client in summary["clients"]:
         faults = client.get("faults") or {}
-        _check(path / SUMMARY, faults, {what: [int] for what in faults}, f"faults of client {client['client_id']}")
+        where = f"faults of client {client['client_id']}"
+        _check(path / SUMMARY, faults, {what: [_is_count] for what in faults}, where)
+        _check(path / SUMMARY, list(faults) or ["none"], [_is_text], where)
+    for part, kind in {"mean": _optional(_is_number), "seconds": _is_number}.items():
+        _check(path / SUMMARY, summary[part], dict.fromkeys(summary[part], kind), part)
+        _check(path / SUMMARY, list(summary[part]), [_is_text], part)
     metrics = [record for record in _parse(path / METRICS) if record.get("event") == "round"]
     for record in metrics:
         _check(path / METRICS, record, _ROUND)
@@ -241,7 +259,7 @@ def read_seed_list(path: pathlib.Path) -> list[int] | None:
     [summary] = _parse(path / SUMMARY, whole=True)
     if "seeds" not in summary:
         return None
-    _check(path / SUMMARY, summary, {"seeds": [int]})
+    _check(path / SUMMARY, summary, {"seeds": [_is_count]})
     return summary["seeds"]
 
 
@@ -252,36 +270,89 @@ def is_smoke(path: pathlib.Path) -> bool:
     return any("--smoke" in command.split() for command in commands if isinstance(command, str))
 
 
+# What is asked of a value.
+
+
+def _is_string(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_text(value: Any) -> bool:
+    """Something to be printed and drawn."""
+    return isinstance(value, str) and value.isprintable() and 0 < len(value) <= 1000
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**53
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e300
+
+
+def _is_share(value: Any) -> bool:
+    return _is_number(value) and 0 <= value <= 1
+
+
+def _optional(kind: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or kind(value)
+
+
 # What a report needs to find, by key; a list holds its only item's kind any number of times.
-_NUMBER = (int, float)
 _ACCURACIES = {
-    "transfer_accuracy": _NUMBER,
-    "final_accuracy": _NUMBER,
-    "local_accuracy": (*_NUMBER, type(None)),  # missing where an older version has written it
-    "pooled_accuracy": (*_NUMBER, type(None)),
+    "transfer_accuracy": _is_share,
+    "final_accuracy": _is_share,
+    "local_accuracy": _optional(_is_share),  # missing where an older version has written it
+    "pooled_accuracy": _optional(_is_share),
 }
 _SUMMARY = {
-    "experiment": str,
-    "seed": int,
-    "num_rounds_done": int,
-    "clients": [{"client_id": int, "architecture": str, "faults": (dict, type(None)), **_ACCURACIES}],
+    "experiment": _is_text,
+    "seed": _is_count,
+    "num_rounds": _is_count,
+    "num_rounds_done": _is_count,
+    "clients": [
+        {
+            "client_id": _is_count,
+            "architecture": _is_text,
+            "faults": lambda faults: faults is None or isinstance(faults, dict),
+            **_ACCURACIES,
+        }
+    ],
     "mean": _ACCURACIES,
-    "communication": {f"{kind}_bytes_per_client_round": _NUMBER for kind in ("upload", "download", "fedavg")},
-    "seconds": {"total": _NUMBER},
+    "communication": {f"{kind}_bytes_per_client_round": _is_number for kind in ("upload", "download", "fedavg")},
+    "seconds": {"total": _is_number},
 }
-_ROUND = {"round": int, "client_id": int, "accuracy": _NUMBER, "status": (str, type(None))}
+_ROUND = {
+    "round": _is_count,
+    "client_id": _is_count,
+    "accuracy": _is_share,
+    "architecture": _is_text,
+    "status": _optional(_is_text),
+}
 
 
 def _parse(path: pathlib.Path, *, whole: bool = False) -> list[Record]:
     """The JSON objects of a file, one a line, or one in all."""
     try:
-        text = path.read_text(encoding="utf-8")
-        records = [json.loads(block) for block in ([text] if whole else text.splitlines())]
-    except (OSError, ValueError) as error:
+        content = path.read_bytes()
+    except OSError as error:
         raise RunDirectoryError(f"cannot read {path}: {_reason(error)}") from error
+    return _records(path, content, whole=whole)
+
+
+def _records(path: pathlib.Path, content: bytes, *, whole: bool) -> list[Record]:
+    try:
+        text = content.decode()
+        records = [json.loads(part, parse_constant=_no_number) for part in ([text] if whole else text.splitlines())]
+    except (ValueError, RecursionError) as error:  # the second where brackets are thousands deep
+        raise RunDirectoryError(f"cannot read {path}: {one_line(str(error))}") from error
     if not all(isinstance(record, dict) for record in records):
         raise RunDirectoryError(f"cannot read {path}: wanted JSON objects, got something else")
     return records
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number")
 
 
 def _check(path: pathlib.Path, value: Any, wanted: Any, where: str = "") -> None:
@@ -292,8 +363,9 @@ def _check(path: pathlib.Path, value: Any, wanted: Any, where: str = "") -> None
     elif isinstance(wanted, list) and isinstance(value, list) and value:
         for position, item in enumerate(value):
             _check(path, item, wanted[0], f"{where}[{position}]")
-    elif isinstance(wanted, (dict, list)) or not isinstance(value, wanted):
-        raise RunDirectoryError(f"cannot read {path}: {where} is damaged or missing, got {json.dumps(value)[:40]}")
+    elif isinstance(wanted, (dict, list)) or not wanted(value):
+        line = one_line(f"cannot read {path}: {where} is damaged or missing, got {json.dumps(value):.40}")
+        raise RunDirectoryError(line)
 
 
 def _check_complete(path: pathlib.Path, summary: Record, metrics: Sequence[Record]) -> None:
@@ -325,4 +397,4 @@ def _writing(path: pathlib.Path) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
+    return getattr(error, "strerror", None) or one_line(str(error))

@@ -1,15 +1,18 @@
 """What can be set of an experiment: frozen dataclasses, from which the command line takes its options and its help."""
 
 import dataclasses
-import math
+import sys
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal, get_args
 
+from fedmd_jax.hints import one_line
 from fedmd_jax.local import Distance, Training
 from fedmd_jax.losses import kl, mae, mse
 from fedmd_jax.optimizers import adam
 from fedmd_jax.stopping import EarlyStopping
+
+_LARGEST = sys.float_info.max  # JSON has integers beyond it
 
 Subset = Literal["random", "stratified"]
 Monitor = Literal["validation", "test"]
@@ -24,19 +27,21 @@ DistanceName = Literal["mae", "mse", "kl"]
 
 def _check_counts(minimum: int, **values: Any) -> None:
     for name, value in values.items():
-        if not isinstance(value, int) or value < minimum:
-            raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}")
+        if type(value) is not int or value < minimum:
+            raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r:.80}")
+        if value >= 2**32:  # no program can count so far
+            raise ValueError(f"{name} must be below 2**32, got {value!r:.80}")
 
 
 def _check_positive(**values: Any) -> None:
     for name, value in values.items():
-        if not isinstance(value, (int, float)) or not 0 < value < math.inf:
-            raise ValueError(f"{name} must be positive and finite, got {value!r}")
+        if not isinstance(value, (int, float)) or not 0 < value <= _LARGEST:
+            raise ValueError(f"{name} must be positive and finite, got {value!r:.80}")
 
 
 def _check_not_negative(**lists: Sequence[Any]) -> None:
     for name, values in lists.items():
-        if not all(isinstance(value, (int, float)) and 0 <= value < math.inf for value in values):
+        if not all(isinstance(value, (int, float)) and 0 <= value <= _LARGEST for value in values):
             raise ValueError(f"{name} must be finite and not negative, got {_listed(values)}")
 
 
@@ -49,11 +54,11 @@ def _check_probabilities(**lists: Sequence[Any]) -> None:
 def _check_choices(choices: Any, **values: Any) -> None:
     for name, value in values.items():
         if value not in get_args(choices):
-            raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")
+            raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r:.80}")
 
 
 def _listed(values: Sequence[Any]) -> str:
-    return ", ".join(map(str, values)) or "none"
+    return one_line(", ".join(map(str, values)), longest=200) or "none"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,7 +165,7 @@ class Data:
         classes = self.private_classes
         if not classes or len(set(classes)) < len(classes):
             raise ValueError(f"private_classes must be at least one class and no class twice, got {_listed(classes)}")
-        if not all(isinstance(label, int) and label >= 0 for label in classes):
+        if not all(type(label) is int and 0 <= label < 2**31 for label in classes):
             raise ValueError(f"private_classes must be integers from 0, got {_listed(classes)}")
 
 
@@ -281,8 +286,6 @@ class Experiment:
                 "private_training has too few examples to hold out any: its early stopping can only monitor test, "
                 "got validation"
             )
-        if self.seed >= 2**32:
-            raise ValueError(f"seed must be below 2**32, got {self.seed}")
 
     def probabilities(self) -> dict[str, dict[int, float]] | None:
         """Availability and completion by client id; None where everybody always takes part to the end."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedmd_jax.data.partition.checks import check_classes, check_counts, check_labels, check_supply
+from fedmd_jax.data.partition.checks import check_classes, check_counts, check_generator, check_labels, check_supply
 
 
 def split_by_class(
@@ -44,6 +44,7 @@ def split_by_class(
     [[0, 0, 1, 1], [0, 0, 1, 1]]
     """
     labels = check_labels(labels)
+    check_generator(rng)
     check_counts(num_clients=num_clients, examples_per_class=examples_per_class)
     classes = check_classes(labels, classes)
     check_supply(
@@ -98,6 +99,7 @@ def split_k_classes(
     ([2, 2, 2], [4, 4, 4])
     """
     labels = check_labels(labels)
+    check_generator(rng)
     check_counts(num_clients=num_clients, classes_per_client=classes_per_client, examples_per_class=examples_per_class)
     classes = check_classes(labels, classes)
     if classes_per_client > len(classes):

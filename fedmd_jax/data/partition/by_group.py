@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedmd_jax.data.partition.checks import check_classes, check_counts, check_labels, check_supply
+from fedmd_jax.checks import as_array
+from fedmd_jax.data.partition.checks import check_classes, check_counts, check_generator, check_labels, check_supply
 
 
 def split_by_writer(
@@ -46,9 +47,12 @@ def split_by_writer(
     >>> sorted(share.tolist() for share in shares)
     [[0, 2], [3, 4]]
     """
-    writers, labels = np.asarray(writers), check_labels(labels)
+    writers, labels = as_array("writers", writers), check_labels(labels)
+    if writers.dtype.kind not in "iuU":
+        raise ValueError(f"writers must be integers or strings [N], got {writers.dtype} {list(writers.shape)}")
     if writers.shape != labels.shape:
         raise ValueError(f"writers must be [N] like labels, got {list(writers.shape)} and {list(labels.shape)}")
+    check_generator(rng)
     check_counts(num_clients=num_clients, min_examples=min_examples)
     classes = check_classes(labels, classes)
     wanted = np.isin(labels, classes)
@@ -110,6 +114,7 @@ def split_by_superclass(
     fine, coarse = check_labels(fine, "fine"), check_labels(coarse, "coarse")
     if fine.shape != coarse.shape:
         raise ValueError(f"fine and coarse must be of one length, got {len(fine)} and {len(coarse)}")
+    check_generator(rng)
     check_counts(num_clients=num_clients, examples_per_class=examples_per_class)
     families = _families(fine, coarse, check_classes(coarse, superclasses, "superclasses"))
     for superclass, family in families.items():

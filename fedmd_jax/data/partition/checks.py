@@ -4,7 +4,14 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from fedmd_jax.checks import check_count
+from fedmd_jax.checks import as_array, as_list, check_count, told
+from fedmd_jax.hints import one_line
+
+
+def check_generator(rng: np.random.Generator) -> None:
+    """A `ValueError` where a source of randomness is none of NumPy's."""
+    if not isinstance(rng, np.random.Generator):
+        raise ValueError(f"rng must be a numpy.random.Generator, got {told(rng)}")
 
 
 def check_labels(labels: np.ndarray, name: str = "labels") -> np.ndarray:
@@ -17,7 +24,7 @@ def check_labels(labels: np.ndarray, name: str = "labels") -> np.ndarray:
     Raises:
       ValueError: they are something else.
     """
-    labels = np.asarray(labels)
+    labels = as_array(name, labels)
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise ValueError(f"{name} must be integers [N], got {labels.dtype} {list(labels.shape)}")
     return labels
@@ -45,12 +52,14 @@ def check_classes(labels: np.ndarray, classes: Sequence[int] | None, name: str =
       name: what they are called in the complaint.
 
     Raises:
-      ValueError: there are none, or one is repeated.
+      ValueError: there are none, one is repeated, or one is no integer.
     """
-    classes = np.unique(labels).tolist() if classes is None else list(classes)
+    classes = np.unique(labels).tolist() if classes is None else as_list(name, classes)
+    if not all(isinstance(label, (int, np.integer)) and not isinstance(label, bool) for label in classes):
+        raise ValueError(f"{name} must be integers, got {told(classes)}")
     if not classes or len(set(classes)) != len(classes):
-        raise ValueError(f"{name} must be one or more different labels, got {classes}")
-    return classes
+        raise ValueError(f"{name} must be one or more different labels, got {told(classes)}")
+    return [int(label) for label in classes]
 
 
 def check_supply(labels: np.ndarray, classes: Iterable[int], *, needed: int, request: str) -> None:
@@ -66,6 +75,6 @@ def check_supply(labels: np.ndarray, classes: Iterable[int], *, needed: int, req
       ValueError: a class has less.
     """
     supply = {c: int(np.sum(labels == c)) for c in classes}
-    short = ", ".join(f"class {c} has {supply[c]}" for c in supply if supply[c] < needed)
+    short = one_line(", ".join(f"class {c} has {supply[c]}" for c in supply if supply[c] < needed), longest=400)
     if short:
         raise ValueError(f"{request} need {needed} of each, but {short}")

@@ -1,11 +1,12 @@
 """All examples to the clients, unevenly: in their classes (Dirichlet) or in their number (quantity)."""
 
-import math
+import sys
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from fedmd_jax.data.partition.checks import check_classes, check_counts, check_labels
+from fedmd_jax.checks import is_number, told
+from fedmd_jax.data.partition.checks import check_classes, check_counts, check_generator, check_labels
 
 Weights = Callable[[np.random.Generator, int], np.ndarray]  # generator, number of clients n -> weights [n], positive
 
@@ -51,6 +52,7 @@ def split_dirichlet(
     (True, True)
     """
     labels = check_labels(labels)
+    check_generator(rng)
     check_counts(num_clients=num_clients, min_examples=min_examples)
     _check_positive("alpha", alpha)
     classes = check_classes(labels, classes)
@@ -101,6 +103,7 @@ def split_by_quantity(
     [12, 16, 24, 48]
     """
     labels = check_labels(labels)
+    check_generator(rng)
     check_counts(num_clients=num_clients, min_examples=min_examples)
     wanted = np.flatnonzero(np.isin(labels, check_classes(labels, classes)))
     _check_total(len(wanted), num_clients, min_examples)
@@ -173,5 +176,5 @@ def _check_total(total, num_clients, min_examples):
 
 
 def _check_positive(name, number):
-    if not (number > 0 and math.isfinite(number)):
-        raise ValueError(f"{name} must be a finite number above 0, got {number}")
+    if not is_number(number) or not 0 < number <= sys.float_info.max:
+        raise ValueError(f"{name} must be a finite number above 0, got {told(number)}")

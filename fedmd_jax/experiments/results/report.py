@@ -83,7 +83,7 @@ def find_faults(metrics: Sequence[Record]) -> dict[int, dict[str, list[int]]]:
     """
     faults: dict[int, dict[str, list[int]]] = {}
     for record in metrics:
-        status = record.get("status", OK)
+        status = record.get("status") or OK
         for what in [] if status == OK else status.split(", "):
             faults.setdefault(record["client_id"], {}).setdefault(what, []).append(record["round"])
     return faults
@@ -116,7 +116,7 @@ def _describe_faults(summary: Record) -> str:
     lines = [
         f"client {client['client_id']} ({client['architecture']}): {what} in {_rounds(rounds, summary)}\n"
         for client in summary["clients"]
-        for what, rounds in client.get("faults", {}).items()
+        for what, rounds in (client.get("faults") or {}).items()
     ]
     return "".join(["\n", *lines] if lines else [])
 

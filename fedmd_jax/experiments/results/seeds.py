@@ -13,13 +13,24 @@ from fedmd_jax.experiments.results.report import ACCURACIES
 from fedmd_jax.experiments.run_directory import Record
 from fedmd_jax.experiments.settings import Experiment
 
+MOST_SEEDS = 10_000
+
+
+def check_num_seeds(num_seeds: int) -> None:
+    """A `ValueError` where there are to be no seeds, or more than anybody runs."""
+    if num_seeds < 1:
+        raise ValueError(f"seeds must be an integer of at least 1, got {num_seeds}")
+    if num_seeds > MOST_SEEDS:
+        raise ValueError(f"seeds must be at most {MOST_SEEDS}, got {num_seeds}")
+
 
 def seed_jobs(path: pathlib.Path, experiment: Experiment, num_seeds: int) -> dict[pathlib.Path, Experiment]:
     """The runs of the experiment's seed and those that follow it, each in the directory of its seed.
 
     Raises:
-      ValueError: a seed beyond the largest.
+      ValueError: a seed beyond the largest, or too many of them.
     """
+    check_num_seeds(num_seeds)
     seeds = range(experiment.seed, experiment.seed + num_seeds)
     return {path / f"seed{seed}": dataclasses.replace(experiment, seed=seed) for seed in seeds}
 
@@ -56,6 +67,12 @@ def read_seeds(path: pathlib.Path) -> tuple[Record, list[Run]] | None:
     if seeds is None:
         return None
     runs = [files.read_run(path / f"seed{seed}") for seed in seeds]
+    kinds = {
+        (summary["num_rounds_done"], *((client["client_id"], client["architecture"]) for client in summary["clients"]))
+        for summary, _ in runs
+    }
+    if len(kinds) > 1:
+        raise files.RunDirectoryError(f"cannot read {path}: its seeds are of different rounds or clients")
     return summarize_seeds([summary for summary, _ in runs], len(runs)), runs
 
 

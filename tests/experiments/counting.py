@@ -9,10 +9,11 @@ from fedmd_jax.evaluate import Evaluation
 from fedmd_jax.types import Attendance, ClientState, RoundInfo
 
 
-def counting(prepared):
+def counting(prepared, *, unit=1.0):
     """The same with functions that train nothing: a client's only number says which of them it went through.
 
-    It does so for six digits; after that it still depends on all.
+    It does so for six digits; after that it still depends on all. It is the accuracy, too, in units of `unit`: with a
+    millionth a run directory takes it for one.
     """
     groups = prepared.federation.groups
 
@@ -35,7 +36,7 @@ def counting(prepared):
         return appended(4)(states)[0], info
 
     def evaluate(states, _):
-        return {name: Evaluation(state.params, state.params) for name, state in states.items()}
+        return {name: Evaluation(unit * state.params, state.params) for name, state in states.items()}
 
     federation = dataclasses.replace(
         prepared.federation,

@@ -30,7 +30,7 @@ def start(*argv):
     """The process of a run whose programs train nothing."""
     if pid := os.fork():
         return pid
-    session.prepare = lambda experiment: counting(prepare(experiment))
+    session.prepare = lambda experiment: counting(prepare(experiment), unit=1e-6)
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     with CtrlC() as ctrl_c:
         os._exit(cli._guarded(["run", *map(str, argv)], ctrl_c))

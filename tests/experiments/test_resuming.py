@@ -71,7 +71,7 @@ class Disturbed(Lines):
 
 @functools.cache
 def prepared(experiment):
-    return counting(prepare(experiment))
+    return counting(prepare(experiment), unit=1e-6)
 
 
 @pytest.fixture(scope="module")

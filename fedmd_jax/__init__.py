@@ -38,6 +38,7 @@ from fedmd_jax.population import (
     run_population,
     transfer_learn_population,
 )
+from fedmd_jax.processes import on_host
 from fedmd_jax.round import consensus_weights, fedmd_round
 from fedmd_jax.spread import Spread, gather_clients, share_with_clients, spread_clients
 from fedmd_jax.stopping import EarlyStopping
@@ -96,6 +97,7 @@ __all__ = [
     "map_clients",
     "map_groups",
     "mse",
+    "on_host",
     "population_round",
     "pretrain",
     "public_dataset",

@@ -13,7 +13,8 @@ with fmd.Checkpoints("folder") as checkpoints:
 ```
 
 So do `run_local`, and `run_population` with the `states` of its population. States on a mesh are kept per group, as
-`gather_clients` gives them, and go on on any mesh.
+`gather_clients` gives them, and go on on any mesh. Of many processes one writes and reads; with `on_host` all
+of them fetch the clients for it.
 
 Orbax is imported where it is used: it takes longer than all of this package, which most of its users do without.
 """
@@ -38,6 +39,7 @@ import numpy as np
 
 from fedmd_jax.checks import check_count
 from fedmd_jax.hints import one_line
+from fedmd_jax.processes import on_host
 from fedmd_jax.spread import Spread, gather_clients
 
 FORMAT = 1  # of what is below; another one is refused
@@ -61,7 +63,8 @@ def save_tree(path: pathlib.Path, tree: chex.ArrayTree, *, record: Mapping[str, 
 
     Args:
       path: the directory; one that is there is replaced.
-      tree: of arrays without PRNG keys, on this process's devices or on the host; a `Spread` is gathered.
+      tree: of arrays without PRNG keys, on this process's devices or on the host (`on_host` puts those of other
+        processes there); a `Spread` is gathered.
       record: what JSON knows, kept with the arrays.
 
     Raises:
@@ -288,10 +291,10 @@ def _host_copy(tree: chex.ArrayTree) -> tuple[list, np.ndarray]:
 
     The last byte says nothing: Orbax has no arrays of no bytes.
     """
-    tree = _gathered(tree)
+    tree = _gathered(on_host(tree))
     layout, offset = _layout(tree), 0
     content = np.zeros(sum(map(_num_bytes, layout)) + 1, np.uint8)
-    for leaf in jax.device_get(jax.tree.leaves(tree)):
+    for leaf in jax.tree.leaves(tree):
         content[offset : offset + leaf.nbytes] = np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
         offset += leaf.nbytes
     return layout, content
@@ -316,7 +319,7 @@ def _num_bytes(leaf: Any) -> int:
 
 def _put(part: np.ndarray, like: Any) -> jax.Array:
     sharding = getattr(like, "sharding", None)
-    return jax.device_put(part, sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0]), may_alias=False)
+    return jax.device_put(part, sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0]), may_alias=False)
 
 
 def _digest(note: Mapping[str, Any], content: np.ndarray) -> str:
@@ -360,18 +363,44 @@ def _remove(path: pathlib.Path) -> None:
 @contextlib.contextmanager
 def _orbax(path: pathlib.Path) -> Iterator[None]:
     """What Orbax raises, and logs once for each of its threads, as one `OSError`."""
-    from orbax.checkpoint import v1 as ocp
-
-    context = ocp.Context()
+    context = _context()
     context.array.saving.use_compression = False  # of weights it saves little
     context.array.saving.storage_options.chunk_byte_size = _CHUNK_BYTES
     try:
-        with _quiet(), context:
+        with _quiet(), _asking_nobody(), context:
             yield
     except OSError as error:
         raise OSError(f"cannot write the checkpoint {path}: {error.strerror or error}") from error
     except Exception as error:  # TensorStore's have no type of their own
         raise OSError(f"cannot write the checkpoint {path}: {_last_words(error)}") from error
+
+
+def _context() -> Any:
+    """Orbax waits for no other process: this one writes and reads alone."""
+    from orbax.checkpoint import v1 as ocp
+
+    context = ocp.Context()
+    if jax.process_count() > 1:
+        here = jax.process_index()
+        context.multiprocessing.primary_host, context.multiprocessing.active_processes = here, {here}
+    return context
+
+
+@contextlib.contextmanager
+def _asking_nobody() -> Iterator[None]:
+    """Nor does it ask, before it writes, where the others write: it has no option for that (0.12); within `_quiet`."""
+    from orbax.checkpoint.experimental.v1._src.saving import execution
+
+    name = "_check_directory_consistency"
+    check = getattr(execution, name, None)
+    if jax.process_count() == 1 or check is None:
+        yield
+        return
+    setattr(execution, name, lambda directory: None)
+    try:
+        yield
+    finally:
+        setattr(execution, name, check)
 
 
 @contextlib.contextmanager
@@ -417,7 +446,7 @@ def _description(path: pathlib.Path) -> Record:
     if not path.is_dir():
         raise CheckpointError(f"there is no checkpoint {path}")
     try:
-        with _quiet():
+        with _quiet(), _context():
             note = ocp.metadata(path.absolute()).custom_metadata
     except Exception as error:  # whatever Orbax makes of damaged files
         raise _damaged(path, f"its description cannot be read ({type(error).__name__})") from error
@@ -450,7 +479,7 @@ def _read_bytes(path: pathlib.Path) -> np.ndarray:
     from orbax.checkpoint import v1 as ocp
 
     try:
-        with _quiet():
+        with _quiet(), _context():
             (size,) = ocp.metadata(path.absolute()).metadata["bytes"].shape
             if size > sum(file.stat().st_size for file in path.rglob("*") if file.is_file()):
                 raise _damaged(path, f"its arrays promise {size} bytes")  # TensorStore would end the process

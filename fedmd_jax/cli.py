@@ -1,5 +1,7 @@
 """The command line: `fedmd-jax run`, `fedmd-jax sweep`, `fedmd-jax report`, `fedmd-jax data`."""
 
+import dataclasses
+import json
 import os
 import pathlib
 import shlex
@@ -12,7 +14,7 @@ from typing import Any
 import fedmd_jax
 from fedmd_jax import data_command, hints
 from fedmd_jax.checkpoint import CheckpointError
-from fedmd_jax.experiments import EXPERIMENTS, Experiment, resuming
+from fedmd_jax.experiments import EXPERIMENTS, Experiment, resuming, together
 from fedmd_jax.experiments import run_directory as files
 from fedmd_jax.experiments.compilation_cache import keep_compiled_programs
 from fedmd_jax.experiments.errors import SettingsError, UsageError, bad_input
@@ -31,12 +33,24 @@ from fedmd_jax.experiments.results.seeds import (
 )
 from fedmd_jax.experiments.run_directory import Record
 from fedmd_jax.experiments.session import run_all
-from fedmd_jax.options import HELP, Run, Sweep, experiment_name, parse, setting_options, variant_name
+from fedmd_jax.experiments.together import Processes
+from fedmd_jax.options import (
+    HELP,
+    Run,
+    Sweep,
+    experiment_name,
+    parse,
+    parse_processes,
+    setting_options,
+    variant_name,
+)
 
 USAGE = f"""\
 usage: fedmd-jax run [EXPERIMENT] [--out DIR] [options]   train a federation and report on it
        fedmd-jax run [EXPERIMENT] --seeds N               the same for N seeds, with error bands
        fedmd-jax run --resume DIR [--elsewhere]           go on with a run that was interrupted, on another machine
+       fedmd-jax run ... --distributed                    in many processes: Slurm, TPU pods; by hand with
+                         --coordinator HOST:PORT --num-processes N --process-id I
        fedmd-jax run [EXPERIMENT] --help                  every setting
        fedmd-jax sweep [EXPERIMENT] --over SETTING=VALUE,VALUE,... [--seeds N] [options]
                                                           every combination of some settings
@@ -62,11 +76,11 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: arguments after the program's name; those of this process by default.
 
     Returns:
-      The exit code: 0, 1 where a result cannot be written, 2 for bad input, 130 after Ctrl-C, 143 after SIGTERM. Any
-      other exception is a bug, and keeps its traceback.
+      The exit code: 0, 1 where a result cannot be written, 2 for bad input, 3 where another process of the run has
+      ended early, 130 after Ctrl-C, 143 after SIGTERM. Any other exception is a bug, and keeps its traceback.
     """
     with CtrlC() as ctrl_c:
-        code = _guarded(list(sys.argv[1:] if argv is None else argv), ctrl_c)
+        code = together.end_together(lambda: _guarded(list(sys.argv[1:] if argv is None else argv), ctrl_c))
         if code in (INTERRUPTED, TERMINATED) and argv is None:
             # A normal exit would wait for the computation that is under way.
             sys.stdout.flush()
@@ -95,7 +109,9 @@ def _guarded(argv: list[str], ctrl_c: CtrlC) -> int:
 
 
 def _complain(error: Exception, code: int) -> int:
-    print(f"fedmd-jax: error: {hints.one_line(str(error))}", file=sys.stderr)
+    message = hints.one_line(str(error))
+    together.failed(message)
+    print(f"fedmd-jax: error: {message}", file=sys.stderr)
     return code
 
 
@@ -129,22 +145,53 @@ def _run(argv: list[str], ctrl_c: CtrlC) -> int:
     name = variant_name(name, settings.defaults.variant)
     experiment, num_seeds = settings.experiment, settings.seeds
     several = "" if num_seeds is None else f"-{_at_least_one(num_seeds)}seeds"
-    path = _output_path(settings.out, f"{name}{_tiny(settings)}-seed{experiment.seed}{several}")
-    files.check_new(path)  # before the data is read; `Recorder` checks again
+    experiment = _everywhere(experiment, settings.processes)
+    together.start(settings.processes, ctrl_c.hand_over)
+    _check_settings_are_the_same(experiment, num_seeds)
+
+    def new_path() -> str:
+        path = _output_path(settings.out, f"{name}{_tiny(settings)}-seed{experiment.seed}{several}")
+        files.check_new(path)  # before the data is read; `Recorder` checks again
+        return str(path)
+
+    path = pathlib.Path(together.tell(new_path))
     keep_compiled_programs()
     train = partial(run_all, name=name, command=command, ctrl_c=ctrl_c)
     return _run_here(train, path, experiment, num_seeds, ctrl_c, smoke=settings.defaults.smoke)
 
 
 def _resume(argv: list[str], ctrl_c: CtrlC) -> int:
-    path, name, experiment, command, num_seeds, elsewhere = resuming.find(argv)
-    if num_seeds is None and files.is_finished(path):
+    processes, argv = parse_processes(argv)
+    together.start(processes, ctrl_c.hand_over)
+    path, name, experiment, command, num_seeds, elsewhere = resuming.find_together(argv)
+    experiment = _everywhere(experiment, processes)
+    if num_seeds is None and together.tell(lambda: files.is_finished(path)):
         print(f"nothing to do: the run in {path} is finished")
         return 0
     keep_compiled_programs()
     train = partial(run_all, name=name, command=command, ctrl_c=ctrl_c, resume=True, elsewhere=elsewhere)
     hint = " --elsewhere" if elsewhere else ""
-    return _run_here(train, path, experiment, num_seeds, ctrl_c, smoke=files.is_smoke(path), hint=hint)
+    smoke = together.is_first() and files.is_smoke(path)
+    return _run_here(train, path, experiment, num_seeds, ctrl_c, smoke=smoke, hint=hint)
+
+
+def _everywhere(experiment: Experiment, processes: Processes) -> Experiment:
+    """Many processes use all devices that they have."""
+    if not processes.wanted:
+        return experiment
+    if experiment.devices not in (None, "all"):
+        raise UsageError(f"many processes use all their devices, got --devices {experiment.devices}")
+    return dataclasses.replace(experiment, devices="all")
+
+
+def _check_settings_are_the_same(experiment: Experiment, num_seeds: int | None) -> None:
+    """A `UsageError` where a process was started with others; folders may be elsewhere on each machine."""
+    settings = dataclasses.asdict(experiment) | {
+        "seeds": num_seeds,
+        "pretrained_dir": experiment.pretrained_dir is None,
+    }
+    settings["data"].pop("data_dir")
+    together.check_same("settings", json.loads(json.dumps(settings)))
 
 
 def _run_here(
@@ -158,6 +205,8 @@ def _run_here(
     hint: str = "",
 ) -> int:
     """One seed or several into a directory, and how to go on where that is interrupted."""
+    go_on = f"fedmd-jax run --resume {shlex.quote(str(path))}{hint}"
+    together.go_on_with(go_on)
     summaries: list[Record] = []
     try:
         if num_seeds is None:
@@ -172,7 +221,7 @@ def _run_here(
         print(f"\n{_marked(describe_seeds, smoke, summaries[-1])}\nresults in {path}")
     if not completed:
         ctrl_c.hold()
-        print(f"to go on: fedmd-jax run --resume {shlex.quote(str(path))}{hint}", file=sys.stderr)
+        print(f"to go on: {go_on}{together.hint_options()}", file=sys.stderr)
         return ctrl_c.code
     return 0
 
@@ -187,11 +236,14 @@ def _run_seeds(
     """Whether there was no Ctrl-C; after every seed another summary of those that are done, whatever comes then."""
     with bad_input():
         jobs = seed_jobs(path, experiment, num_seeds)
-    done = [seed_path for seed_path in jobs if files.is_finished(seed_path)]  # by a run that goes on
-    if done:
+    finished = together.tell(lambda: [str(each) for each in jobs if files.is_finished(each)])  # by a run that goes on
+    done = [seed_path for seed_path in jobs if str(seed_path) in finished]
+    if done and together.is_first():
         summaries.append(write_seeds(path, done, num_seeds))
 
     def note(seed_path: pathlib.Path) -> None:
+        if not together.is_first():
+            return
         done.append(seed_path)
         summaries.append(write_seeds(path, done, num_seeds))
 

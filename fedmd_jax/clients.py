@@ -139,19 +139,37 @@ def stack_private(
             "private examples are needed for exactly the clients of the groups: "
             f"missing for {missing}, not in any group {told(unknown)}"
         )
-    for client_id in known:
-        if not isinstance(examples[client_id], (tuple, list)) or len(examples[client_id]) != 2:
-            raise ValueError(f"client {client_id}: inputs and labels are needed, got {told(examples[client_id])}")
-    checked = {client_id: check_examples(f"client {client_id}", *examples[client_id]) for client_id in known}
-    shapes = {inputs.shape[1:] for inputs, _ in checked.values()}
-    if len(shapes) > 1:
-        raise ValueError(f"the inputs of all clients must have one shape, got {sorted(shapes)}")
-    stacked = {name: _stack([checked[client_id] for client_id in group.client_ids]) for name, group in groups.items()}
+    checked = check_private(examples)
+    stacked = {
+        name: stack_examples([checked[client_id] for client_id in group.client_ids]) for name, group in groups.items()
+    }
     return stacked if home == "host" else jax.tree.map(jnp.asarray, stacked)
 
 
-def _stack(examples: Sequence[tuple[np.ndarray, np.ndarray]]) -> PrivateDataset:
-    num_rows = max(len(labels) for _, labels in examples)
+def check_private(examples: Mapping[int, tuple[Any, Any]]) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Inputs in float32 and labels in int32 of each client; a `ValueError` where they are no examples, or do not agree.
+
+    Args:
+      examples: for each client id its inputs [n, ...] and integer labels [n].
+    """
+    for client_id, pair in examples.items():
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise ValueError(f"client {client_id}: inputs and labels are needed, got {told(pair)}")
+    checked = {client_id: check_examples(f"client {client_id}", *examples[client_id]) for client_id in examples}
+    shapes = {inputs.shape[1:] for inputs, _ in checked.values()}
+    if len(shapes) > 1:
+        raise ValueError(f"the inputs of all clients must have one shape, got {sorted(shapes)}")
+    return checked
+
+
+def stack_examples(examples: Sequence[tuple[np.ndarray, np.ndarray]], num_rows: int | None = None) -> PrivateDataset:
+    """Examples of some clients, checked already, as a stack on the host, [K, N, ...].
+
+    Args:
+      examples: inputs and labels of each client.
+      num_rows: N; by default that of the longest.
+    """
+    num_rows = max(len(labels) for _, labels in examples) if num_rows is None else num_rows
 
     def pad(rows):
         return np.pad(rows, [(0, num_rows - len(rows))] + [(0, 0)] * (rows.ndim - 1))

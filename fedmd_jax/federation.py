@@ -30,8 +30,9 @@ from fedmd_jax.local import Distance, Training, check_validation, init_client, p
 from fedmd_jax.losses import mae
 from fedmd_jax.mapping import ClientsPerChunk, check_chunks, on_every_device
 from fedmd_jax.placement import check_costs
+from fedmd_jax.processes import on_host
 from fedmd_jax.round import fedmd_round, round_keys
-from fedmd_jax.spread import share_with_clients, spread_clients
+from fedmd_jax.spread import clients_here, group_sizes, share_with_clients, spread_clients
 from fedmd_jax.subset import draw_public_subset
 from fedmd_jax.types import Architecture, ClientState, PrivateDataset, PublicDataset, RoundInfo
 
@@ -425,8 +426,8 @@ def run_local(
 def round_metrics(
     groups: Groups, round_: int, evaluations: Mapping[str, Evaluation], info: RoundInfo | None
 ) -> RoundMetrics:
-    """Fetches a round's results from the device and sorts them by client, those who could take part."""
-    evaluations, info = jax.device_get((evaluations, info))
+    """Fetches a round's results from the devices and sorts them by client, those who could take part."""
+    evaluations, info = on_host((evaluations, info))
     clients = []
     client_ids = {name: group.client_ids for name, group in groups.items()} if info is None else info.client_ids
     for name, ids in client_ids.items():
@@ -447,11 +448,12 @@ def undone_clients(
       losses: per group [K, E], from `pretrain`, `personalize`, `pool` or `revisit` of all clients.
       completed: per group [K], whose training was to be kept; by default everybody's.
     """
+    losses, completed = on_host((losses, completed))
     undone = set()
     for name, of_group in losses.items():
-        is_undone = np.isnan(np.asarray(of_group)).all(axis=1)
+        is_undone = np.isnan(of_group).all(axis=1)
         if completed is not None:
-            is_undone &= np.asarray(completed[name])
+            is_undone &= completed[name]
         undone |= {client_id for client_id, so in zip(groups[name].client_ids, is_undone, strict=True) if so}
     return undone
 
@@ -569,18 +571,21 @@ def _check_data(
         check_examples("public dataset", public.inputs, public.labels)
         check_labels_in_head("public dataset", public.labels, num_classes)
     for number, dataset in enumerate((private, *others)):
-        if not isinstance(dataset, (PrivateDataset, Mapping)):
+        shared = isinstance(dataset, PrivateDataset)
+        if not shared and not isinstance(dataset, Mapping):
             raise ValueError(
                 f"labelled dataset {number}: a PrivateDataset, or one per group, is needed, got {told(dataset)}"
             )
-        if isinstance(dataset, Mapping) and not isinstance(dataset, PrivateDataset) and set(dataset) != set(groups):
+        if not shared and set(dataset) != set(groups):
             found = told(sorted(dataset, key=str))
             raise ValueError(f"labelled dataset {number}: one per group is needed, {sorted(groups)}, got {found}")
-        for name, part in {"shared": dataset}.items() if isinstance(dataset, PrivateDataset) else dataset.items():
+        for name, part in {"shared": dataset}.items() if shared else clients_here(dataset).items():
             what = f"group {name!r}" if number == 0 else f"labelled dataset {number}, {name}"
             _check_labelled(what, part, tuple(shape), num_classes)
-            if part is not dataset and part.inputs.shape[0] != groups[name].num_clients:
-                raise ValueError(f"{what}: {groups[name].num_clients} clients, but data of {part.inputs.shape[0]}")
+        for name, size in {}.items() if shared else group_sizes(dataset).items():
+            if size != groups[name].num_clients:
+                what = f"group {name!r}" if number == 0 else f"labelled dataset {number}, {name}"
+                raise ValueError(f"{what}: {groups[name].num_clients} clients, but data of {size}")
 
 
 def _check_labelled(what: str, dataset: PrivateDataset, shape: tuple[int, ...], num_classes: int) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedmd_jax.checks import as_list, check_clients, check_count, check_numbers, told
+from fedmd_jax.processes import put_global
 
 Chunk = int | None | Literal["auto"]
 # How many clients of a group and device run at once: of all groups, or by the name of the group.
@@ -244,7 +245,8 @@ def shard_clients(tree: chex.ArrayTree, mesh: Mesh | None) -> chex.ArrayTree:
     """Stacked clients, spread over the mesh along their leading axis; as they are where there is no mesh."""
     if mesh is None:
         return tree
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(*mesh.axis_names)))
+    sharding = NamedSharding(mesh, PartitionSpec(*mesh.axis_names))
+    return jax.tree.map(lambda leaf: put_global(leaf, sharding), tree)
 
 
 def on_every_device(tree: chex.ArrayTree, mesh: Mesh | None) -> chex.ArrayTree:

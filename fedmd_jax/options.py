@@ -13,6 +13,7 @@ import tyro
 from fedmd_jax import hints
 from fedmd_jax.experiments import EXPERIMENTS, Experiment, smoke
 from fedmd_jax.experiments.errors import UsageError, bad_input
+from fedmd_jax.experiments.together import Processes
 
 T = TypeVar("T")
 HELP = ("-h", "--help")
@@ -51,12 +52,14 @@ class Run:
         of ...-2, ...-3 that does not exist.
       seeds: Run so many seeds, from the seed set below on, each in a directory of its own within that of the results,
         which gets means and standard deviations over them.
+      processes: Whether this is one of many processes.
       defaults: What is not given.
       experiment: All settings.
     """
 
     out: str | None = None
     seeds: int | None = None
+    processes: Annotated[Processes, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Processes)
     defaults: Annotated[Defaults, tyro.conf.arg(name="")] = Defaults()
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
 
@@ -154,6 +157,15 @@ def parse(name: str, argv: Sequence[str], *, kind: type[Run] | type[Sweep] = Run
     return settings
 
 
+def parse_processes(argv: Sequence[str]) -> tuple[Processes, list[str]]:
+    """What the options say of many processes, and the options that say something else.
+
+    Raises:
+      UsageError: values that are none, or that do not go together.
+    """
+    return _ask_tyro(Processes, Processes(), argv, "fedmd-jax run")
+
+
 def _ask_tyro(kind: type[T], default: T, argv: Sequence[str], program: str) -> tuple[T, list[str]]:
     """What the arguments make of the default, and those arguments that say nothing of it."""
     message = io.StringIO()
@@ -191,7 +203,10 @@ def _unknown_argument(unknown: Sequence[str]) -> str:
     option = next((word for word in unknown if word.startswith("-")), None)
     if option is None:
         return f"unexpected argument {unknown[0]!r}; the experiment stands right after run, all else is --option value"
-    known = (*setting_options(Experiment), *setting_options(Defaults), "--out", "--seeds", "--over")
+    if option.partition("=")[0] in setting_options(Processes):
+        return f"{option} is of run: each run of a sweep can be one of many processes, the sweep cannot"
+    known = (*setting_options(Experiment), *setting_options(Defaults), *setting_options(Processes))
+    known += ("--out", "--seeds", "--over")
     return hints.unknown("option", option.partition("=")[0], known, list_known=False)
 
 

@@ -12,7 +12,7 @@ PACKAGE = pathlib.Path(fedmd_jax.__file__).parent
 FLOORS = [
     {"types", "hints"},
     {"checks"},
-    {"losses", "optimizers", "stopping", "subset", "data", "packing", "placement"},
+    {"losses", "optimizers", "stopping", "subset", "data", "packing", "placement", "processes"},
     {"models"},
     {"local", "clients", "isolation", "mapping", "spread"},
     {"consensus", "cohorts", "evaluate", "communication", "devices"},

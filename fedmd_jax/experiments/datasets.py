@@ -1,5 +1,7 @@
 """An experiment's data: images read, selected, split among the clients, centred, and all labels in one head."""
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -10,6 +12,7 @@ from fedmd_jax.data import (
     center_ink,
     load_column,
     load_images,
+    mean_image,
     merge_case,
     scale,
     split_by_class,
@@ -27,8 +30,7 @@ class Datasets(NamedTuple):
     """What an experiment trains and tests on, and how many outputs a network needs for it."""
 
     public: PublicDataset
-    private: dict[int, tuple[np.ndarray, np.ndarray]]  # client id -> inputs [n, H, W, channels], labels [n]
-    pooled: PrivateDataset  # the private examples of all clients, unstacked
+    private: Mapping[int, tuple[np.ndarray, np.ndarray]]  # client id -> inputs [n, H, W, channels], labels [n]
     test: PrivateDataset  # unstacked, for everybody: what `Data.evaluate_on` says
     num_classes: int  # C, public and private classes together
     public_test: PrivateDataset | None  # unstacked; None where nobody asks for it
@@ -65,21 +67,55 @@ def load(data: Data, *, num_clients: int, seed: int, public_test: bool = False) 
     candidates = np.flatnonzero(np.isin(test.labels, data.private_classes))
     test_rows = _choose("num_test", f"{data.evaluate_on} part of {data.private}", candidates, data.num_test, rng)
 
-    owned = np.concatenate(shares)
-    public_inputs, owned_inputs, test_inputs = center(
-        scale(public.images[public_rows]), scale(private.images[owned]), scale(test.images[test_rows])
-    )
-    num_public_classes = int(public.labels.max()) + 1
-    owned_labels = _renumber(private.labels[owned], data.private_classes, num_public_classes)
-    ends = np.cumsum([len(share) for share in shares])[:-1]
+    public_inputs = scale(public.images[public_rows])
+    mean, num_public_classes = mean_image(public_inputs), int(public.labels.max()) + 1
+
+    def examples(source, rows):
+        inputs = scale(_looked_at(data, source.images[rows])) - mean
+        return inputs, _renumber(source.labels[rows], data.private_classes, num_public_classes)
+
     return Datasets(
-        public=public_dataset(public_inputs, public.labels[public_rows]),
-        private=dict(enumerate(zip(np.split(owned_inputs, ends), np.split(owned_labels, ends), strict=True))),
-        pooled=labelled_dataset(owned_inputs, owned_labels),
-        test=labelled_dataset(test_inputs, _renumber(test.labels[test_rows], data.private_classes, num_public_classes)),
+        public=public_dataset(public_inputs - mean, public.labels[public_rows]),
+        private=Shares(partial(examples, private), shares),
+        test=labelled_dataset(*examples(test, test_rows)),
         num_classes=num_public_classes + len(data.private_classes),
         public_test=_public_test(data, public.images[public_rows]) if public_test else None,
     )
+
+
+class Shares(Mapping[int, tuple[np.ndarray, np.ndarray]]):
+    """Each client's private examples, taken from the source when they are asked for, and not before.
+
+    Attributes:
+      num_examples: of each client, by id; known without a look at any.
+    """
+
+    def __init__(self, examples: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], rows: Sequence[np.ndarray]):
+        """Takes nothing yet.
+
+        Args:
+          examples: rows of the source [n] -> inputs and labels of these.
+          rows: of each client.
+        """
+        self._examples, self._rows = examples, rows
+        self.num_examples = {client_id: len(own) for client_id, own in enumerate(rows)}
+
+    def __getitem__(self, client_id: int) -> tuple[np.ndarray, np.ndarray]:
+        if client_id not in self.num_examples:
+            raise KeyError(client_id)
+        return self._examples(self._rows[client_id])
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.num_examples)
+
+    def __len__(self) -> int:
+        return len(self.num_examples)
+
+
+def pool(private: Mapping[int, tuple[np.ndarray, np.ndarray]]) -> PrivateDataset:
+    """The private examples of all clients together, unstacked, by client id."""
+    inputs, labels = zip(*(private[client_id] for client_id in sorted(private)), strict=True)
+    return labelled_dataset(np.concatenate(inputs), np.concatenate(labels))
 
 
 def hold_out(dataset: Labelled, share: float, rng: np.random.Generator) -> tuple[Labelled, PrivateDataset]:
@@ -165,14 +201,14 @@ _SPLITS = {"classes": _split_classes, "superclasses": _split_superclasses, "writ
 
 
 def _read(data: Data, split: str) -> Images:
-    """Of the private data; LEAF's as letters without case, cut out and centred like MNIST's digits."""
+    """Of the private data; LEAF's are letters without case."""
     images, labels = load_images(data.private, split, data_dir=data.data_dir)
-    if data.private != "leaf/femnist":
-        return Images(images, labels)
-    labels = merge_case(labels)
-    wanted = np.isin(labels, data.private_classes)
-    images[wanted] = center_ink(images[wanted])
-    return Images(images, labels)
+    return Images(images, merge_case(labels) if data.private == "leaf/femnist" else labels)
+
+
+def _looked_at(data: Data, images: np.ndarray) -> np.ndarray:
+    """Private images as a network sees them; LEAF's are cut out and centred like MNIST's digits."""
+    return center_ink(images) if data.private == "leaf/femnist" else images
 
 
 def _check_classes(data: Data, labels: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ import contextlib
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -23,6 +23,7 @@ class CtrlC:
     def __init__(self):
         self._signal: int | None = None  # the last that came
         self._held = False
+        self._hand_over: Callable[[int], None] | None = None
         self._before: dict[int, Any] = {}
         self._unraisable_hook = sys.unraisablehook
 
@@ -66,7 +67,18 @@ class CtrlC:
         if self._signal is not None:
             raise KeyboardInterrupt
 
+    def hand_over(self, to: Callable[[int], None]) -> None:
+        """Nothing is raised from here on: another process stops for this one, too.
+
+        Args:
+          to: called with the number of each signal.
+        """
+        self._hand_over = to
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._hand_over is not None:
+            self._hand_over(number)
+            return
         self._signal = number
         if not self._held:
             raise KeyboardInterrupt

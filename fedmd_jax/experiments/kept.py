@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from fedmd_jax.checkpoint import CheckpointError, Checkpoints
+from fedmd_jax.experiments import together
 from fedmd_jax.experiments.run_directory import CHECKPOINTS, Record, writing
 from fedmd_jax.federation import States
 from fedmd_jax.hints import one_line
+from fedmd_jax.processes import on_host
 
 # What decides the bits of a run, and not what it is: another machine may differ in it.
 LOCAL_PARTS = ("versions", "device", "devices", "xla_flags", "clients_at_once")
@@ -168,9 +170,9 @@ class OnDisk:
         Raises:
           WriteError: the clients before could not be written.
         """
-        folder = self._folders[phase]
-        if phase in (ROUNDS, LOCAL) and round_ < self._num_rounds and (round_ % self._every or folder.busy):
+        if not self.is_due(phase, round_):
             return
+        folder = self._folders[phase]
         record = {"run": self._identity, "phase": phase, "position": self._position(), "note": note or {}}
         if self.continued:
             record["continued"] = self.continued
@@ -179,6 +181,11 @@ class OnDisk:
                 if other is not folder:
                     other.wait()  # what is on disk of a phase says that those before are
             folder.save(round_, states, score=score, record=record)
+
+    def is_due(self, phase: str, round_: int) -> bool:
+        """Whether these clients are written, if they are given now."""
+        optional = phase in (ROUNDS, LOCAL) and round_ < self._num_rounds
+        return not (optional and (round_ % self._every or self._folders[phase].busy))
 
     def load(self, phase: str, shapes: States) -> States:
         """The last that is on disk."""
@@ -204,6 +211,49 @@ class OnDisk:
     def _wait(self, phase: str) -> None:
         with writing():
             self._folders[phase].wait()
+
+
+class OfFirst:
+    """What process 0 keeps on disk, in all processes: all of them go on from there, and all give it what is kept."""
+
+    def __init__(self, kept: OnDisk | None):
+        """Asks nothing yet.
+
+        Args:
+          kept: in process 0; None in the others.
+        """
+        self._kept = kept
+
+    def last(self, phase: str) -> int | None:
+        """The last that is on disk."""
+        return together.tell(lambda: self._kept.last(phase))
+
+    def save(
+        self, phase: str, round_: int, states: States, *, score: float | None = None, note: Record | None = None
+    ) -> None:
+        """Begins to write what `OnDisk` would."""
+        if together.tell(lambda: self._kept.is_due(phase, round_)):
+            states = on_host(states)
+            if self._kept is not None:
+                self._kept.save(phase, round_, states, score=score, note=note)
+
+    def load(self, phase: str, shapes: States) -> States:
+        """The last that is on disk."""
+        return together.tell_arrays(lambda: self._kept.load(phase, shapes), shapes)
+
+    def note(self, phase: str) -> Record:
+        """What was noted with the last that is on disk."""
+        return together.tell(lambda: self._kept.note(phase))
+
+    def close(self) -> None:
+        """Returns when everything is on disk."""
+        if self._kept is not None:
+            self._kept.close()
+
+    def finish(self) -> None:
+        """Removes what only a run that goes on needs."""
+        if self._kept is not None:
+            self._kept.finish()
 
 
 def _is_position(position: Any) -> bool:

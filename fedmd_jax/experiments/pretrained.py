@@ -15,31 +15,32 @@ import jax
 import numpy as np
 
 from fedmd_jax.checkpoint import load_tree, save_tree
+from fedmd_jax.experiments import together
 from fedmd_jax.experiments.run_directory import origin, writing
 from fedmd_jax.federation import States
+from fedmd_jax.processes import on_host
 
 
 class Pretrained(NamedTuple):
     """Where the clients of a run are kept, whether or not they are there."""
 
     path: pathlib.Path
-
-    @property
-    def found(self) -> bool:
-        """Whether they are there."""
-        return self.path.is_dir()
+    found: bool  # whether they were there when the run began, of many processes where process 0 is
 
     def load(self, shapes: States) -> States:
         """The clients, of these shapes."""
         return load_tree(self.path, shapes)
 
     def save(self, states: States) -> None:
-        """Keeps the clients; `WriteError` where that cannot be."""
+        """Keeps the clients, of many processes in the first; `WriteError` where that cannot be."""
+        states = on_host(states)
+        if not together.is_first():
+            return
         with writing("cannot keep pretrained clients"):
             try:
                 save_tree(self.path, states)
             except OSError:
-                if not self.found:  # another run may have been faster
+                if not self.path.is_dir():  # another run may have been faster
                     raise
 
 
@@ -52,7 +53,8 @@ def place_of(folder: pathlib.Path, settings: object, data: chex.ArrayTree) -> Pr
       data: the arrays that they see.
     """
     here = {name: origin()[name] for name in ("versions", "device")}
-    return Pretrained(folder / fingerprint({"settings": settings, **here}, data))
+    path = folder / fingerprint({"settings": settings, **here}, data)
+    return Pretrained(path, together.tell(path.is_dir))
 
 
 def fingerprint(known: object, data: chex.ArrayTree) -> str:

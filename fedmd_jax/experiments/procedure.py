@@ -1,7 +1,7 @@
 """The whole procedure of the paper, from images to the last round."""
 
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
@@ -14,11 +14,13 @@ from fedmd_jax.attendance import AttendancePolicy, attendance_or_everybody, simu
 from fedmd_jax.clients import ArchitectureGroup, group_client_ids, stack_private
 from fedmd_jax.communication import Communication, communication_bytes
 from fedmd_jax.devices import client_costs
+from fedmd_jax.experiments import together
 from fedmd_jax.experiments.ahead import compiling
-from fedmd_jax.experiments.datasets import Datasets, hold_out, load
+from fedmd_jax.experiments.datasets import Datasets, hold_out, load, pool
 from fedmd_jax.experiments.kept import LOCAL, PRETRAINED, ROUNDS, TRANSFERRED, InMemory, Kept
 from fedmd_jax.experiments.networks import architecture_from_name
-from fedmd_jax.experiments.pretrained import Pretrained, place_of
+from fedmd_jax.experiments.own_data import of_everybody, take_own
+from fedmd_jax.experiments.pretrained import Pretrained, fingerprint, place_of
 from fedmd_jax.experiments.settings import Devices, Experiment
 from fedmd_jax.experiments.stopwatch import Stopwatch
 from fedmd_jax.federation import (
@@ -33,7 +35,7 @@ from fedmd_jax.federation import (
     with_faults,
 )
 from fedmd_jax.mapping import chunk_of, client_mesh
-from fedmd_jax.spread import gather_clients
+from fedmd_jax.spread import gather_clients, is_spread_over_processes
 from fedmd_jax.subset import draw_public_subset, draw_stratified_subset
 from fedmd_jax.types import PrivateDataset, PublicDataset
 
@@ -89,13 +91,16 @@ class Prepared(NamedTuple):
     datasets: Datasets
     private: dict[str, PrivateDataset]  # per group, stacked
     pretraining: PublicDataset  # the public examples of transfer learning
-    pooling: PrivateDataset  # the private examples of the upper bound
+    pooling: PrivateDataset | None  # the private examples of the upper bound, if it is wanted
     validation: dict[str, PrivateDataset]  # per program of the federation that stops early
     pretrained: Pretrained | None  # where clients are kept after the public half of transfer learning
 
 
 def prepare(experiment: Experiment) -> Prepared:
     """Loads the data and builds the federation.
+
+    In many processes each loads the private examples of the clients on its own devices. The upper bound trains on
+    everybody's: if it is wanted, they are sent from device to device.
 
     Args:
       experiment: all settings.
@@ -109,6 +114,7 @@ def prepare(experiment: Experiment) -> Prepared:
     )
     groups = group_clients(experiment, datasets.num_classes)
     mesh = choose_mesh(experiment.devices)
+    costs = None if mesh is None else client_costs(groups, datasets.public.inputs[:1])
     federation = fedmd(
         groups,
         subset_size=experiment.subset_size,
@@ -122,17 +128,30 @@ def prepare(experiment: Experiment) -> Prepared:
         score_bound=experiment.score_bound,
         clients_per_chunk=experiment.clients_per_chunk or "auto",
         mesh=mesh,
-        costs=None if mesh is None else client_costs(groups, datasets.public.inputs[:1]),
+        costs=costs,
     )
-    private = stack_private(groups, datasets.private)
-    pretraining, pooling, validation = split_validation(experiment, datasets)
-    federation.check(datasets.public, private, datasets.pooled, datasets.test, *validation.values())
+    datasets, private, pooled = _take_private(experiment, datasets, federation, costs)
+    pretraining, pooling, validation = split_validation(experiment, datasets, pooled)
+    federation.check(datasets.public, private, datasets.test, *validation.values())
     pretrained = _pretrained(experiment, datasets.num_classes, (pretraining, validation.get("pretrain")))
-    everywhere = {name: federation.put(getattr(datasets, name)) for name in ("public", "pooled", "test")}
-    datasets = datasets._replace(**everywhere)
+    datasets = datasets._replace(public=federation.put(datasets.public), test=federation.put(datasets.test))
     private, pretraining, pooling = map(federation.put, (private, pretraining, pooling))
     validation = {name: federation.put(examples) for name, examples in validation.items()}
     return Prepared(experiment, federation, datasets, private, pretraining, pooling, validation, pretrained)
+
+
+def _take_private(
+    experiment: Experiment, datasets: Datasets, federation: Federation, costs: Mapping[str, float] | None
+) -> tuple[Datasets, Mapping[str, PrivateDataset], PrivateDataset | None]:
+    """The datasets with the examples of this process's clients, those of each group, and those of all if wanted."""
+    groups, mesh = federation.groups, federation.mesh
+    if is_spread_over_processes(mesh):
+        together.check_same("public and test data", fingerprint(None, (datasets.public, datasets.test)))
+        datasets, private = take_own(groups, datasets, mesh, costs=costs)
+        return datasets, private, pool(of_everybody(groups, private)) if experiment.pooled else None
+    datasets = datasets._replace(private=dict(datasets.private))
+    private = stack_private(groups, datasets.private)
+    return datasets, private, pool(datasets.private) if experiment.pooled else None
 
 
 def choose_mesh(devices: Devices) -> Mesh | None:
@@ -159,8 +178,8 @@ def _pretrained(experiment: Experiment, num_classes: int, data: tuple) -> Pretra
 
 
 def split_validation(
-    experiment: Experiment, datasets: Datasets
-) -> tuple[PublicDataset, PrivateDataset, dict[str, PrivateDataset]]:
+    experiment: Experiment, datasets: Datasets, pooled: PrivateDataset | None
+) -> tuple[PublicDataset, PrivateDataset | None, dict[str, PrivateDataset]]:
     """What transfer learning and the upper bound train on, and what their early stopping looks at.
 
     Only where a phase monitors validation data is anything held out of its training.
@@ -168,6 +187,7 @@ def split_validation(
     Args:
       experiment: its phases.
       datasets: of the experiment.
+      pooled: private examples of all clients together; None where nobody trains on them.
 
     Returns:
       Public examples, pooled private examples, and by the name of the federation's function one validation set for
@@ -177,7 +197,7 @@ def split_validation(
     phases = {
         "pretrain": (experiment.public_training.monitored, datasets.public, datasets.public_test),
         "personalize": (experiment.private_training.monitored, None, datasets.test),
-        "pool": (experiment.pooled_training.monitored, datasets.pooled, datasets.test),
+        "pool": (experiment.pooled_training.monitored if pooled else None, pooled, datasets.test),
     }
     train, validation = {}, {}
     for name, (monitored, examples, test) in phases.items():
@@ -316,7 +336,7 @@ def _clients_pretrained(run: _Run) -> States:
     states = run.federation.new_states(run.keys.init, datasets.public.inputs[:1])  # `prepare` has checked the data
     if (source := pretrained_from(run.prepared)) is not None:
         run.observer.phase(f"transfer learning: public data, done in {source}")
-        states = run.federation.put(shared.load(run.shapes))
+        states = run.federation.put(together.tell_arrays(lambda: shared.load(run.shapes), run.shapes))
     else:
         run.observer.phase("transfer learning: public data")
         states, losses = run.federation.pretrain(states, pretraining, run.keys.public, *_named(validation, "pretrain"))

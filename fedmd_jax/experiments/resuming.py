@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import jax
 
 from fedmd_jax.experiments import run_directory as files
+from fedmd_jax.experiments import together
 from fedmd_jax.experiments.errors import UsageError
 from fedmd_jax.experiments.kept import difference
 from fedmd_jax.experiments.pretrained import fingerprint
@@ -68,6 +69,19 @@ def find(argv: list[str]) -> Interrupted:
     if first is not None and num_seeds is None:
         num_seeds = _num_seeds(config["command"])
     return Interrupted(path, config["experiment"], experiment, config["command"], num_seeds, elsewhere)
+
+
+def find_together(argv: list[str]) -> Interrupted:
+    """What `find` finds, in all processes; process 0 looks for it."""
+
+    def record() -> list:
+        found = find(argv)
+        return [str(found.path), found.name, dataclasses.asdict(found.experiment), *found[3:]]
+
+    if not together.are_many():
+        return find(argv)
+    path, name, settings, *others = together.tell(record)
+    return Interrupted(pathlib.Path(path), name, settings_from(Experiment, settings), *others)
 
 
 def _of_this_machine(experiment: Experiment) -> Experiment:
@@ -132,12 +146,14 @@ def _value(kind: Any, value: Any, where: str) -> Any:
 
 
 def identity(prepared: Prepared) -> Record:
-    """What decides the bits of a run, as JSON gives it back."""
+    """What decides the bits of a run, as JSON gives it back; of many processes all put together what they know."""
     settings = dataclasses.asdict(prepared.experiment)
     del settings["checkpoint_every"], settings["pretrained_dir"], settings["data"]["data_dir"]  # decide no bit
     origin, groups = files.origin(), prepared.federation.groups
     # What is held out and what is pooled follow from these and the settings.
-    data = (prepared.datasets.public, prepared.datasets.private, prepared.datasets.test)
+    data = (prepared.datasets.public, prepared.datasets.test)
+    own = {str(client_id): fingerprint(None, examples) for client_id, examples in prepared.datasets.private.items()}
+    private = {client_id: known for part in together.collect(own) for client_id, known in part.items()}
     known = {
         "devices": settings.pop("devices"),
         "settings": settings,
@@ -146,7 +162,7 @@ def identity(prepared: Prepared) -> Record:
         "versions": origin["versions"],
         "device": origin["device"],
         "xla_flags": origin["environment"].get("XLA_FLAGS"),
-        "data": fingerprint(None, data),
+        "data": fingerprint(private, data),
     }
     return json.loads(json.dumps(known))
 

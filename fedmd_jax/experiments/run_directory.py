@@ -405,10 +405,11 @@ def _check_complete(path: pathlib.Path, summary: Record, metrics: Sequence[Recor
 def origin() -> Record:
     """What the results hang on besides the settings: versions, device and environment variables."""
     versions = {"python": platform.python_version(), "fedmd_jax": fedmd_jax.__version__}
-    devices = jax.devices()
+    devices, num_processes = jax.devices(), jax.process_count()
+    device = {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)}
     return {
         "versions": versions | {package: importlib.metadata.version(package) for package in _PACKAGES},
-        "device": {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)},
+        "device": device | ({"processes": num_processes} if num_processes > 1 else {}),
         "environment": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
     }
 

@@ -8,9 +8,10 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from fedmd_jax.experiments import run_directory as files
+from fedmd_jax.experiments import together
 from fedmd_jax.experiments.errors import bad_input
 from fedmd_jax.experiments.interrupts import CtrlC, Uninterrupted
-from fedmd_jax.experiments.kept import LOCAL_PARTS, OnDisk
+from fedmd_jax.experiments.kept import LOCAL_PARTS, OfFirst, OnDisk
 from fedmd_jax.experiments.procedure import (
     Observers,
     Prepared,
@@ -21,7 +22,7 @@ from fedmd_jax.experiments.procedure import (
     prepare,
     pretrained_from,
 )
-from fedmd_jax.experiments.progress import make_progress
+from fedmd_jax.experiments.progress import Progress, make_progress
 from fedmd_jax.experiments.recorder import Recorder
 from fedmd_jax.experiments.resuming import identity
 from fedmd_jax.experiments.run_directory import Record
@@ -91,15 +92,16 @@ def run_all(
 class _Writing(NamedTuple):
     """What writes into the directory of a run."""
 
-    recorder: Recorder
-    kept: OnDisk | None
+    recorder: Recorder | None  # of many processes in the first only
+    kept: OnDisk | OfFirst | None
 
     def close(self) -> None:
         """All is on disk, and another process may have the directory."""
         try:
             self.wait()
         finally:
-            self.recorder.close()
+            if self.recorder is not None:
+                self.recorder.close()
 
     def wait(self) -> None:
         """All is on disk."""
@@ -107,9 +109,19 @@ class _Writing(NamedTuple):
             self.kept.close()
 
 
-def _begin(
+def _begin(path: pathlib.Path, prepared: Prepared, **settings: Any) -> _Writing:
+    """Of many processes the first writes, and lets the others know."""
+    known = identity(prepared) if prepared.experiment.checkpoint_every else None
+    if not together.are_many():
+        return _begin_here(path, prepared, known, **settings)
+    writing = _begin_here(path, prepared, known, **settings) if together.is_first() else _Writing(None, None)
+    return writing if known is None else writing._replace(kept=OfFirst(writing.kept))
+
+
+def _begin_here(
     path: pathlib.Path,
     prepared: Prepared,
+    known: Record | None,
     *,
     name: str,
     command: str,
@@ -125,10 +137,10 @@ def _begin(
     def position() -> Record:
         return {"num_bytes": recorder.num_bytes, "seconds": watch.seconds()}
 
-    if experiment.checkpoint_every:
+    if known is not None:
         kept = OnDisk(
             path,
-            identity(prepared),
+            known,
             every=experiment.checkpoint_every,
             num_rounds=experiment.num_rounds,
             position=position,
@@ -169,8 +181,9 @@ def _begin(
 
 def _run(run: Callable, prepared: Prepared, writing: _Writing, ctrl_c: CtrlC) -> bool:
     try:
-        with make_progress(prepared.experiment.num_rounds) as progress:
-            run(prepared, Uninterrupted(Observers(writing.recorder, progress), ctrl_c), writing.kept)
+        with make_progress(prepared.experiment.num_rounds) if together.is_first() else Progress() as progress:
+            observers = [progress] if writing.recorder is None else [writing.recorder, progress]
+            run(prepared, Uninterrupted(Observers(*observers), ctrl_c), writing.kept)
         writing.wait()
     except KeyboardInterrupt:
         ctrl_c.hold()  # a second one does not stop the writing
@@ -188,6 +201,8 @@ def _finish(
     interrupted: bool,
 ) -> None:
     recorder, kept = writing
+    if recorder is None:
+        return
     num_done, num_rounds = recorder.num_rounds_done, prepared.experiment.num_rounds
     if num_done is None:
         print(

@@ -3,9 +3,10 @@ import dataclasses
 import numpy as np
 import pytest
 from experiments.conftest import images
+from experiments.watching import watching
 
 from fedmd_jax.data import load_images, save_images
-from fedmd_jax.experiments.datasets import load
+from fedmd_jax.experiments.datasets import load, pool
 from fedmd_jax.experiments.settings import Data
 
 
@@ -15,7 +16,7 @@ def test_shapes_and_counts(data):
     assert datasets.public.inputs.shape == (30, 5, 5, 1)
     assert [inputs.shape for inputs, _ in datasets.private.values()] == [(9, 5, 5, 1)] * 3
     assert list(datasets.private) == [0, 1, 2]
-    assert datasets.pooled.inputs.shape == (27, 5, 5, 1)
+    assert pool(datasets.private).inputs.shape == (27, 5, 5, 1)
     assert datasets.test.inputs.shape == (20, 5, 5, 1)
 
 
@@ -63,10 +64,9 @@ def test_validation_images_are_training_images_that_nobody_owns(data, mean):
     stored = load_images("marks", "train", data_dir=data.data_dir)
     rows = numbers(datasets.test.inputs, mean)
     np.testing.assert_allclose(datasets.test.inputs, stored.images[rows] / 255 - mean, atol=1e-6)
-    assert not set(rows) & set(numbers(datasets.pooled.inputs, mean))
-    assert sorted(rows) == sorted(
-        set(np.flatnonzero(np.isin(stored.labels, (4, 1, 2)))) - set(numbers(datasets.pooled.inputs, mean))
-    )
+    owned = set(numbers(pool(datasets.private).inputs, mean))
+    assert not set(rows) & owned
+    assert sorted(rows) == sorted(set(np.flatnonzero(np.isin(stored.labels, (4, 1, 2)))) - owned)
     with pytest.raises(ValueError, match="the validation part of marks has 9 examples, num_test wants 10"):
         load(dataclasses.replace(data, num_test=10), num_clients=3, seed=0)
 
@@ -85,9 +85,25 @@ def test_no_private_example_is_owned_twice_and_the_pooled_ones_are_all_of_them(d
     datasets = load(data, num_clients=3, seed=0)
     owned = [number for inputs, _ in datasets.private.values() for number in numbers(inputs, mean)]
     assert len(set(owned)) == 27
-    assert numbers(datasets.pooled.inputs, mean) == owned
+    pooled = pool(datasets.private)
+    assert numbers(pooled.inputs, mean) == owned
     labels = np.concatenate([labels for _, labels in datasets.private.values()])
-    assert datasets.pooled.labels.tolist() == labels.tolist()
+    assert pooled.labels.tolist() == labels.tolist()
+
+
+def test_images_of_a_client_are_taken_when_they_are_asked_for(data, monkeypatch):
+    taken = []
+    monkeypatch.setattr("fedmd_jax.experiments.datasets.load_images", watching("marks", taken))
+    private = load(data, num_clients=3, seed=0).private
+    assert private.num_examples == {0: 9, 1: 9, 2: 9}
+    assert taken == []
+    private[1]
+    own = set(taken)
+    assert len(own) == len(taken) == 9
+    private[2]
+    assert not own & set(taken[9:])
+    with pytest.raises(KeyError):
+        private[3]
 
 
 def test_the_seed_decides(data):

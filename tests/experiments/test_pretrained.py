@@ -86,7 +86,7 @@ def test_the_fingerprint_sees_every_number_shape_and_kind():
 
 def test_states_come_back_to_the_bit(tmp_path):
     states = {"mlp:n1=3": {"w": jnp.array([[0.1, -0.0], [jnp.nan, 1e-40]]), "count": jnp.array([3], jnp.int32)}}
-    kept = Pretrained(tmp_path / "deep" / "place")
+    kept = Pretrained(tmp_path / "deep" / "place", False)
     kept.save(states)
     found = kept.load(states)
     assert found["mlp:n1=3"]["w"].tobytes() == states["mlp:n1=3"]["w"].tobytes()
@@ -106,7 +106,7 @@ def test_clients_that_failed_are_not_kept(experiment, tmp_path):
 def test_a_place_that_cannot_be_written_is_told_and_another_run_may_be_faster(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(WriteError, match="cannot keep pretrained clients"):
-        Pretrained(tmp_path / "file" / "place").save({"w": jnp.zeros(1)})
+        Pretrained(tmp_path / "file" / "place", False).save({"w": jnp.zeros(1)})
 
 
 def test_who_does_not_get_through_the_bound_has_none(experiment):

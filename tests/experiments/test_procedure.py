@@ -235,7 +235,7 @@ def test_validation_data_are_held_out_of_training_and_of_nothing_else(experiment
     assert set(prepared.validation) == {"pretrain", "pool"}
     for name, train, whole, num_held in (
         ("pretrain", prepared.pretraining, plain.datasets.public, 3),
-        ("pool", prepared.pooling, plain.datasets.pooled, 3),
+        ("pool", prepared.pooling, plain.pooling, 3),
     ):
         held = prepared.validation[name]
         assert len(held.labels) == held.num_examples == num_held
@@ -244,7 +244,7 @@ def test_validation_data_are_held_out_of_training_and_of_nothing_else(experiment
         order, same = np.lexsort(found.T), np.lexsort(expected.T)
         np.testing.assert_array_equal(found[order], expected[same])  # every row once
         np.testing.assert_array_equal(np.concatenate([train.labels, held.labels])[order], whole.labels[same])
-    for name in ("public", "pooled", "test"):  # the rounds and the clients' own data are as they were
+    for name in ("public", "test"):  # the rounds and the clients' own data are as they were
         assert (getattr(prepared.datasets, name).inputs == getattr(plain.datasets, name).inputs).all()
     assert plain.validation == {}
     assert plain.pretraining is plain.datasets.public
@@ -254,7 +254,7 @@ def test_the_test_set_is_looked_at_only_where_it_is_asked_for(experiment, data_f
     prepared = prepare(stopping(experiment, private_training="test", pooled_training="test"))
     assert set(prepared.validation) == {"personalize", "pool"}
     assert all(data is prepared.datasets.test for data in prepared.validation.values())
-    assert prepared.pooling is prepared.datasets.pooled
+    assert (prepared.pooling.inputs == prepare(experiment).pooling.inputs).all()
     assert prepared.datasets.public_test is None
     with pytest.raises(ValueError, match="no data set 'dots' with split 'test'"):
         prepare(stopping(experiment, public_training="test"))

@@ -129,7 +129,7 @@ def check_numbers(what: str, array: Any, *, kind: Any = jnp.number, rank: int | 
 def _is_of(dtype: Any, kind: Any) -> bool:
     try:
         known = jax.dtypes.issubdtype(jax.dtypes.canonicalize_dtype(dtype), kind)
-    except TypeError:  # strings, objects, dates
+    except (TypeError, ValueError):  # strings, objects, dates; keys
         return False
     return known and dtype.isnative and dtype.itemsize <= (16 if dtype.kind == "c" else 8)  # no long doubles
 

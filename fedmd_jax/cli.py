@@ -161,9 +161,13 @@ def _run(argv: list[str], ctrl_c: CtrlC) -> int:
 
 
 def _resume(argv: list[str], ctrl_c: CtrlC) -> int:
+    if set(argv) & set(HELP):
+        raise UsageError(resuming.USAGE)
     processes, argv = parse_processes(argv)
     together.start(processes, ctrl_c.hand_over)
     path, name, experiment, command, num_seeds, elsewhere = resuming.find_together(argv)
+    if elsewhere and processes.wanted:
+        experiment = dataclasses.replace(experiment, devices="all")  # whatever it was before
     experiment = _everywhere(experiment, processes)
     if num_seeds is None and together.tell(lambda: files.is_finished(path)):
         print(f"nothing to do: the run in {path} is finished")

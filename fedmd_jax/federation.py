@@ -561,14 +561,17 @@ def _check_data(
     if not isinstance(private, Mapping) or set(private) != set(groups):
         found = sorted(private, key=str) if isinstance(private, Mapping) else private
         raise ValueError(f"private data is needed for the groups {sorted(groups)}, got {told(found)}")
-    num_public, *shape = check_inputs("public dataset", public.inputs).shape
+    if public.labels is None:
+        inputs = check_inputs("public dataset", public.inputs)
+    else:
+        inputs, _ = check_examples("public dataset", public.inputs, public.labels)
+    num_public, *shape = inputs.shape
     if subset_size > num_public:
         raise ValueError(
             f"the public subset of a round must be at most the public dataset, {num_public} examples, got {subset_size}"
         )
     num_classes = num_outputs(groups, public.inputs[:2])
     if public.labels is not None:
-        check_examples("public dataset", public.inputs, public.labels)
         check_labels_in_head("public dataset", public.labels, num_classes)
     for number, dataset in enumerate((private, *others)):
         shared = isinstance(dataset, PrivateDataset)

@@ -13,11 +13,16 @@ os.environ["XLA_FLAGS"] += (
     else ""
 )
 
+import hypothesis
 import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Whatever is compiled takes its time, and the more so the more others compute.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 # Many tests compile the same small program.
 _cache = tempfile.TemporaryDirectory(prefix="fedmd_jax_tests_")

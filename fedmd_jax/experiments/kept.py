@@ -224,6 +224,11 @@ class OfFirst:
         """
         self._kept = kept
 
+    @property
+    def continued(self) -> list[Record]:
+        """Where the run went on, as process 0 has it, which alone writes it down."""
+        return [] if self._kept is None else self._kept.continued
+
     def last(self, phase: str) -> int | None:
         """The last that is on disk."""
         return together.tell(lambda: self._kept.last(phase))

@@ -34,13 +34,13 @@ class Pretrained(NamedTuple):
     def save(self, states: States) -> None:
         """Keeps the clients, of many processes in the first; `WriteError` where that cannot be."""
         states = on_host(states)
-        if not together.is_first():
+        if not together.is_first() or self.path.is_dir():  # another run may have been faster, and a third may read it
             return
         with writing("cannot keep pretrained clients"):
             try:
                 save_tree(self.path, states)
             except OSError:
-                if not self.path.is_dir():  # another run may have been faster
+                if not self.path.is_dir():
                     raise
 
 

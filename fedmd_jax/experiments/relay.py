@@ -3,6 +3,9 @@
 import contextlib
 import socket
 import threading
+import time
+
+_SECONDS = 20.0  # after which the other machine is taken for one that never listens
 
 
 def relay(host: str, port: int) -> int:
@@ -28,12 +31,29 @@ def _serve(server: socket.socket, host: str, port: int) -> None:
     while True:
         here, _ = server.accept()
         kept.append(here)
-        try:
-            there = socket.create_connection((host, port))
-        except OSError:
-            continue
+        threading.Thread(target=_carry, args=(here, host, port, kept), daemon=True).start()
+
+
+def _carry(here: socket.socket, host: str, port: int, kept: list[socket.socket]) -> None:
+    there = _reach(host, port)
+    if there is not None:
+        kept.append(there)
         threading.Thread(target=_pump, args=(here, there), daemon=True).start()
-        threading.Thread(target=_pump, args=(there, here), daemon=True).start()
+        _pump(there, here)
+
+
+def _reach(host: str, port: int) -> socket.socket | None:
+    """A connection, also where the other machine is not listening yet: who is let in here does not knock twice soon."""
+    end = time.monotonic() + _SECONDS
+    while time.monotonic() < end:
+        try:
+            there = socket.create_connection((host, port), timeout=_SECONDS)
+        except OSError:
+            time.sleep(0.05)
+        else:
+            there.settimeout(None)
+            return there
+    return None
 
 
 def _pump(source: socket.socket, target: socket.socket) -> None:

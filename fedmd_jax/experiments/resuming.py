@@ -72,7 +72,7 @@ def find(argv: list[str]) -> Interrupted:
 
 
 def find_together(argv: list[str]) -> Interrupted:
-    """What `find` finds, in all processes; process 0 looks for it."""
+    """What `find` finds, in all processes; process 0 looks for it. The data may be in another folder elsewhere."""
 
     def record() -> list:
         found = find(argv)
@@ -81,21 +81,23 @@ def find_together(argv: list[str]) -> Interrupted:
     if not together.are_many():
         return find(argv)
     path, name, settings, *others = together.tell(record)
-    return Interrupted(pathlib.Path(path), name, settings_from(Experiment, settings), *others)
+    experiment = settings_from(Experiment, settings)
+    data = dataclasses.replace(experiment.data, data_dir=_if_there(experiment.data.data_dir))
+    return Interrupted(pathlib.Path(path), name, dataclasses.replace(experiment, data=data), *others)
 
 
 def _of_this_machine(experiment: Experiment) -> Experiment:
     """The same with as many devices as there are, at most, and without folders that are not there."""
-
-    def there(folder):
-        return folder if folder is not None and pathlib.Path(folder).expanduser().is_dir() else None
-
     devices = experiment.devices
     if isinstance(devices, int) and devices > jax.device_count():
         devices = "all"
-    data = dataclasses.replace(experiment.data, data_dir=there(experiment.data.data_dir))
-    kept = there(experiment.pretrained_dir)
+    data = dataclasses.replace(experiment.data, data_dir=_if_there(experiment.data.data_dir))
+    kept = _if_there(experiment.pretrained_dir)
     return dataclasses.replace(experiment, devices=devices, data=data, pretrained_dir=kept)
+
+
+def _if_there(folder: str | None) -> str | None:
+    return folder if folder is not None and pathlib.Path(folder).expanduser().is_dir() else None
 
 
 def settings_from(kind: type[Settings], content: Any, where: str = "settings") -> Settings:

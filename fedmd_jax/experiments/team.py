@@ -116,15 +116,16 @@ class Team:
         self._wait_for_all(_PATIENCE)
 
     def part(self) -> None:
-        """The end of all, when all are done."""
+        """The end of all, when all are done; until process 0 is, its end before its time is that of the others, too."""
         if self.is_first:
             self._wait_for_all()
-        self._leaving.set()
+            self._leaving.set()
         for peer in self._connections:
             with contextlib.suppress(OSError):
                 self._write(peer, _DONE, b"")
         if not self.is_first:
             self._wait_for_all()
+            self._leaving.set()
 
     def _wait_for_all(self, seconds: float | None = None) -> None:
         end = None if seconds is None else time.monotonic() + seconds
@@ -155,9 +156,9 @@ class Team:
                     if kind == _NEWS:
                         self._hear(News(*json.loads(content)))
                     self._gone[peer].set()
-        self._gone[peer].set()
         if peer not in self._done:
             self._hear(News(peer, _LOST, LOST_CODE))
+        self._gone[peer].set()
 
     def _hear(self, news: News) -> None:
         """Passes it on, and lets this process end by itself where it was about to, for the same reason perhaps."""
@@ -261,7 +262,10 @@ def _welcome(connection: socket.socket, found: dict[int, socket.socket], own: di
         hello = json.loads(content)
         process_id = hello["process"]
         known = {key: (hello[key], own[key]) for key in ("of", "known")}
-    except (OSError, ValueError, TypeError, KeyError):  # not one of ours
+        is_one = type(process_id) is type(hello["of"]) is int and 0 < process_id < hello["of"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):  # not one of ours
+        is_one = False
+    if not is_one:
         connection.close()
         return
     problem = None
@@ -285,12 +289,15 @@ def _welcome(connection: socket.socket, found: dict[int, socket.socket], own: di
 
 def _is_closed(connection: socket.socket) -> bool:
     """Whether the process at the other end has died; it has nothing to say before all are here."""
+    connection.setblocking(False)  # with a timeout Python waits before it looks
     try:
-        return not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        return not connection.recv(1, socket.MSG_PEEK)
     except BlockingIOError:
         return False
     except OSError:
         return True
+    finally:
+        connection.settimeout(_PATIENCE)
 
 
 def _knock(host: str, port: int, hello: dict[str, Any], end: float, seconds: float) -> socket.socket:

@@ -18,9 +18,11 @@ from typing import Any
 
 import chex
 import jax
+import jaxlib
 import numpy as np
 import tyro
 
+import fedmd_jax
 from fedmd_jax.experiments.errors import UsageError
 from fedmd_jax.experiments.relay import relay
 from fedmd_jax.experiments.team import LOST_CODE, News, Team, TeamError, free_port, is_loopback, meet, split_address
@@ -86,6 +88,7 @@ class _Now:
     options: str = ""  # what makes this process one of them
     hint: str = ""  # how to go on where this ends early
     reason: str = "was interrupted"  # why it does
+    stopped: bool = False  # whether another was sent a signal
 
 
 def start(processes: Processes, hand_over: Callable[[Callable[[int], None]], None]) -> None:
@@ -106,7 +109,7 @@ def start(processes: Processes, hand_over: Callable[[Callable[[int], None]], Non
     if jax.distributed.is_initialized() or backends_are_initialized():
         raise UsageError("many processes must find each other before JAX is used, but it is in use in this process")
     address, num_processes, process_id, local_devices = _who(processes)
-    versions = f"jax {jax.__version__}"
+    versions = ", ".join(f"{each.__name__} {each.__version__}" for each in (fedmd_jax, jax, jaxlib))
     try:
         connections = meet(address, process_id, num_processes, seconds=processes.wait, known=versions)
     except TeamError as error:
@@ -268,5 +271,8 @@ def _end(news: News) -> None:
 
 
 def _stop(number: int) -> None:
-    """As if process 0 had been sent the signal."""
+    """As if process 0 had been sent the signal, once: a terminal sends Ctrl-C to all, who all pass it on."""
+    if _Now.stopped:
+        return
+    _Now.stopped = True
     signal.pthread_kill(threading.main_thread().ident, number)

@@ -165,6 +165,9 @@ def message(content):
 
 def test_all_meet_and_strangers_are_let_go(address):
     strangers = [b"GET / HTTP/1.1\r\n\r\n", message(b"[]"), message(b'{"process": 1}'), message(b"\xff"), b""]
+    no_ids = ([], "1", 0, -1, 3, 99, None, True)
+    strangers += [message(json.dumps({"process": i, "of": 3, "known": "1"}).encode()) for i in no_ids]
+    strangers += [message(b"[" * 4000)]
     first = threading.Thread(target=at_once, args=[partial(knock, address, each) for each in strangers])
 
     def others_later(process_id):
@@ -197,7 +200,7 @@ def test_who_does_not_belong_here_is_told_so(address, others, message):
 def test_a_second_one_of_the_same_number_is_sent_away_unless_the_first_has_died(address):
     first, *ones, second = at_once(come(address, 0), *[come(address, 1, seconds=3)] * 2, come(address, 2))
     assert (first, second) == ([1, 2], [0])
-    assert sorted(isinstance(one, TeamError) for one in ones) == [False, True]
+    assert sorted(map(str, ones)) == ["[0]", "there is a process 1 already"]
     hello = message(json.dumps({"process": 1, "of": 3, "known": "1"}).encode())
 
     def die_and_come_again():
@@ -296,3 +299,26 @@ def test_alone_nothing_is_told():
     assert together.tell(lambda: os.getpid()) == os.getpid()
     assert together.collect([1]) == [[1]]
     together.check_same("settings", json.loads("{}"))
+
+
+@pytest.mark.parametrize("how", ["leave", "die"])
+def test_who_is_done_still_hears_of_the_end_of_process_0(members, how):
+    parting = threading.Thread(target=members.teams[1].part, daemon=True)
+    parting.start()
+    if how == "leave":
+        threading.Thread(target=members.teams[0].leave, args=("has failed: disk full", LOST_CODE), daemon=True).start()
+    else:
+        members.die(0)
+    news = members.news[1].get(timeout=SECONDS)
+    assert (news.process, news.code) == (0, LOST_CODE)
+
+
+def test_a_relay_waits_for_who_does_not_listen_yet():
+    port = free_port("127.0.0.1")
+    with socket.create_connection(("127.0.0.1", relay("127.0.0.1", port))) as here:
+        time.sleep(0.3)
+        with socket.create_server(("127.0.0.1", port)) as server:
+            there, _ = server.accept()
+            with there:
+                here.sendall(b"hello")
+                assert there.recv(5) == b"hello"

@@ -582,13 +582,17 @@ def _check_data(
         if not shared and set(dataset) != set(groups):
             found = told(sorted(dataset, key=str))
             raise ValueError(f"labelled dataset {number}: one per group is needed, {sorted(groups)}, got {found}")
-        for name, part in {"shared": dataset}.items() if shared else clients_here(dataset).items():
-            what = f"group {name!r}" if number == 0 else f"labelled dataset {number}, {name}"
-            _check_labelled(what, part, tuple(shape), num_classes)
-        for name, size in {}.items() if shared else group_sizes(dataset).items():
+        parts = {"shared": dataset} if shared else clients_here(dataset)
+        for name, part in parts.items():
+            _check_labelled(_what(number, name), part, tuple(shape), num_classes)
+        for name, size in ({} if shared else group_sizes(dataset)).items():
             if size != groups[name].num_clients:
-                what = f"group {name!r}" if number == 0 else f"labelled dataset {number}, {name}"
-                raise ValueError(f"{what}: {groups[name].num_clients} clients, but data of {size}")
+                raise ValueError(f"{_what(number, name)}: {groups[name].num_clients} clients, but data of {size}")
+
+
+def _what(number: int, name: str) -> str:
+    """A part of the data in a complaint: the private data comes first."""
+    return f"group {name!r}" if number == 0 else f"labelled dataset {number}, {name}"
 
 
 def _check_labelled(what: str, dataset: PrivateDataset, shape: tuple[int, ...], num_classes: int) -> None:

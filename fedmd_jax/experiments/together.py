@@ -26,6 +26,7 @@ import fedmd_jax
 from fedmd_jax.experiments.errors import UsageError
 from fedmd_jax.experiments.relay import relay
 from fedmd_jax.experiments.team import LOST_CODE, News, Team, TeamError, free_port, is_loopback, meet, split_address
+from fedmd_jax.hints import one_line
 from fedmd_jax.mapping import client_mesh, shard_clients
 from fedmd_jax.processes import on_host
 
@@ -245,7 +246,7 @@ def end_together(run: Callable[[], int]) -> int:
         if isinstance(error, jax.errors.JaxRuntimeError):
             threading.Event().wait(_PATIENCE)  # mostly another has ended, which is said and done elsewhere
         traceback.print_exc()
-        failed(f"{type(error).__name__}: {' '.join(str(error).split()):.200}")
+        failed(one_line(f"{type(error).__name__}: {error}", longest=200))
         code = 1
     if _Now.team is None:
         return code

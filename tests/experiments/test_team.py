@@ -41,7 +41,7 @@ class Members:
 
     def die(self, which):
         for connection in self.sockets[which].values():
-            connection.shutdown(socket.SHUT_RDWR)
+            connection.shutdown(socket.SHUT_WR)  # only the others hear it: the dead have no more news to pass on
 
     def close(self):
         for connection in itertools.chain(*(own.values() for own in self.sockets)):
@@ -197,25 +197,37 @@ def test_who_does_not_belong_here_is_told_so(address, others, message):
     assert list(map(str, at_once(come(address, 0), come(address, 1, **others)))) == [message] * 2
 
 
-def test_a_second_one_of_the_same_number_is_sent_away_unless_the_first_has_died(address):
-    first, *ones, second = at_once(come(address, 0), *[come(address, 1, seconds=3)] * 2, come(address, 2))
-    assert (first, second) == ([1, 2], [0])
-    assert sorted(map(str, ones)) == ["[0]", "there is a process 1 already"]
-    hello = message(json.dumps({"process": 1, "of": 3, "known": "1"}).encode())
+@pytest.mark.parametrize("one_has_died", [False, True])
+def test_a_second_one_of_the_same_number_is_sent_away_unless_the_first_has_died(address, one_has_died):
+    at_the_door, sent_away = threading.Event(), threading.Event()
 
-    def die_and_come_again():
+    def die():
         for _ in range(1000):
             with contextlib.suppress(ConnectionRefusedError), socket.create_connection(split_address(address)) as dead:
-                dead.sendall(hello)
+                dead.sendall(message(json.dumps({"process": 1, "of": 3, "known": "1"}).encode()))
                 break
             time.sleep(0.01)
-        return come(address, 1)()
 
-    def last():
-        time.sleep(0.5)
+    def be_first():
+        if one_has_died:
+            die()
+        at_the_door.set()
+
+    def be_one():
+        at_the_door.wait(SECONDS)
+        try:
+            return come(address, 1)()
+        except TeamError:
+            sent_away.set()
+            raise
+
+    def be_last():  # or process 0 would be gone before both have knocked
+        sent_away.wait(SECONDS)
         return come(address, 2)()
 
-    assert at_once(come(address, 0), die_and_come_again, last) == [[1, 2], [0], [0]]
+    first, _, *ones, last = at_once(come(address, 0), be_first, be_one, be_one, be_last)
+    assert (first, last) == ([1, 2], [0])
+    assert sorted(map(str, ones)) == ["[0]", "there is a process 1 already"]
 
 
 def test_a_port_that_is_taken_is_told():

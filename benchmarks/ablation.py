@@ -1,0 +1,100 @@
+"""What do a round's digest and its revisit each gain, with which settings?
+
+    python benchmarks/ablation.py --settings "" "--digest.batch-size 64 --revisit.num-epochs 16" [--rounds 4]
+                                  [--all "--width 0.25 --pretrained-dir DIR"] [--experiment letters-iid] [--json FILE]
+
+All settings begin with transfer learning as they have it, and go through the same public subsets. Accuracy is on
+private validation images, never on the test set: the mean of the clients, and that of their *ensemble*, the consensus
+on these images. After its revisit the ensemble has what the clients know together; after the digest that follows, the
+mean has what of it has passed through the public images.
+"""
+
+import argparse
+import pathlib
+import shlex
+from collections.abc import Iterator
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import timing
+
+import fedmd_jax as fmd
+from fedmd_jax.clients import group_client_ids, group_keys
+from fedmd_jax.devices import map_groups
+from fedmd_jax.experiments import Experiment
+from fedmd_jax.experiments.compilation_cache import keep_compiled_programs
+from fedmd_jax.experiments.kept import TRANSFERRED, InMemory
+from fedmd_jax.experiments.procedure import Observer, Prepared, client_shapes, compiled_once, prepare
+from fedmd_jax.experiments.stopwatch import Stopwatch
+from fedmd_jax.federation import States
+from fedmd_jax.options import parse
+from fedmd_jax.round import round_keys
+
+Accuracy = dict[str, float]  # "mean" of the clients, "ensemble"
+
+
+def experiment_of(name: str, words: str) -> Experiment:
+    """The experiment with these options, on validation data, and without what it is compared with."""
+    needed = "--data.evaluate-on validation --data.num-test 1500 --no-local --no-pooled --num-rounds 0"
+    return parse(name, shlex.split(f"{needed} {words}")).experiment
+
+
+def rounds(prepared: Prepared, num_rounds: int) -> Iterator[tuple[int, str, Accuracy]]:
+    """Round, what is over, and how good the clients are then; round 0 is transfer learning."""
+    experiment, federation = prepared.experiment, prepared.federation
+    on_all = {"groups": federation.groups, "clients_per_chunk": experiment.clients_per_chunk or "auto"}
+    score_clients = jax.jit(map_groups(fmd.score, (0, None), **on_all))
+    digest_one = partial(fmd.digest, training=experiment.digest.training(), distance=experiment.distance_function())
+    digest_clients = jax.jit(map_groups(digest_one, (0, None, None, 0), **on_all))
+    client_ids, weights = group_client_ids(federation.groups), fmd.consensus_weights(federation.groups)
+    test = prepared.datasets.test
+
+    def accuracy(states: States) -> Accuracy:
+        scores = score_clients(states, test.inputs)
+        right = {"mean": jnp.concatenate(list(scores.values())), "ensemble": fmd.weighted_consensus(scores, weights)}
+        return {name: float(jnp.mean(jnp.argmax(each, axis=-1) == test.labels)) for name, each in right.items()}
+
+    states = transferred(prepared)
+    yield 0, "transfer", accuracy(states)
+    for round_ in range(1, num_rounds + 1):
+        keys = round_keys(jax.random.fold_in(jax.random.key(experiment.seed), round_))
+        subset = fmd.draw_public_subset(keys.subset, prepared.datasets.public, experiment.subset_size)
+        consensus = fmd.weighted_consensus(score_clients(states, subset.inputs), weights)
+        states, _ = digest_clients(states, subset.inputs, consensus, group_keys(keys.digest, client_ids))
+        yield round_, "digest", accuracy(states)
+        states, _ = federation.revisit(states, prepared.private, keys.revisit)
+        yield round_, "revisit", accuracy(states)
+
+
+def transferred(prepared: Prepared) -> States:
+    """The clients after transfer learning."""
+    kept = InMemory([TRANSFERRED])
+    with compiled_once(prepared, Stopwatch()) as run:
+        run(prepared, Observer(), kept)
+    return kept.load(TRANSFERRED, client_shapes(prepared))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--settings", nargs="+", default=[""], help="options of `fedmd-jax run`, in quotes, for each")
+    parser.add_argument("--all", default="--width 0.25", help="the same of all settings")
+    parser.add_argument("--experiment", default="letters-iid")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--json", type=pathlib.Path, help="append a line for each of the settings to this file")
+    options = parser.parse_args()
+    keep_compiled_programs()
+    for words in options.settings:
+        print(f"{options.experiment} {options.all} {words}")
+        experiment = experiment_of(options.experiment, f"{options.all} {words}")
+        found = []
+        for round_, phase, accuracy in rounds(prepare(experiment), options.rounds):
+            found.append({"round": round_, "after": phase, **accuracy})
+            told = "  ".join(f"{name} {value:.3f}" for name, value in accuracy.items())
+            print(f"  round {round_:2} {phase:8}  {told}", flush=True)
+        record = {"experiment": options.experiment, "all": options.all, "settings": words, "accuracy": found}
+        timing.append_json(options.json, record)
+
+
+if __name__ == "__main__":
+    main()

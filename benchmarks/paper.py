@@ -45,6 +45,7 @@ def run(experiment: str, variant: str, width: float, seed: int, *, more: Sequenc
             raise SystemExit(f"{experiment} with seed {seed} has failed")
         summary, config = (json.loads((path / f"{name}.json").read_text()) for name in ("summary", "config"))
         lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    del summary["environment"]  # names folders of this machine; of the rest `xla_flags` matters
     curve = [
         statistics.mean(line["accuracy"] for line in lines if line["round"] == round_)
         for round_ in range(summary["num_rounds_done"] + 1)

@@ -5,8 +5,8 @@
 
 All settings begin with transfer learning as they have it, and go through the same public subsets. Accuracy is on
 private validation images, never on the test set: the mean of the clients, and that of their *ensemble*, the consensus
-on these images. After its revisit the ensemble has what the clients know together; after the digest that follows, the
-mean has what of it has passed through the public images.
+on these images. After a round's revisit the ensemble has what the clients know together; after the next round's digest
+the mean has what of it has passed through the public images.
 """
 
 import argparse
@@ -21,11 +21,12 @@ import timing
 
 import fedmd_jax as fmd
 from fedmd_jax.clients import group_client_ids, group_keys
+from fedmd_jax.consensus import bound_scores
 from fedmd_jax.devices import map_groups
 from fedmd_jax.experiments import Experiment
 from fedmd_jax.experiments.compilation_cache import keep_compiled_programs
 from fedmd_jax.experiments.kept import TRANSFERRED, InMemory
-from fedmd_jax.experiments.procedure import Observer, Prepared, client_shapes, compiled_once, prepare
+from fedmd_jax.experiments.procedure import Observer, Prepared, client_shapes, compiled_once, keys_of, prepare
 from fedmd_jax.experiments.stopwatch import Stopwatch
 from fedmd_jax.federation import States
 from fedmd_jax.options import parse
@@ -36,34 +37,44 @@ Accuracy = dict[str, float]  # "mean" of the clients, "ensemble"
 
 def experiment_of(name: str, words: str) -> Experiment:
     """The experiment with these options, on validation data, and without what it is compared with."""
-    needed = "--data.evaluate-on validation --data.num-test 1500 --no-local --no-pooled --num-rounds 0"
-    return parse(name, shlex.split(f"{needed} {words}")).experiment
+    needed = "--data.evaluate-on validation --no-local --no-pooled --num-rounds 0"
+    experiment = parse(name, shlex.split(f"--data.num-test 1500 {words} {needed}")).experiment
+    if experiment.probabilities() is not None:
+        raise SystemExit("everybody takes part here, without --availability and --completion")
+    return experiment
 
 
 def rounds(prepared: Prepared, num_rounds: int) -> Iterator[tuple[int, str, Accuracy]]:
-    """Round, what is over, and how good the clients are then; round 0 is transfer learning."""
+    """Round, what is over, and how good the clients are then, as they are in a run; round 0 is transfer learning."""
     experiment, federation = prepared.experiment, prepared.federation
+    if federation.mesh is not None:
+        raise SystemExit("one device is enough here: --devices 1")
     on_all = {"groups": federation.groups, "clients_per_chunk": experiment.clients_per_chunk or "auto"}
     score_clients = jax.jit(map_groups(fmd.score, (0, None), **on_all))
     digest_one = partial(fmd.digest, training=experiment.digest.training(), distance=experiment.distance_function())
     digest_clients = jax.jit(map_groups(digest_one, (0, None, None, 0), **on_all))
     client_ids, weights = group_client_ids(federation.groups), fmd.consensus_weights(federation.groups)
-    test = prepared.datasets.test
+    draw_subset, test = experiment.subset_function(), prepared.datasets.test
+
+    def consensus(scores: dict[str, jax.Array]) -> jax.Array:
+        bounded = {name: bound_scores(each, experiment.score_bound) for name, each in scores.items()}
+        return fmd.weighted_consensus(bounded, weights)
 
     def accuracy(states: States) -> Accuracy:
         scores = score_clients(states, test.inputs)
-        right = {"mean": jnp.concatenate(list(scores.values())), "ensemble": fmd.weighted_consensus(scores, weights)}
-        return {name: float(jnp.mean(jnp.argmax(each, axis=-1) == test.labels)) for name, each in right.items()}
+        told = {"mean": jnp.concatenate(list(scores.values())), "ensemble": consensus(scores)[None]}  # [., N, C]
+        return {name: float(jnp.mean(jnp.argmax(each, axis=-1) == test.labels[None])) for name, each in told.items()}
 
     states = transferred(prepared)
     yield 0, "transfer", accuracy(states)
     for round_ in range(1, num_rounds + 1):
-        keys = round_keys(jax.random.fold_in(jax.random.key(experiment.seed), round_))
-        subset = fmd.draw_public_subset(keys.subset, prepared.datasets.public, experiment.subset_size)
-        consensus = fmd.weighted_consensus(score_clients(states, subset.inputs), weights)
-        states, _ = digest_clients(states, subset.inputs, consensus, group_keys(keys.digest, client_ids))
+        key = jax.random.fold_in(keys_of(experiment.seed).rounds, round_)
+        keys = round_keys(key)
+        subset = draw_subset(keys.subset, prepared.datasets.public, experiment.subset_size)
+        target = consensus(score_clients(states, subset.inputs))
+        states, _ = digest_clients(states, subset.inputs, target, group_keys(keys.digest, client_ids))
         yield round_, "digest", accuracy(states)
-        states, _ = federation.revisit(states, prepared.private, keys.revisit)
+        states, _ = federation.revisit(states, prepared.private, key)
         yield round_, "revisit", accuracy(states)
 
 
@@ -77,7 +88,9 @@ def transferred(prepared: Prepared) -> States:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--settings", nargs="+", default=[""], help="options of `fedmd-jax run`, in quotes, for each")
+    parser.add_argument(
+        "--settings", nargs="+", default=[""], help="options of `fedmd-jax run`, in quotes and with spaces, for each"
+    )
     parser.add_argument("--all", default="--width 0.25", help="the same of all settings")
     parser.add_argument("--experiment", default="letters-iid")
     parser.add_argument("--rounds", type=int, default=4)

@@ -183,6 +183,8 @@ def main() -> None:
     parser.add_argument("--devices", help="as of `fedmd-jax run`: over how many the clients are spread")
     parser.add_argument("--table", action="store_true", help="write the table and run nothing")
     options = parser.parse_args()
+    if missing := set(options.experiments or ()) - set(having(options.variant)):
+        parser.error(f"there is no variant {options.variant} of {', '.join(sorted(missing))}")
     given = {"--pretrained-dir": options.pretrained_dir, "--devices": options.devices}
     more = [word for name, value in given.items() if value is not None for word in (name, value)]
     for experiment in () if options.table else options.experiments or having(options.variant):

@@ -36,7 +36,6 @@ from fedmd_jax.federation import (
 )
 from fedmd_jax.mapping import chunk_of, client_mesh
 from fedmd_jax.spread import gather_clients, is_spread_over_processes
-from fedmd_jax.subset import draw_public_subset, draw_stratified_subset
 from fedmd_jax.types import PrivateDataset, PublicDataset
 
 
@@ -124,7 +123,7 @@ def prepare(experiment: Experiment) -> Prepared:
         digest_training=experiment.digest.training(),
         revisit_training=experiment.revisit.training(),
         distance=experiment.distance_function(),
-        draw_subset=draw_public_subset if experiment.subset == "random" else draw_stratified_subset,
+        draw_subset=experiment.subset_function(),
         score_bound=experiment.score_bound,
         clients_per_chunk=experiment.clients_per_chunk or "auto",
         mesh=mesh,
@@ -287,8 +286,8 @@ def _done_before(experiment: Experiment, kept: Kept) -> set[str]:
 _FAULTS = _PUBLIC_FAULT, _PRIVATE_FAULT = ("public training not finite", "private training not finite")
 
 
-class _Keys(NamedTuple):
-    """All follow from the seed, so that none need be kept."""
+class Keys(NamedTuple):
+    """Those of the phases of a run."""
 
     init: jax.Array
     public: jax.Array
@@ -298,6 +297,12 @@ class _Keys(NamedTuple):
     attendance: jax.Array
 
 
+def keys_of(seed: int) -> Keys:
+    """All follow from the seed, so that none need be kept."""
+    key = jax.random.key(seed)
+    return Keys(*jax.random.split(key, 5), jax.random.fold_in(key, 5))  # `split` takes the first five of `fold_in`
+
+
 class _Run(NamedTuple):
     """What every phase has at hand."""
 
@@ -305,7 +310,7 @@ class _Run(NamedTuple):
     prepared: Prepared
     observer: Observer
     kept: Kept
-    keys: _Keys
+    keys: Keys
     shapes: States
     faults: dict[str, list[int]]  # of transfer learning, found as it goes on
 
@@ -316,9 +321,7 @@ def _run_phases(federation: Federation, prepared: Prepared, observer: Observer, 
     if kept is None:
         wanted = {PRETRAINED: experiment.pooled, TRANSFERRED: experiment.local}
         kept = InMemory([phase for phase, is_wanted in wanted.items() if is_wanted])
-    key = jax.random.key(experiment.seed)
-    keys = _Keys(*jax.random.split(key, 5), jax.random.fold_in(key, 5))  # `split` takes the first five of `fold_in`
-    run = _Run(federation, prepared, observer, kept, keys, client_shapes(prepared), {})
+    run = _Run(federation, prepared, observer, kept, keys_of(experiment.seed), client_shapes(prepared), {})
     _rounds(run)
     if experiment.local:
         _local(run)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -11,6 +11,7 @@ from fedmd_jax.local import Distance, Training
 from fedmd_jax.losses import kl, mae, mse
 from fedmd_jax.optimizers import adam
 from fedmd_jax.stopping import EarlyStopping
+from fedmd_jax.subset import draw_public_subset, draw_stratified_subset
 
 _LARGEST = sys.float_info.max  # JSON has integers beyond it
 
@@ -296,6 +297,10 @@ class Experiment:
         return {
             name: dict(enumerate(values * num_clients if len(values) == 1 else values)) for name, values in both.items()
         }
+
+    def subset_function(self) -> Callable:
+        """`draw_public_subset` or `draw_stratified_subset`."""
+        return {"random": draw_public_subset, "stratified": draw_stratified_subset}[self.subset]
 
     def distance_function(self) -> Distance:
         """`mae`, `mse`, or `kl` at the temperature."""

@@ -10,7 +10,7 @@ _PAPER = {
     "cifar-iid": cifar_iid,
     "cifar-superclass": cifar_superclass,
 }
-# The paper's, and under other names the released code's, and what ends nearer to the bound.
+# The paper's, and under other names the released code's, and what did best on validation data.
 EXPERIMENTS: dict[str, Experiment] = {
     "quickstart": QUICKSTART,
     **{name: module.PAPER for name, module in _PAPER.items()},

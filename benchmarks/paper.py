@@ -1,6 +1,6 @@
 """How close does FedMD come to the paper, and what do its controls reach?
 
-    python benchmarks/paper.py [--experiments letters-iid ...] [--variant paper|released|tuned] [--width 0.25]
+    python benchmarks/paper.py [--experiments letters-iid ...] [--variant paper|released] [--width 0.25]
                                [--seeds 3] [--devices all] [--pretrained-dir DIR] [--table]
 
 Runs the experiments one seed after the other, as `fedmd-jax run` does, keeps what came out in

@@ -26,7 +26,7 @@ _EXPERIMENTS = "\n\n".join(
         "Where {None} is among the values, None unsets what the experiment has set.",
     ]
 )
-Variant = Literal["paper", "released", "tuned"]
+Variant = Literal["paper", "released"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,8 +34,7 @@ class Defaults:
     """Which settings those are that are not given.
 
     Attributes:
-      variant: Of the paper's experiments: paper; released, the settings of the authors' code; or tuned, of letters-iid,
-        those that did best on validation images.
+      variant: Of the paper's experiments: paper, or released, the settings of the authors' code.
       smoke: Tiny defaults: every part runs, and no accuracy means anything. What is given beside it is taken as it is:
         the networks of --smoke --width 0.25 are wider than those of --smoke alone.
     """

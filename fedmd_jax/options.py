@@ -6,7 +6,7 @@ import io
 import re
 import textwrap
 from collections.abc import Sequence
-from typing import Annotated, Literal, TypeVar, get_args
+from typing import Annotated, Literal, TypeVar
 
 import tyro
 
@@ -26,7 +26,7 @@ _EXPERIMENTS = "\n\n".join(
         "Where {None} is among the values, None unsets what the experiment has set.",
     ]
 )
-Variant = Literal["paper", "released"]
+_RELEASED = "-released"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class Defaults:
         the networks of --smoke --width 0.25 are wider than those of --smoke alone.
     """
 
-    variant: Variant = "paper"
+    variant: Literal["paper", "released"] = "paper"
     smoke: tyro.conf.FlagCreatePairsOff[bool] = False
 
 
@@ -100,12 +100,12 @@ def experiment_name(argv: list[str]) -> str:
     return name
 
 
-def variant_name(name: str, variant: Variant) -> str:
+def variant_name(name: str, variant: str) -> str:
     """The name of an experiment's variant.
 
     Args:
       name: the experiment, which may be a variant already.
-      variant: of it.
+      variant: paper or released.
 
     Raises:
       UsageError: it has no such variant.
@@ -113,18 +113,17 @@ def variant_name(name: str, variant: Variant) -> str:
     >>> variant_name("letters-iid", "released")
     'letters-iid-released'
     """
-    own = _variant_of(name)
-    if variant == own:
+    if variant == _variant_of(name):
         return name
-    if own != "paper":
-        raise UsageError(f"{name} is a variant already, --variant is of {name.removesuffix(f'-{own}')}")
-    if f"{name}-{variant}" not in EXPERIMENTS:
+    if name.endswith(_RELEASED):
+        raise UsageError(f"{name} is a variant already, --variant is of {name.removesuffix(_RELEASED)}")
+    if name + _RELEASED not in EXPERIMENTS:
         raise UsageError(f"{name} has no variant {variant}")
-    return f"{name}-{variant}"
+    return name + _RELEASED
 
 
-def _variant_of(name: str) -> Variant:
-    return next((variant for variant in get_args(Variant) if name.endswith(f"-{variant}")), "paper")
+def _variant_of(name: str) -> Literal["paper", "released"]:
+    return "released" if name.endswith(_RELEASED) else "paper"
 
 
 def parse(name: str, argv: Sequence[str], *, kind: type[Run] | type[Sweep] = Run) -> Run | Sweep | None:

@@ -24,6 +24,7 @@ from fedmd_jax.federation import (
     public_dataset,
     run_federation,
     run_local,
+    vmap_federation,
 )
 from fedmd_jax.local import Training, digest, fit, init_client, pretrain, revisit, score, transfer_learn
 from fedmd_jax.losses import cross_entropy, kl, mae, mse
@@ -118,6 +119,7 @@ __all__ = [
     "take_in_order",
     "transfer_learn",
     "transfer_learn_population",
+    "vmap_federation",
     "weighted_consensus",
     "weighted_sum_clients",
 ]

@@ -19,6 +19,7 @@ from fedmd_jax.experiments import run_directory as files
 from fedmd_jax.experiments.compilation_cache import keep_compiled_programs
 from fedmd_jax.experiments.errors import SettingsError, UsageError, bad_input
 from fedmd_jax.experiments.interrupts import CtrlC
+from fedmd_jax.experiments.procedure import choose_seeds_at_once
 from fedmd_jax.experiments.results import sweep as sweeps
 from fedmd_jax.experiments.results.figures import plot, plot_seeds
 from fedmd_jax.experiments.results.listing import list_runs
@@ -209,6 +210,8 @@ def _run_here(
     hint: str = "",
 ) -> int:
     """One seed or several into a directory, and how to go on where that is interrupted."""
+    with bad_input():
+        experiment = _side_by_side(experiment, num_seeds or 1)
     go_on = f"fedmd-jax run --resume {shlex.quote(str(path))}{hint}"
     together.go_on_with(go_on)
     summaries: list[Record] = []
@@ -228,6 +231,13 @@ def _run_here(
         print(f"to go on: {go_on}{together.hint_options()}", file=sys.stderr)
         return ctrl_c.code
     return 0
+
+
+def _side_by_side(experiment: Experiment, num_seeds: int) -> Experiment:
+    """With the number of seeds that run at once, where it is not one; a `ValueError` where it cannot be."""
+    at_once = choose_seeds_at_once(experiment, num_seeds)
+    same = at_once == (experiment.seeds_at_once or 1)
+    return experiment if same else dataclasses.replace(experiment, seeds_at_once=at_once)
 
 
 def _run_seeds(
@@ -318,6 +328,8 @@ def _run_combination(
     try:
         if isinstance(experiment, SettingsError):
             raise experiment
+        with bad_input():
+            experiment = _side_by_side(experiment, num_seeds)
         completed = _run_seeds(train, path, experiment, num_seeds, summaries)
     except (files.WriteError, files.RunDirectoryError):
         raise  # the others cannot be written, either

@@ -12,6 +12,7 @@ import toys
 from flax import nnx
 
 import fedmd_jax as fmd
+from fedmd_jax.clients import group_client_ids
 
 GROUPS = toys.groups()
 TEST = fmd.labelled_dataset(*toys.examples(200, 60))
@@ -377,3 +378,39 @@ def test_no_rounds_of_local_only_change_nothing(key):
     assert fmd.run_local(federation, states, private, key, num_rounds=0) is states
     with pytest.raises(ValueError, match="num_rounds must be an integer of at least 0, got -1"):
         fmd.run_local(federation, states, private, key, num_rounds=-1)
+
+
+def stacked(trees):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def test_several_federations_at_once_do_what_each_does(key):
+    """Everything on its own: seeds, public data, private data; in the round not everybody takes part."""
+    federation = toys.federation(GROUPS)
+    at_once = fmd.vmap_federation(federation)
+    keys = jax.random.split(key, 2)
+    public = [fmd.public_dataset(*toys.examples(seed, 23)) for seed in (1, 2)]
+    private = [fmd.stack_private(GROUPS, {i: toys.examples(10 * seed + i, 7 + i) for i in range(5)}) for seed in (1, 2)]
+    pooled = [fmd.labelled_dataset(*toys.examples(seed, 31)) for seed in (3, 4)]
+    attendance = [fmd.simulate_attendance(key, availability=0.5)(1, group_client_ids(GROUPS)) for key in keys]
+
+    def everything(federation, key, public, private, pooled, attendance, inputs):
+        states, losses = federation.new_states(key, inputs), []
+        for program, *data in (("pretrain", public), ("personalize", private)):
+            states, loss = getattr(federation, program)(states, *data, key)
+            losses.append(loss)
+        bound, loss = federation.pool(states, pooled, key)
+        states, info = federation.round(states, public, private, key, attendance=attendance)
+        evaluations = [federation.evaluate(states, pooled) for states in (states, bound)]
+        states, more = federation.revisit(states, private, key)
+        return states, bound, [*losses, loss, more], evaluations, info._replace(client_ids=None)
+
+    per_seed = (keys, public, private, pooled, attendance, [each.inputs[:1] for each in public])
+    alone = [everything(federation, *each) for each in zip(*per_seed, strict=True)]
+    together = everything(at_once, *(stacked(part) for part in per_seed))
+    chex.assert_trees_all_close(stacked(alone), together, rtol=1e-5, atol=1e-6)
+
+
+def test_federations_on_a_mesh_are_not_batched():
+    with pytest.raises(ValueError, match="federations are batched on one device, got one on a mesh of 2"):
+        fmd.vmap_federation(toys.federation(GROUPS, mesh=fmd.client_mesh(2)))

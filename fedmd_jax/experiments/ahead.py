@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from fedmd_jax.experiments.stopwatch import Stopwatch
-from fedmd_jax.federation import Federation
+from fedmd_jax.federation import Federation, vmap_federation
 
 
 class Ahead:
@@ -61,9 +61,19 @@ def _with_devices(leaf: Any) -> Any:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding) if on_mesh else jax.typeof(leaf)
 
 
+def _stacked_shapes(tree: Any, size: int) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape), leaf.dtype), tree)
+
+
 @contextmanager
 def compiling(
-    federation: Federation, watch: Stopwatch, *, needed: Collection[str], later: Collection[str] = (), **data: Any
+    federation: Federation,
+    watch: Stopwatch,
+    *,
+    needed: Collection[str],
+    later: Collection[str] = (),
+    seeds_at_once: int = 1,
+    **data: Any,
 ) -> Iterator[Federation]:
     """The same federation, its programs compiled in the order in which a run needs them, blocking and timed by phase.
 
@@ -72,6 +82,7 @@ def compiling(
       watch: is told the seconds.
       needed: names of the programs that the run will call; the others stay as they are.
       later: of these, which are compiled when they are called, and not before.
+      seeds_at_once: where it is more than one, the programs are those of `vmap_federation`, for so many.
       **data: `public`, `private`, `pooled` and `test`, as they will be given, or their shapes; `pretraining` where
         transfer learning is on other public examples, `validation` by the name of a program that stops early, and
         `attendance` where not everybody takes part in all rounds.
@@ -93,22 +104,17 @@ def compiling(
     }
     attending = {"attendance": data["attendance"]} if "attendance" in data else {}
     named = {"round": attending, "revisit": attending}
+    if seeds_at_once > 1:
+        federation = vmap_federation(federation)
     executor = ThreadPoolExecutor(max_workers=os.cpu_count())
     try:
-        ahead = {
-            name: Ahead(
-                executor,
-                watch,
-                phase,
-                getattr(federation, name),
-                *args,
-                *([validation[name]] if name in validation else []),
-                begin=name not in later,
-                **named.get(name, {}),
-            )
-            for name, (phase, *args) in programs.items()
-            if name in needed
-        }
+        ahead = {}
+        for name, (phase, *args) in programs.items():
+            if name in needed:
+                shapes = (*args, *([validation[name]] if name in validation else [])), named.get(name, {})
+                args, others = shapes if seeds_at_once == 1 else _stacked_shapes(shapes, seeds_at_once)
+                program = getattr(federation, name)
+                ahead[name] = Ahead(executor, watch, phase, program, *args, begin=name not in later, **others)
         yield dataclasses.replace(federation, **ahead)
     finally:
         executor.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C nobody waits for what is being compiled

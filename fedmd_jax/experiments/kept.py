@@ -18,7 +18,7 @@ from fedmd_jax.hints import one_line
 from fedmd_jax.processes import on_host
 
 # What decides the bits of a run, and not what it is: another machine may differ in it.
-LOCAL_PARTS = ("versions", "device", "devices", "xla_flags", "clients_at_once")
+LOCAL_PARTS = ("versions", "device", "devices", "xla_flags", "clients_at_once", "seeds_at_once")
 # The phases after which, and within which, clients are kept.
 PRETRAINED, TRANSFERRED, ROUNDS, LOCAL = PHASES = ("pretrained", "transferred", "rounds", "local")
 

@@ -22,6 +22,7 @@ from fedmd_jax.experiments.networks import architecture_from_name
 from fedmd_jax.experiments.own_data import of_everybody, take_own
 from fedmd_jax.experiments.pretrained import Pretrained, fingerprint, place_of
 from fedmd_jax.experiments.settings import Devices, Experiment
+from fedmd_jax.experiments.side_by_side import Meeting
 from fedmd_jax.experiments.stopwatch import Stopwatch
 from fedmd_jax.federation import (
     Federation,
@@ -168,11 +169,38 @@ def choose_mesh(devices: Devices) -> Mesh | None:
     return mesh if mesh.size > 1 else None
 
 
+_MOST_SEEDS_AT_ONCE = 8  # each has its own copy of all data on the device
+
+
+def choose_seeds_at_once(experiment: Experiment, num_seeds: int) -> int:
+    """How many of so many seeds run side by side: what is set, or what is thought to be fastest.
+
+    Args:
+      experiment: its devices, and what is set.
+      num_seeds: how many there are to be.
+
+    Raises:
+      ValueError: more than one at once, of one seed, or on many devices.
+    """
+    wanted, mesh = experiment.seeds_at_once, choose_mesh(experiment.devices)
+    if wanted is None:
+        wanted = 1 if mesh is not None or jax.default_backend() == "cpu" else _MOST_SEEDS_AT_ONCE
+    elif wanted > 1 and num_seeds == 1:
+        raise ValueError(f"seeds_at_once is of several seeds, got {wanted} for one seed")
+    elif wanted > 1 and mesh is not None:
+        raise ValueError(
+            f"seeds run side by side on one device only, got seeds_at_once {wanted} and {mesh.size} devices"
+        )
+    return min(wanted, num_seeds)
+
+
 def _pretrained(experiment: Experiment, num_classes: int, data: tuple) -> Pretrained | None:
     if experiment.pretrained_dir is None:
         return None
     names = ("networks", "width", "head_penalty", "clients_per_chunk", "devices", "public_training", "seed")
     settings = {name: getattr(experiment, name) for name in names} | {"num_classes": num_classes}
+    if (experiment.seeds_at_once or 1) > 1:  # rounding
+        settings["seeds_at_once"] = experiment.seeds_at_once
     return place_of(pathlib.Path(experiment.pretrained_dir).expanduser(), settings, data)
 
 
@@ -233,7 +261,7 @@ def group_clients(experiment: Experiment, num_classes: int) -> dict[str, Archite
 
 @contextmanager
 def compiled_once(
-    prepared: Prepared, watch: Stopwatch, kept: Kept | None = None
+    prepared: Prepared, watch: Stopwatch, kept: Kept | None = None, meeting: Meeting | None = None
 ) -> Iterator[Callable[[Prepared, Observer, Kept | None], None]]:
     """A function that runs this experiment, and others that differ from it in their seeds only, with the same programs.
 
@@ -245,6 +273,7 @@ def compiled_once(
       prepared: from `prepare`.
       watch: measures the phases.
       kept: of the first run.
+      meeting: where several runs meet that are computed side by side; then the function is to be called in its threads.
     """
     experiment, federation, shapes = prepared.experiment, prepared.federation, _data_shapes(prepared)
     later = _done_before(experiment, kept) if kept else set()
@@ -257,8 +286,9 @@ def compiled_once(
     needed |= {name for name, is_wanted in wanted.items() if is_wanted} - idle
     if experiment.probabilities() is not None:
         shapes["attendance"] = attendance_or_everybody(None, group_client_ids(federation.groups))
-    with compiling(federation, watch, needed=needed, later=later, **shapes) as federation:
-        yield partial(_run_phases, federation)
+    at_once = 1 if meeting is None else meeting.size
+    with compiling(federation, watch, needed=needed, later=later, seeds_at_once=at_once, **shapes) as federation:
+        yield partial(_run_phases, federation if meeting is None else meeting.attend(federation))
 
 
 def _data_shapes(prepared: Prepared) -> dict[str, PublicDataset | PrivateDataset | dict[str, PrivateDataset]]:

@@ -4,6 +4,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from typing import TextIO
 
 import tqdm
@@ -108,6 +109,47 @@ class Bars(Progress):
             with self._lock:
                 if self._bar is not None:
                     self._bar.refresh()
+
+
+class Several:
+    """Progress of several seeds side by side, told as of one: the clients of all of them."""
+
+    def __init__(self, progress: Progress, first_rounds: Sequence[int]):
+        """Tells nothing yet.
+
+        Args:
+          progress: hears a phase when the first seed begins it, and a round when all have ended it that go through it.
+          first_rounds: of each seed, the first round that it will tell of.
+        """
+        self._progress, self._first_rounds = progress, first_rounds
+        self._phases: set[str] = set()
+        self._rounds: dict[int, list[RoundMetrics]] = {}
+        self._lock = threading.Lock()
+
+    def observer(self) -> Observer:
+        """For each of the seeds."""
+        return _OneOfSeveral(self)
+
+    def phase(self, title: str) -> None:
+        """Of any seed."""
+        with self._lock:
+            if title not in self._phases:
+                self._phases.add(title)
+                self._progress.phase(title)
+
+    def round(self, metrics: RoundMetrics) -> None:
+        """Of any seed."""
+        with self._lock:
+            told = self._rounds.setdefault(metrics.round, [])
+            told.append(metrics)
+            if len(told) == sum(first <= metrics.round for first in self._first_rounds):
+                clients = tuple(client for each in told for client in each.clients)
+                self._progress.round(RoundMetrics(metrics.round, clients, all(each.digested for each in told)))
+
+
+class _OneOfSeveral(Observer):
+    def __init__(self, several: Several):
+        self.phase, self.round = several.phase, several.round
 
 
 def make_progress(num_rounds: int) -> Progress:

@@ -93,7 +93,7 @@ def _of_this_machine(experiment: Experiment) -> Experiment:
         devices = "all"
     data = dataclasses.replace(experiment.data, data_dir=_if_there(experiment.data.data_dir))
     kept = _if_there(experiment.pretrained_dir)
-    return dataclasses.replace(experiment, devices=devices, data=data, pretrained_dir=kept)
+    return dataclasses.replace(experiment, devices=devices, seeds_at_once=None, data=data, pretrained_dir=kept)
 
 
 def _if_there(folder: str | None) -> str | None:
@@ -158,6 +158,7 @@ def identity(prepared: Prepared) -> Record:
     private = {client_id: known for part in together.collect(own) for client_id, known in part.items()}
     known = {
         "devices": settings.pop("devices"),
+        "seeds_at_once": settings.pop("seeds_at_once") or 1,
         "settings": settings,
         "groups": {name: group.client_ids for name, group in groups.items()},
         "clients_at_once": clients_at_once(prepared),

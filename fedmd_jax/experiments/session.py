@@ -1,11 +1,11 @@
-"""Runs that differ in their seeds only: one after the other, each into its own directory, compiled once."""
+"""Runs that differ in their seeds only, compiled once: one after the other or side by side, each into its directory."""
 
 import contextlib
 import pathlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from fedmd_jax.experiments import run_directory as files
 from fedmd_jax.experiments import together
@@ -22,12 +22,15 @@ from fedmd_jax.experiments.procedure import (
     prepare,
     pretrained_from,
 )
-from fedmd_jax.experiments.progress import Progress, make_progress
+from fedmd_jax.experiments.progress import Progress, Several, make_progress
 from fedmd_jax.experiments.recorder import Recorder
 from fedmd_jax.experiments.resuming import identity
 from fedmd_jax.experiments.run_directory import Record
 from fedmd_jax.experiments.settings import Experiment
+from fedmd_jax.experiments.side_by_side import Meeting, pad_alike
 from fedmd_jax.experiments.stopwatch import Stopwatch
+
+T = TypeVar("T")
 
 
 def run_all(
@@ -62,31 +65,94 @@ def run_all(
       CheckpointError: a checkpoint is damaged, or of another run.
       WriteError: a file cannot be written.
     """
+    at_once = next(iter(jobs.values())).seeds_at_once or 1
+    meeting = Meeting(at_once) if at_once > 1 else None
     watch = Stopwatch()
-    begin = partial(_begin, name=name, command=command, watch=watch, ctrl_c=ctrl_c, resume=resume, elsewhere=elsewhere)
-    first, experiment = next(iter(jobs.items()))
-    with bad_input():
-        prepared = prepare(experiment)
-    writing = begin(first, prepared)
-    with compiled_once(prepared, watch, writing.kept) as run:
-        for number, (path, experiment) in enumerate(jobs.items()):
-            if number > 0:
-                prepared = writing = None  # before the next data is read
-                watch.restart()
-                with bad_input():
-                    prepared = prepare(experiment)
-                writing = begin(path, prepared)
-            with contextlib.closing(writing):
-                completed = _run(run, prepared, writing, ctrl_c)
-                with ctrl_c.held():
-                    _finish(writing, prepared, watch, path, show, interrupted=not completed)
-                    if completed:
-                        done(path)
-            if not completed:
+    settings = {"name": name, "command": command, "resume": resume, "elsewhere": elsewhere}
+    # Signals are of the main thread, and runs side by side are not in it.
+    settings["held"] = ctrl_c.held if meeting is None else contextlib.nullcontext
+    begin = partial(_begin_all, watch=watch, ctrl_c=ctrl_c, **settings)
+    first, *others = _batches(list(jobs.items()), at_once)
+    going = begin(first)
+    with compiled_once(going[0].prepared, watch, going[0].writing.kept, meeting) as run:
+        if not _run_batch(run, going, meeting, ctrl_c, show, done):
+            return False
+        for batch in others:
+            ctrl_c.check()
+            going = None  # before the next data is read
+            watch.restart()
+            going = begin(batch)
+            if not _run_batch(run, going, meeting, ctrl_c, show, done):
                 return False
-            if number + 1 < len(jobs):
-                ctrl_c.check()
     return True
+
+
+def _batches(jobs: Sequence[T], size: int) -> list[Sequence[T]]:
+    return [jobs[start : start + size] for start in range(0, len(jobs), size)]
+
+
+class _Going(NamedTuple):
+    """A run that goes on."""
+
+    path: pathlib.Path
+    prepared: Prepared
+    writing: "_Writing"
+    seconds: "_Share"
+
+
+def _begin_all(jobs: Sequence[tuple[pathlib.Path, Experiment]], *, watch: Stopwatch, **settings: Any) -> list[_Going]:
+    """All begin, or none stays open."""
+    going = []
+    with contextlib.ExitStack() as opened:
+        for path, experiment in jobs:
+            with bad_input():
+                prepared = prepare(experiment)
+            seconds = _Share(watch, len(jobs))
+            writing = _begin(path, prepared, seconds=seconds, **settings)
+            opened.callback(writing.close)
+            going.append(_Going(path, prepared, writing, seconds))
+        if len(going) > 1:
+            padded = _padded_alike([each.prepared for each in going])
+            going = [each._replace(prepared=alike) for each, alike in zip(going, padded, strict=True)]
+        opened.pop_all()
+    return going
+
+
+def _run_batch(
+    run: Callable,
+    going: Sequence[_Going],
+    meeting: Meeting | None,
+    ctrl_c: CtrlC,
+    show: Callable[[Record], str],
+    done: Callable[[pathlib.Path], Any],
+) -> bool:
+    """Whether these, which run at once, were not interrupted."""
+    with contextlib.ExitStack() as writing:
+        for each in going:
+            writing.callback(each.writing.close)
+        completed = _run(run, going[0], ctrl_c) if meeting is None else _meet(run, going, meeting, ctrl_c)
+        with ctrl_c.held():
+            for each in going:
+                _finish(each, show, interrupted=not completed)
+                if completed:
+                    done(each.path)
+    return completed
+
+
+class _Share:
+    """What a run has of the seconds of all that run side by side, and those before it was interrupted.
+
+    Attributes:
+      before: seconds by phase.
+    """
+
+    def __init__(self, watch: Stopwatch, num_runs: int):
+        self._watch, self._num_runs = watch, num_runs
+        self.before: Mapping[str, float] = {}
+
+    def __call__(self) -> dict[str, float]:
+        so_far = self._watch.seconds()
+        return {phase: self.before.get(phase, 0.0) + spent / self._num_runs for phase, spent in so_far.items()}
 
 
 class _Writing(NamedTuple):
@@ -125,8 +191,9 @@ def _begin_here(
     *,
     name: str,
     command: str,
-    watch: Stopwatch,
+    seconds: _Share,
     ctrl_c: CtrlC,
+    held: Callable[[], contextlib.AbstractContextManager],
     resume: bool,
     elsewhere: bool,
 ) -> _Writing:
@@ -135,7 +202,7 @@ def _begin_here(
     recorder = None
 
     def position() -> Record:
-        return {"num_bytes": recorder.num_bytes, "seconds": watch.seconds()}
+        return {"num_bytes": recorder.num_bytes, "seconds": seconds()}
 
     if known is not None:
         kept = OnDisk(
@@ -144,7 +211,7 @@ def _begin_here(
             every=experiment.checkpoint_every,
             num_rounds=experiment.num_rounds,
             position=position,
-            held=ctrl_c.held,
+            held=held,
         )
     with contextlib.ExitStack() as refused:
         lock = None
@@ -157,7 +224,7 @@ def _begin_here(
             found = kept.check(client_shapes(prepared), ignored=ignored) if kept else None
             found = found or {"num_bytes": 0, "seconds": {}}
             resume_at = found["num_bytes"]
-            watch.restart(found["seconds"])
+            seconds.before = found["seconds"]
         with ctrl_c.held():
             recorder = Recorder(
                 path,
@@ -179,27 +246,57 @@ def _begin_here(
     return _Writing(recorder, kept)
 
 
-def _run(run: Callable, prepared: Prepared, writing: _Writing, ctrl_c: CtrlC) -> bool:
+def _run(run: Callable, going: _Going, ctrl_c: CtrlC) -> bool:
+    num_rounds = going.prepared.experiment.num_rounds
     try:
-        with make_progress(prepared.experiment.num_rounds) if together.is_first() else Progress() as progress:
-            observers = [progress] if writing.recorder is None else [writing.recorder, progress]
-            run(prepared, Uninterrupted(Observers(*observers), ctrl_c), writing.kept)
-        writing.wait()
+        with make_progress(num_rounds) if together.is_first() else Progress() as progress:
+            observers = [progress] if going.writing.recorder is None else [going.writing.recorder, progress]
+            run(going.prepared, Uninterrupted(Observers(*observers), ctrl_c), going.writing.kept)
+        going.writing.wait()
     except KeyboardInterrupt:
         ctrl_c.hold()  # a second one does not stop the writing
         return False
     return True
 
 
-def _finish(
-    writing: _Writing,
-    prepared: Prepared,
-    watch: Stopwatch,
-    path: pathlib.Path,
-    show: Callable[[Record], str],
-    *,
-    interrupted: bool,
-) -> None:
+def _meet(run: Callable, going: Sequence[_Going], meeting: Meeting, ctrl_c: CtrlC) -> bool:
+    """All of them side by side, each in a thread, where no signal comes."""
+    first_rounds = [each.writing.recorder.num_rounds_done for each in going]
+    first_rounds = [0 if done is None else done + 1 for done in first_rounds]
+    try:
+        with make_progress(going[0].prepared.experiment.num_rounds) as progress:
+            several = Several(progress, first_rounds)
+            seeds = ", ".join(str(each.prepared.experiment.seed) for each in going)
+            print(f"seeds {seeds} side by side" if len(going) > 1 else f"seed {seeds}", flush=True)
+            meeting.hold(
+                [
+                    partial(run, each.prepared, Observers(each.writing.recorder, several.observer()), each.writing.kept)
+                    for each in going
+                ],
+                held=ctrl_c.held,
+                check=ctrl_c.check,
+            )
+        for each in going:
+            each.writing.wait()
+    except KeyboardInterrupt:
+        ctrl_c.hold()
+        return False
+    return True
+
+
+def _padded_alike(prepared: Sequence[Prepared]) -> list[Prepared]:
+    """So that all fit into one program; writers have different numbers of images in every seed."""
+    names = ("private", "pooling", "validation")
+    data = [{name: getattr(each, name) for name in names} | {"test": each.datasets.test} for each in prepared]
+    padded = pad_alike(data)
+    return [
+        each._replace(datasets=each.datasets._replace(test=of_it.pop("test")), **of_it)
+        for each, of_it in zip(prepared, padded, strict=True)
+    ]
+
+
+def _finish(going: _Going, show: Callable[[Record], str], *, interrupted: bool) -> None:
+    path, prepared, writing, seconds = going
     recorder, kept = writing
     if recorder is None:
         return
@@ -214,7 +311,7 @@ def _finish(
         print(f"\ninterrupted after round {num_done} of {num_rounds}: what is done so far is kept", file=sys.stderr)
     summary = recorder.finish(
         communication(prepared, num_rounds=num_done),
-        watch.seconds(),
+        seconds(),
         interrupted=interrupted,
         continued=kept.continued if kept is not None else (),
     )

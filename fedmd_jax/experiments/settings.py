@@ -210,6 +210,9 @@ class Experiment:
         after chunk. Bounds memory; changes results by rounding. None: as many as run fastest.
       devices: Over how many devices the clients are spread, or all. Moves results by rounding. None: all GPUs or TPUs;
         a CPU is one device.
+      seeds_at_once: How many of several seeds are trained side by side in one program, on one device. Changes results
+        by rounding. None: up to 8 on a GPU or TPU, fewer where its memory does not hold them; one on a CPU, which gains
+        nothing by more.
       head_penalty: L2 penalty on the weights of the last layer, in every loss (1e-3 in the released code).
       checkpoint_every: Rounds between two checkpoints, from which an interrupted run goes on; 0 writes none. Rounds
         that end while a checkpoint is being written go without.
@@ -241,6 +244,7 @@ class Experiment:
     score_bound: float | None = None
     clients_per_chunk: int | None = None
     devices: Devices = None
+    seeds_at_once: int | None = None
     head_penalty: float = 1e-3
     checkpoint_every: int = 1
     seed: int = 0
@@ -250,6 +254,8 @@ class Experiment:
         _check_counts(1, subset_size=self.subset_size)
         if self.clients_per_chunk is not None:
             _check_counts(1, clients_per_chunk=self.clients_per_chunk)
+        if self.seeds_at_once is not None:
+            _check_counts(1, seeds_at_once=self.seeds_at_once)
         if self.score_bound is not None:
             _check_positive(score_bound=self.score_bound)
         if self.devices not in (None, "all"):

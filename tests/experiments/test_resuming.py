@@ -229,6 +229,52 @@ def test_seeds_go_on(play, tmp_path, capsys):
     assert summary_of(tmp_path / "run")["seeds"] == [4, 5, 6, 7]
 
 
+SIDE_BY_SIDE = ["--seeds", "3", "--seed", "4", "--seeds-at-once", "2"]
+
+
+@pytest.fixture(scope="module")
+def whole_seeds(play, tmp_path_factory):
+    path = tmp_path_factory.mktemp("resuming") / "whole"
+    assert play("--out", path, *TINY, *SIDE_BY_SIDE[:-2])[0] == 0
+    return path
+
+
+def check_same_seeds(path, whole):
+    for seed in (4, 5, 6):
+        check_same_run(path / f"seed{seed}", whole / f"seed{seed}")
+    assert summary_of(path) == summary_of(whole)
+
+
+def test_seeds_side_by_side_end_as_one_after_the_other(play, whole_seeds, tmp_path, capsys):
+    code, told = play("--out", tmp_path / "run", *TINY, *SIDE_BY_SIDE)
+    assert (code, told) == (0, [list(STAGES)] * 2)  # two at once, and one
+    assert {"seeds 4, 5 side by side", "seed 6"} <= set(capsys.readouterr().out.splitlines())
+    check_same_seeds(tmp_path / "run", whole_seeds)
+
+
+@pytest.mark.parametrize(("stage", "kind"), [*((stage, Killed) for stage in STAGES[1::3]), (2, KeyboardInterrupt)])
+def test_seeds_side_by_side_go_on(play, whole_seeds, tmp_path, stage, kind, capsys):
+    path = tmp_path / "run"
+    assert play("--out", path, *TINY, *SIDE_BY_SIDE, stage=stage, kind=kind)[0] == (None if kind is Killed else 130)
+    assert [file.name for file in sorted(path.glob("seed*"))] == ["seed4", "seed5"]
+    shutil.rmtree(path / "seed5" / files.CHECKPOINTS / "rounds", ignore_errors=True)  # the two are not equally far
+    assert play("--resume", path)[0] == 0
+    check_same_seeds(path, whole_seeds)
+
+
+def test_seeds_that_ran_side_by_side_do_not_go_on_otherwise(play, tmp_path, capsys):
+    path = tmp_path / "run"
+    play("--out", path, *TINY, *SIDE_BY_SIDE, stage=2)
+    for seed in (4, 5):
+        set_setting("seeds_at_once", None)(path / f"seed{seed}", None)
+    capsys.readouterr()
+    assert play("--resume", path)[0] == 2
+    assert re.fullmatch(
+        "the checkpoint .*/0 is of another run: seeds_at_once is 2 there, 1 here; --elsewhere .*", complaint(capsys)
+    )
+    assert play("--resume", path, "--elsewhere")[0] == 0
+
+
 def complaint(capsys):
     err = capsys.readouterr().err
     assert err.count("\n") == 1

@@ -13,15 +13,12 @@ from fedmd_jax.clients import ArchitectureGroup, client_keys, stack_private
 from fedmd_jax.cohorts import Cohort, cohort_sizes, draw_cohort, put_clients, take_clients
 from fedmd_jax.communication import Communication, communication_bytes
 from fedmd_jax.consensus import weighted_consensus
+from fedmd_jax.datasets import labelled_dataset, public_dataset
 from fedmd_jax.devices import client_costs, map_groups, sum_groups
 from fedmd_jax.evaluate import Evaluation, evaluate
 from fedmd_jax.federation import (
-    ClientMetrics,
     Federation,
-    RoundMetrics,
     fedmd,
-    labelled_dataset,
-    public_dataset,
     run_federation,
     run_local,
     vmap_federation,
@@ -29,6 +26,7 @@ from fedmd_jax.federation import (
 from fedmd_jax.local import Training, digest, fit, init_client, pretrain, revisit, score, transfer_learn
 from fedmd_jax.losses import cross_entropy, kl, mae, mse
 from fedmd_jax.mapping import client_mesh, map_clients, shard_clients, weighted_sum_clients
+from fedmd_jax.metrics import ClientMetrics, RoundMetrics
 from fedmd_jax.models import architecture_from_linen, architecture_from_nnx
 from fedmd_jax.optimizers import adam
 from fedmd_jax.population import (

@@ -1,43 +1,36 @@
 """A whole federation: every phase compiled once, and the loop that runs the rounds."""
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
 from jax.sharding import Mesh
 
 from fedmd_jax.attendance import AttendancePolicy, attendance_or_everybody
 from fedmd_jax.checks import (
-    as_array,
     check_count,
-    check_examples,
-    check_inputs,
-    check_labels_in_head,
     check_positive,
-    told,
 )
 from fedmd_jax.clients import Groups, check_groups, group_client_ids, group_keys
+from fedmd_jax.datasets import Private, check_data, check_optimizer_memory
 from fedmd_jax.devices import map_groups
 from fedmd_jax.evaluate import Evaluation, evaluate
 from fedmd_jax.isolation import unless_broken
 from fedmd_jax.local import Distance, Training, check_validation, init_client, pretrain, revisit
 from fedmd_jax.losses import mae
 from fedmd_jax.mapping import ClientsPerChunk, check_chunks, on_every_device
+from fedmd_jax.metrics import RoundMetrics, round_metrics, undone_clients
 from fedmd_jax.placement import check_costs
-from fedmd_jax.processes import on_host
 from fedmd_jax.round import fedmd_round, round_keys
-from fedmd_jax.spread import clients_here, group_sizes, share_with_clients, spread_clients
+from fedmd_jax.spread import share_with_clients, spread_clients
 from fedmd_jax.subset import draw_public_subset
-from fedmd_jax.types import Architecture, ClientState, PrivateDataset, PublicDataset, RoundInfo
+from fedmd_jax.types import ClientState, PrivateDataset, PublicDataset, RoundInfo
 
 States = Mapping[str, ClientState]
-Private = Mapping[str, PrivateDataset]
 Validation = PrivateDataset | Private  # one for everybody, or per group a stacked one
 
 
@@ -209,9 +202,9 @@ def fedmd(
     )
 
     def check(public, private, *others):
-        _check_data(groups, subset_size, public, private, *others)
+        check_data(groups, subset_size, public, private, *others)
         for training in (private_training, pooled_training):
-            _check_optimizer_memory(groups, public.inputs, training.optimizer, revisit_training.optimizer)
+            check_optimizer_memory(groups, public.inputs, training.optimizer, revisit_training.optimizer)
 
     everybody = {"groups": groups, "mesh": mesh, "clients_per_chunk": clients_per_chunk}
 
@@ -334,35 +327,6 @@ def _check_num_rounds(num_rounds: int) -> None:
     check_count("num_rounds", num_rounds, minimum=0)
 
 
-OK = "ok"
-
-
-class ClientMetrics(NamedTuple):
-    """What is known of one client after one round; losses are those of the last epoch, penalty included."""
-
-    client_id: int
-    architecture: str
-    accuracy: float
-    digest_loss: float | None  # None in round 0, and where nothing was digested
-    revisit_loss: float | None  # None in round 0, and where nothing was revisited
-    # "ok", or one or more of, with commas: "absent", "incomplete" (digest and revisit were lost), "scores not finite"
-    # (it was not heard), "digest not finite", "revisit not finite" (it is as it was before), `with_faults`.
-    status: str = OK
-
-
-class RoundMetrics(NamedTuple):
-    """What is known after one round; round 0 is after transfer learning, before any collaboration."""
-
-    round: int
-    clients: tuple[ClientMetrics, ...]  # those who could take part, ordered by client id
-    digested: bool  # False where nobody with a weight was heard
-
-    @property
-    def mean_accuracy(self) -> float:
-        """Over clients."""
-        return float(np.mean([client.accuracy for client in self.clients]))
-
-
 def run_federation(
     federation: Federation,
     states: States,
@@ -467,208 +431,3 @@ def run_local(
         if callback is not None:
             callback(round_, states)
     return states
-
-
-def round_metrics(
-    groups: Groups, round_: int, evaluations: Mapping[str, Evaluation], info: RoundInfo | None
-) -> RoundMetrics:
-    """Fetches a round's results from the devices and sorts them by client, those who could take part."""
-    evaluations, info = on_host((evaluations, info))
-    clients = []
-    client_ids = {name: group.client_ids for name, group in groups.items()} if info is None else info.client_ids
-    for name, ids in client_ids.items():
-        for position, client_id in enumerate(map(int, ids)):
-            accuracy = float(evaluations[name].accuracy[position])
-            of_round = (None, None) if info is None else _client_of_round(info, name, position)
-            clients.append(ClientMetrics(client_id, name, accuracy, *of_round))
-    return RoundMetrics(round_, tuple(sorted(clients)), bool(info is None or info.digested))
-
-
-def undone_clients(
-    groups: Groups, losses: Mapping[str, chex.Array], completed: Mapping[str, chex.Array] | None = None
-) -> set[int]:
-    """The ids of those whose training was undone, since it did not end in finite numbers.
-
-    Args:
-      groups: of the federation.
-      losses: per group [K, E], from `pretrain`, `personalize`, `pool` or `revisit` of all clients.
-      completed: per group [K], whose training was to be kept; by default everybody's.
-    """
-    losses, completed = on_host((losses, completed))
-    undone = set()
-    for name, of_group in losses.items():
-        is_undone = np.isnan(of_group).all(axis=1)
-        if completed is not None:
-            is_undone &= completed[name]
-        undone |= {client_id for client_id, so in zip(groups[name].client_ids, is_undone, strict=True) if so}
-    return undone
-
-
-def with_faults(metrics: RoundMetrics, faults: Mapping[str, Collection[int]]) -> RoundMetrics:
-    """The same, and in the status of clients what went wrong before the round.
-
-    Args:
-      metrics: of a round.
-      faults: what went wrong -> the ids of the clients.
-    """
-
-    def status(client):
-        told = [what for what, ids in faults.items() if client.client_id in ids]
-        return ", ".join([*told, *([] if told and client.status == OK else [client.status])])
-
-    return metrics._replace(clients=tuple(client._replace(status=status(client)) for client in metrics.clients))
-
-
-def _client_of_round(info: RoundInfo, name: str, position: int) -> tuple[float | None, float | None, str]:
-    """Digest loss, revisit loss and status of one client; a loss only where the training was not thrown away."""
-
-    def of_client(field):
-        return field[name][position]
-
-    available, completed = map(of_client, info.attendance)
-    scores, digest, revisit = map(of_client, (info.scores_finite, info.digest_finite, info.revisit_finite))
-    happened = {
-        "absent": not available,
-        "incomplete": available and not completed,
-        "scores not finite": available and not scores,
-        "digest not finite": completed and not digest,
-        "revisit not finite": completed and not revisit,
-    }
-    digest_loss = float(info.digest_loss[name][position, -1]) if info.digested and completed and digest else None
-    revisit_loss = float(info.revisit_loss[name][position, -1]) if completed and revisit else None
-    return digest_loss, revisit_loss, ", ".join(what for what, so in happened.items() if so) or OK
-
-
-def public_dataset(inputs: Any, labels: Any = None) -> PublicDataset:
-    """The public dataset from arrays of the caller's.
-
-    Args:
-      inputs: [P, ...].
-      labels: [P], integers from 0; without them clients cannot be pretrained, but rounds can run.
-
-    Raises:
-      ValueError: no rows, NaN, lengths that differ, labels that are not integers from 0.
-    """
-    if labels is None:
-        return PublicDataset(jnp.asarray(check_inputs("public dataset", inputs)), None)
-    return PublicDataset(*map(jnp.asarray, check_examples("public dataset", inputs, labels)))
-
-
-def labelled_dataset(inputs: Any, labels: Any) -> PrivateDataset:
-    """One unstacked set of examples, such as a test set, from arrays of the caller's.
-
-    Args:
-      inputs: [N, ...].
-      labels: [N], integers from 0.
-
-    Raises:
-      ValueError: no rows, NaN, lengths that differ, labels that are not integers from 0.
-    """
-    inputs, labels = check_examples("labelled dataset", inputs, labels)
-    return PrivateDataset(jnp.asarray(inputs), jnp.asarray(labels), jnp.int32(len(labels)))
-
-
-def num_outputs(groups: Groups, inputs: chex.Array) -> int:
-    """C, the number of scores that the networks of all groups give; a `ValueError` where they do not agree.
-
-    Args:
-      groups: the architecture groups.
-      inputs: any batch, [B, ...]; only shape and dtype are used, nothing is computed.
-    """
-    shapes = {name: _output_shape(name, group.architecture, inputs) for name, group in groups.items()}
-    for name, shape in shapes.items():
-        if len(shape) != 2 or shape[0] != inputs.shape[0]:
-            raise ValueError(
-                f"group {name!r}: the network must give scores of shape [{inputs.shape[0]}, C] for "
-                f"{inputs.shape[0]} examples, got {shape}"
-            )
-    if len({shape[1] for shape in shapes.values()}) > 1:
-        sizes = {name: shape[1] for name, shape in shapes.items()}
-        raise ValueError(f"all networks must have the same number of outputs, got {sizes}")
-    return next(iter(shapes.values()))[1]
-
-
-def _output_shape(name: str, architecture: Architecture, inputs: chex.Array) -> tuple[int, ...]:
-    def forward(inputs):
-        params, model_state = architecture.init(jax.random.key(0), inputs)
-        return architecture.apply(params, model_state, inputs, train=False)[0]
-
-    try:
-        return jax.eval_shape(forward, jax.ShapeDtypeStruct(inputs.shape, inputs.dtype)).shape
-    except TypeError as error:  # what JAX raises where shapes do not go together
-        raise ValueError(f"group {name!r}: the network does not take inputs of shape {inputs.shape}") from error
-
-
-def _check_data(
-    groups: Groups, subset_size: int, public: PublicDataset, private: Private, *others: PrivateDataset | Private
-) -> None:
-    if not isinstance(public, PublicDataset):
-        raise ValueError(f"a PublicDataset is needed, got {told(public)}")
-    if not isinstance(private, Mapping) or set(private) != set(groups):
-        found = sorted(private, key=str) if isinstance(private, Mapping) else private
-        raise ValueError(f"private data is needed for the groups {sorted(groups)}, got {told(found)}")
-    if public.labels is None:
-        inputs = check_inputs("public dataset", public.inputs)
-    else:
-        inputs, _ = check_examples("public dataset", public.inputs, public.labels)
-    num_public, *shape = inputs.shape
-    if subset_size > num_public:
-        raise ValueError(
-            f"the public subset of a round must be at most the public dataset, {num_public} examples, got {subset_size}"
-        )
-    num_classes = num_outputs(groups, public.inputs[:2])
-    if public.labels is not None:
-        check_labels_in_head("public dataset", public.labels, num_classes)
-    for number, dataset in enumerate((private, *others)):
-        shared = isinstance(dataset, PrivateDataset)
-        if not shared and not isinstance(dataset, Mapping):
-            raise ValueError(
-                f"labelled dataset {number}: a PrivateDataset, or one per group, is needed, got {told(dataset)}"
-            )
-        if not shared and set(dataset) != set(groups):
-            found = told(sorted(dataset, key=str))
-            raise ValueError(f"labelled dataset {number}: one per group is needed, {sorted(groups)}, got {found}")
-        parts = {"shared": dataset} if shared else clients_here(dataset)
-        for name, part in parts.items():
-            _check_labelled(_what(number, name), part, tuple(shape), num_classes)
-        for name, size in ({} if shared else group_sizes(dataset)).items():
-            if size != groups[name].num_clients:
-                raise ValueError(f"{_what(number, name)}: {groups[name].num_clients} clients, but data of {size}")
-
-
-def _what(number: int, name: str) -> str:
-    """A part of the data in a complaint: the private data comes first."""
-    return f"group {name!r}" if number == 0 else f"labelled dataset {number}, {name}"
-
-
-def _check_labelled(what: str, dataset: PrivateDataset, shape: tuple[int, ...], num_classes: int) -> None:
-    """One dataset, stacked or not; a client without examples is padding, and passes."""
-    if not isinstance(dataset, PrivateDataset):
-        raise ValueError(f"{what}: a PrivateDataset is needed, got {told(dataset)}")
-    inputs, labels, num_examples = map(as_array, (f"{what}: {part}" for part in dataset._fields), dataset)
-    if num_examples.dtype.kind not in "iu" or labels.ndim not in (1, 2):
-        raise ValueError(
-            f"{what}: integers are needed, labels of rank 1 or 2 and num_examples, got labels {told(labels)} and "
-            f"num_examples {told(num_examples)}"
-        )
-    if inputs.shape[labels.ndim :] != shape:
-        raise ValueError(f"{what}: inputs must have shape (..., N, {str(shape)[1:-1]}), got {inputs.shape}")
-    if inputs.shape[: labels.ndim] != labels.shape:
-        raise ValueError(f"{what}: inputs of shape {inputs.shape} do not go with labels of shape {labels.shape}")
-    if num_examples.shape != labels.shape[:-1] or (num_examples < 0).any() or (num_examples > labels.shape[-1]).any():
-        raise ValueError(f"{what}: num_examples must be between 0 and {labels.shape[-1]}, got {num_examples.tolist()}")
-    check_examples(what, inputs.reshape(-1, *shape), labels.reshape(-1))
-    check_labels_in_head(what, labels, num_classes)
-
-
-def _check_optimizer_memory(
-    groups: Groups, inputs: chex.Array, ours: optax.GradientTransformation, theirs: optax.GradientTransformation
-) -> None:
-    for group in groups.values():
-        params, _ = jax.eval_shape(group.architecture.init, jax.random.key(0), inputs[:1])
-        first, second = jax.eval_shape(ours.init, params), jax.eval_shape(theirs.init, params)
-        if jax.tree.structure(first) != jax.tree.structure(second) or first != second:
-            raise ValueError(
-                "private, pooled and revisit training share one optimizer memory, so their optimizers must be "
-                "of the same kind, got different ones"
-            )

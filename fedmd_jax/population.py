@@ -15,9 +15,11 @@ from fedmd_jax.attendance import AttendancePolicy
 from fedmd_jax.checks import check_count
 from fedmd_jax.clients import Home, check_home
 from fedmd_jax.cohorts import Cohort, CohortSize, cohort_of, cohort_sizes, draw_cohort, put_clients, take_clients
+from fedmd_jax.datasets import Private
 from fedmd_jax.evaluate import Evaluation
-from fedmd_jax.federation import Federation, Private, RoundMetrics, States, Validation, round_metrics
+from fedmd_jax.federation import Federation, States, Validation
 from fedmd_jax.mapping import chunk_rows
+from fedmd_jax.metrics import RoundMetrics, round_metrics
 from fedmd_jax.spread import gather_clients
 from fedmd_jax.types import PrivateDataset, PublicDataset
 

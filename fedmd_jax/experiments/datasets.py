@@ -19,8 +19,8 @@ from fedmd_jax.data import (
     split_by_superclass,
     split_by_writer,
 )
+from fedmd_jax.datasets import labelled_dataset, public_dataset
 from fedmd_jax.experiments.settings import Data
-from fedmd_jax.federation import labelled_dataset, public_dataset
 from fedmd_jax.types import PrivateDataset, PublicDataset
 
 Labelled = TypeVar("Labelled", PublicDataset, PrivateDataset)

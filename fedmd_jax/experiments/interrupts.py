@@ -9,7 +9,7 @@ from types import FrameType
 from typing import Any
 
 from fedmd_jax.experiments.procedure import Observer
-from fedmd_jax.federation import RoundMetrics
+from fedmd_jax.metrics import RoundMetrics
 
 
 class CtrlC:

@@ -26,16 +26,13 @@ from fedmd_jax.experiments.side_by_side import Meeting
 from fedmd_jax.experiments.stopwatch import Stopwatch
 from fedmd_jax.federation import (
     Federation,
-    RoundMetrics,
     States,
     fedmd,
-    round_metrics,
     run_federation,
     run_local,
-    undone_clients,
-    with_faults,
 )
 from fedmd_jax.mapping import chunk_of, client_mesh
+from fedmd_jax.metrics import RoundMetrics, round_metrics, undone_clients, with_faults
 from fedmd_jax.spread import gather_clients, is_spread_over_processes
 from fedmd_jax.types import PrivateDataset, PublicDataset
 

@@ -10,7 +10,7 @@ from typing import TextIO
 import tqdm
 
 from fedmd_jax.experiments.procedure import ROUNDS, Observer
-from fedmd_jax.federation import OK, RoundMetrics
+from fedmd_jax.metrics import OK, RoundMetrics
 
 _SECONDS_BETWEEN_TICKS = 0.5
 

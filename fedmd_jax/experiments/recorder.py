@@ -12,7 +12,7 @@ from fedmd_jax.experiments.results.figures import plot
 from fedmd_jax.experiments.results.report import summarize
 from fedmd_jax.experiments.run_directory import Record
 from fedmd_jax.experiments.settings import Experiment
-from fedmd_jax.federation import RoundMetrics
+from fedmd_jax.metrics import RoundMetrics
 
 
 class Recorder(Observer):

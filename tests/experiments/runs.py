@@ -3,7 +3,7 @@
 from fedmd_jax.communication import Communication
 from fedmd_jax.experiments.recorder import Recorder
 from fedmd_jax.experiments.settings import Experiment
-from fedmd_jax.federation import OK, ClientMetrics, RoundMetrics
+from fedmd_jax.metrics import OK, ClientMetrics, RoundMetrics
 
 SENT = Communication(3200, 3200, 19200, 23560.0)
 SECONDS = {"compile": 3.0, "transfer": 1.25, "rounds": 2.0, "total": 7.5}

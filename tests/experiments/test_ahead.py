@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import pytest
 import toys
 
+from fedmd_jax.datasets import labelled_dataset
 from fedmd_jax.experiments.ahead import Ahead, compiling
 from fedmd_jax.experiments.stopwatch import Stopwatch
-from fedmd_jax.federation import labelled_dataset
 
 
 @pytest.fixture

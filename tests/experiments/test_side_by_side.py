@@ -14,7 +14,7 @@ from fedmd_jax.experiments import side_by_side
 from fedmd_jax.experiments.procedure import choose_seeds_at_once
 from fedmd_jax.experiments.progress import Progress, Several
 from fedmd_jax.experiments.side_by_side import Meeting, pad_alike
-from fedmd_jax.federation import ClientMetrics, RoundMetrics
+from fedmd_jax.metrics import ClientMetrics, RoundMetrics
 from fedmd_jax.types import PrivateDataset
 
 

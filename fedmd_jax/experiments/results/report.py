@@ -8,7 +8,7 @@ import numpy as np
 from fedmd_jax.communication import Communication
 from fedmd_jax.experiments.run_directory import Record
 from fedmd_jax.experiments.settings import Experiment
-from fedmd_jax.federation import OK
+from fedmd_jax.metrics import OK
 
 _LOCAL_FAULT = "local only not finite"
 ACCURACIES = ("transfer_accuracy", "final_accuracy", "local_accuracy", "pooled_accuracy")

@@ -1,0 +1,168 @@
+"""Public, private and test data of a federation: from arrays, and whether they fit its networks and settings."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedmd_jax.checks import as_array, check_examples, check_inputs, check_labels_in_head, told
+from fedmd_jax.clients import Groups
+from fedmd_jax.spread import clients_here, group_sizes
+from fedmd_jax.types import Architecture, PrivateDataset, PublicDataset
+
+Private = Mapping[str, PrivateDataset]
+
+
+def public_dataset(inputs: Any, labels: Any = None) -> PublicDataset:
+    """The public dataset from arrays of the caller's.
+
+    Args:
+      inputs: [P, ...].
+      labels: [P], integers from 0; without them clients cannot be pretrained, but rounds can run.
+
+    Raises:
+      ValueError: no rows, NaN, lengths that differ, labels that are not integers from 0.
+    """
+    if labels is None:
+        return PublicDataset(jnp.asarray(check_inputs("public dataset", inputs)), None)
+    return PublicDataset(*map(jnp.asarray, check_examples("public dataset", inputs, labels)))
+
+
+def labelled_dataset(inputs: Any, labels: Any) -> PrivateDataset:
+    """One unstacked set of examples, such as a test set, from arrays of the caller's.
+
+    Args:
+      inputs: [N, ...].
+      labels: [N], integers from 0.
+
+    Raises:
+      ValueError: no rows, NaN, lengths that differ, labels that are not integers from 0.
+    """
+    inputs, labels = check_examples("labelled dataset", inputs, labels)
+    return PrivateDataset(jnp.asarray(inputs), jnp.asarray(labels), jnp.int32(len(labels)))
+
+
+def num_outputs(groups: Groups, inputs: chex.Array) -> int:
+    """C, the number of scores that the networks of all groups give; a `ValueError` where they do not agree.
+
+    Args:
+      groups: the architecture groups.
+      inputs: any batch, [B, ...]; only shape and dtype are used, nothing is computed.
+    """
+    shapes = {name: _output_shape(name, group.architecture, inputs) for name, group in groups.items()}
+    for name, shape in shapes.items():
+        if len(shape) != 2 or shape[0] != inputs.shape[0]:
+            raise ValueError(
+                f"group {name!r}: the network must give scores of shape [{inputs.shape[0]}, C] for "
+                f"{inputs.shape[0]} examples, got {shape}"
+            )
+    if len({shape[1] for shape in shapes.values()}) > 1:
+        sizes = {name: shape[1] for name, shape in shapes.items()}
+        raise ValueError(f"all networks must have the same number of outputs, got {sizes}")
+    return next(iter(shapes.values()))[1]
+
+
+def _output_shape(name: str, architecture: Architecture, inputs: chex.Array) -> tuple[int, ...]:
+    def forward(inputs):
+        params, model_state = architecture.init(jax.random.key(0), inputs)
+        return architecture.apply(params, model_state, inputs, train=False)[0]
+
+    try:
+        return jax.eval_shape(forward, jax.ShapeDtypeStruct(inputs.shape, inputs.dtype)).shape
+    except TypeError as error:  # what JAX raises where shapes do not go together
+        raise ValueError(f"group {name!r}: the network does not take inputs of shape {inputs.shape}") from error
+
+
+def check_data(
+    groups: Groups, subset_size: int, public: PublicDataset, private: Private, *others: PrivateDataset | Private
+) -> None:
+    """A `ValueError` where data does not fit the networks or the settings.
+
+    Args:
+      groups: of the federation.
+      subset_size: public examples of a round.
+      public: the public dataset.
+      private: per group, stacked.
+      *others: test or pooled data, unstacked, or per group stacked.
+    """
+    if not isinstance(public, PublicDataset):
+        raise ValueError(f"a PublicDataset is needed, got {told(public)}")
+    if not isinstance(private, Mapping) or set(private) != set(groups):
+        found = sorted(private, key=str) if isinstance(private, Mapping) else private
+        raise ValueError(f"private data is needed for the groups {sorted(groups)}, got {told(found)}")
+    if public.labels is None:
+        inputs = check_inputs("public dataset", public.inputs)
+    else:
+        inputs, _ = check_examples("public dataset", public.inputs, public.labels)
+    num_public, *shape = inputs.shape
+    if subset_size > num_public:
+        raise ValueError(
+            f"the public subset of a round must be at most the public dataset, {num_public} examples, got {subset_size}"
+        )
+    num_classes = num_outputs(groups, public.inputs[:2])
+    if public.labels is not None:
+        check_labels_in_head("public dataset", public.labels, num_classes)
+    for number, dataset in enumerate((private, *others)):
+        shared = isinstance(dataset, PrivateDataset)
+        if not shared and not isinstance(dataset, Mapping):
+            raise ValueError(
+                f"labelled dataset {number}: a PrivateDataset, or one per group, is needed, got {told(dataset)}"
+            )
+        if not shared and set(dataset) != set(groups):
+            found = told(sorted(dataset, key=str))
+            raise ValueError(f"labelled dataset {number}: one per group is needed, {sorted(groups)}, got {found}")
+        parts = {"shared": dataset} if shared else clients_here(dataset)
+        for name, part in parts.items():
+            _check_labelled(_what(number, name), part, tuple(shape), num_classes)
+        for name, size in ({} if shared else group_sizes(dataset)).items():
+            if size != groups[name].num_clients:
+                raise ValueError(f"{_what(number, name)}: {groups[name].num_clients} clients, but data of {size}")
+
+
+def _what(number: int, name: str) -> str:
+    """A part of the data in a complaint: the private data comes first."""
+    return f"group {name!r}" if number == 0 else f"labelled dataset {number}, {name}"
+
+
+def _check_labelled(what: str, dataset: PrivateDataset, shape: tuple[int, ...], num_classes: int) -> None:
+    """One dataset, stacked or not; a client without examples is padding, and passes."""
+    if not isinstance(dataset, PrivateDataset):
+        raise ValueError(f"{what}: a PrivateDataset is needed, got {told(dataset)}")
+    inputs, labels, num_examples = map(as_array, (f"{what}: {part}" for part in dataset._fields), dataset)
+    if num_examples.dtype.kind not in "iu" or labels.ndim not in (1, 2):
+        raise ValueError(
+            f"{what}: integers are needed, labels of rank 1 or 2 and num_examples, got labels {told(labels)} and "
+            f"num_examples {told(num_examples)}"
+        )
+    if inputs.shape[labels.ndim :] != shape:
+        raise ValueError(f"{what}: inputs must have shape (..., N, {str(shape)[1:-1]}), got {inputs.shape}")
+    if inputs.shape[: labels.ndim] != labels.shape:
+        raise ValueError(f"{what}: inputs of shape {inputs.shape} do not go with labels of shape {labels.shape}")
+    if num_examples.shape != labels.shape[:-1] or (num_examples < 0).any() or (num_examples > labels.shape[-1]).any():
+        raise ValueError(f"{what}: num_examples must be between 0 and {labels.shape[-1]}, got {num_examples.tolist()}")
+    check_examples(what, inputs.reshape(-1, *shape), labels.reshape(-1))
+    check_labels_in_head(what, labels, num_classes)
+
+
+def check_optimizer_memory(
+    groups: Groups, inputs: chex.Array, ours: optax.GradientTransformation, theirs: optax.GradientTransformation
+) -> None:
+    """A `ValueError` where one optimizer cannot go on with the memory of the other.
+
+    Args:
+      groups: whose networks are trained.
+      inputs: any batch, [B, ...]; only shape and dtype are used.
+      ours: of a phase before the rounds.
+      theirs: of revisit.
+    """
+    for group in groups.values():
+        params, _ = jax.eval_shape(group.architecture.init, jax.random.key(0), inputs[:1])
+        first, second = jax.eval_shape(ours.init, params), jax.eval_shape(theirs.init, params)
+        if jax.tree.structure(first) != jax.tree.structure(second) or first != second:
+            raise ValueError(
+                "private, pooled and revisit training share one optimizer memory, so their optimizers must be "
+                "of the same kind, got different ones"
+            )

@@ -1,0 +1,110 @@
+"""What is known of each client after a round, fetched from the devices."""
+
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
+
+import chex
+import numpy as np
+
+from fedmd_jax.clients import Groups
+from fedmd_jax.evaluate import Evaluation
+from fedmd_jax.processes import on_host
+from fedmd_jax.types import RoundInfo
+
+OK = "ok"
+
+
+class ClientMetrics(NamedTuple):
+    """What is known of one client after one round; losses are those of the last epoch, penalty included."""
+
+    client_id: int
+    architecture: str
+    accuracy: float
+    digest_loss: float | None  # None in round 0, and where nothing was digested
+    revisit_loss: float | None  # None in round 0, and where nothing was revisited
+    # "ok", or one or more of, with commas: "absent", "incomplete" (digest and revisit were lost), "scores not finite"
+    # (it was not heard), "digest not finite", "revisit not finite" (it is as it was before), `with_faults`.
+    status: str = OK
+
+
+class RoundMetrics(NamedTuple):
+    """What is known after one round; round 0 is after transfer learning, before any collaboration."""
+
+    round: int
+    clients: tuple[ClientMetrics, ...]  # those who could take part, ordered by client id
+    digested: bool  # False where nobody with a weight was heard
+
+    @property
+    def mean_accuracy(self) -> float:
+        """Over clients."""
+        return float(np.mean([client.accuracy for client in self.clients]))
+
+
+def round_metrics(
+    groups: Groups, round_: int, evaluations: Mapping[str, Evaluation], info: RoundInfo | None
+) -> RoundMetrics:
+    """Fetches a round's results from the devices and sorts them by client, those who could take part."""
+    evaluations, info = on_host((evaluations, info))
+    clients = []
+    client_ids = {name: group.client_ids for name, group in groups.items()} if info is None else info.client_ids
+    for name, ids in client_ids.items():
+        for position, client_id in enumerate(map(int, ids)):
+            accuracy = float(evaluations[name].accuracy[position])
+            of_round = (None, None) if info is None else _client_of_round(info, name, position)
+            clients.append(ClientMetrics(client_id, name, accuracy, *of_round))
+    return RoundMetrics(round_, tuple(sorted(clients)), bool(info is None or info.digested))
+
+
+def undone_clients(
+    groups: Groups, losses: Mapping[str, chex.Array], completed: Mapping[str, chex.Array] | None = None
+) -> set[int]:
+    """The ids of those whose training was undone, since it did not end in finite numbers.
+
+    Args:
+      groups: of the federation.
+      losses: per group [K, E], from `pretrain`, `personalize`, `pool` or `revisit` of all clients.
+      completed: per group [K], whose training was to be kept; by default everybody's.
+    """
+    losses, completed = on_host((losses, completed))
+    undone = set()
+    for name, of_group in losses.items():
+        is_undone = np.isnan(of_group).all(axis=1)
+        if completed is not None:
+            is_undone &= completed[name]
+        undone |= {client_id for client_id, so in zip(groups[name].client_ids, is_undone, strict=True) if so}
+    return undone
+
+
+def with_faults(metrics: RoundMetrics, faults: Mapping[str, Collection[int]]) -> RoundMetrics:
+    """The same, and in the status of clients what went wrong before the round.
+
+    Args:
+      metrics: of a round.
+      faults: what went wrong -> the ids of the clients.
+    """
+
+    def status(client):
+        told = [what for what, ids in faults.items() if client.client_id in ids]
+        return ", ".join([*told, *([] if told and client.status == OK else [client.status])])
+
+    return metrics._replace(clients=tuple(client._replace(status=status(client)) for client in metrics.clients))
+
+
+def _client_of_round(info: RoundInfo, name: str, position: int) -> tuple[float | None, float | None, str]:
+    """Digest loss, revisit loss and status of one client; a loss only where the training was not thrown away."""
+
+    def of_client(field):
+        return field[name][position]
+
+    available, completed = map(of_client, info.attendance)
+    scores, digest, revisit = map(of_client, (info.scores_finite, info.digest_finite, info.revisit_finite))
+    happened = {
+        "absent": not available,
+        "incomplete": available and not completed,
+        "scores not finite": available and not scores,
+        "digest not finite": completed and not digest,
+        "revisit not finite": completed and not revisit,
+    }
+    digest_loss = float(info.digest_loss[name][position, -1]) if info.digested and completed and digest else None
+    revisit_loss = float(info.revisit_loss[name][position, -1]) if completed and revisit else None
+    return digest_loss, revisit_loss, ", ".join(what for what, so in happened.items() if so) or OK

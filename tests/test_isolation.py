@@ -78,7 +78,7 @@ class Rounds:
             name: fmd.Evaluation(np.zeros(group.num_clients), np.zeros(group.num_clients))
             for name, group in self.groups.items()
         }
-        metrics = fmd.federation.round_metrics(self.groups, 1, evaluations, info)
+        metrics = fmd.metrics.round_metrics(self.groups, 1, evaluations, info)
         return {client.client_id: client.status for client in metrics.clients}
 
 
@@ -320,5 +320,5 @@ def test_what_went_wrong_before_a_round_is_told_with_it():
     clients = tuple(
         fmd.ClientMetrics(i, "a", 0.5, None, None, status) for i, status in enumerate(["ok", "ok", "absent"])
     )
-    metrics = fmd.federation.with_faults(fmd.RoundMetrics(0, clients, True), {"x": {0, 2}, "y": {0}, "z": set()})
+    metrics = fmd.metrics.with_faults(fmd.RoundMetrics(0, clients, True), {"x": {0, 2}, "y": {0}, "z": set()})
     assert [client.status for client in metrics.clients] == ["x, y", "ok", "x, absent"]

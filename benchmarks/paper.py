@@ -1,7 +1,7 @@
 """How close does FedMD come to the paper, and what do its controls reach?
 
-    python benchmarks/paper.py [--experiments letters-iid ...] [--variant paper] [--width 0.25] [--seeds 3]
-                               [--devices all] [--pretrained-dir DIR] [--table]
+    python benchmarks/paper.py [--experiments letters-iid ...] [--variant paper|released|tuned] [--width 0.25]
+                               [--seeds 3] [--devices all] [--pretrained-dir DIR] [--table]
 
 Runs the experiments one seed after the other, as `fedmd-jax run` does, keeps what came out in
 `benchmarks/results/paper/*.json`, with command, commit, date, device and versions, and writes the table of everything
@@ -11,7 +11,6 @@ that is there into `benchmarks/README.md`, with its curves. Data sets are found 
 
 import argparse
 import datetime
-import itertools
 import json
 import pathlib
 import statistics
@@ -19,15 +18,19 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
+from typing import get_args
 
 from fedmd_jax.cli import main as fedmd_jax
+from fedmd_jax.experiments import EXPERIMENTS as PRESETS
 from fedmd_jax.experiments.results.figures import new_figure, to_png
+from fedmd_jax.options import Variant
 
 HERE = pathlib.Path(__file__).parent
 RESULTS = HERE / "results" / "paper"
 CURVES = "curves.png"
 README = HERE / "README.md"
 BEGIN, END = "<!-- the table of paper.py -->", "<!-- its end -->"
+VARIANTS = get_args(Variant)
 EXPERIMENTS = ("letters-iid", "letters-writers", "cifar-iid", "cifar-superclass")
 COLUMNS = ("transfer_accuracy", "local_accuracy", "final_accuracy", "pooled_accuracy")
 
@@ -76,7 +79,7 @@ def table(records: Iterable[dict]) -> str:
     found: dict[tuple, list[dict]] = {}
     for record in sorted(records, key=lambda record: record["seed"]):
         found.setdefault((*setting(record), device(record), record["commit"]), []).append(record)
-    wanted = {(name, *how) for name in EXPERIMENTS for how in itertools.product(("paper", "released"), (0.25, 1.0))}
+    wanted = {(name, variant, width) for variant in VARIANTS for name in having(variant) for width in (0.25, 1.0)}
     missing = {(*each, "", "") for each in wanted - {key[:3] for key in found}}
     heads = ["experiment", "variant", "width", "seeds", "transfer", "local only", "FedMD", "pooled", "gain"]
     heads += ["over local", "to pooled", "minutes", "device", "commit, date"]
@@ -85,6 +88,11 @@ def table(records: Iterable[dict]) -> str:
         results = cells(found[key]) if key in found else ["**not made**", *[""] * (len(heads) - 4)]
         rows.append([key[0], key[1], f"{key[2]:g}", *results])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def having(variant: str) -> list[str]:
+    """The experiments that there are in this variant."""
+    return [name for name in EXPERIMENTS if variant == "paper" or f"{name}-{variant}" in PRESETS]
 
 
 def setting(record: dict) -> tuple[str, str, float]:
@@ -166,8 +174,8 @@ def write_table() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--experiments", nargs="+", choices=EXPERIMENTS, default=EXPERIMENTS)
-    parser.add_argument("--variant", choices=("paper", "released"), default="paper")
+    parser.add_argument("--experiments", nargs="+", choices=EXPERIMENTS, help="all by default")
+    parser.add_argument("--variant", choices=VARIANTS, default="paper")
     parser.add_argument("--width", type=float, default=1.0, help="of the networks; 0.25 suits a CPU")
     parser.add_argument("--seed", type=int, default=0, help="the first one")
     parser.add_argument("--seeds", type=int, default=1, help="how many")
@@ -175,9 +183,11 @@ def main() -> None:
     parser.add_argument("--devices", help="as of `fedmd-jax run`: over how many the clients are spread")
     parser.add_argument("--table", action="store_true", help="write the table and run nothing")
     options = parser.parse_args()
+    if missing := set(options.experiments or ()) - set(having(options.variant)):
+        parser.error(f"there is no variant {options.variant} of {', '.join(sorted(missing))}")
     given = {"--pretrained-dir": options.pretrained_dir, "--devices": options.devices}
     more = [word for name, value in given.items() if value is not None for word in (name, value)]
-    for experiment in () if options.table else options.experiments:
+    for experiment in () if options.table else options.experiments or having(options.variant):
         for seed in range(options.seed, options.seed + options.seeds):
             run(experiment, options.variant, options.width, seed, more=more)
             write_table()

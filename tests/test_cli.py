@@ -608,6 +608,7 @@ def paper_data(tmp_path_factory):
         ("cifar-iid", "paper", []),
         *[(name, "paper", ["mlp:n1=64"] * 2) for name in ("letters-writers", "cifar-superclass")],
         *[(name, "released", ["mlp:n1=64"] * 2) for name in ("letters-iid", "cifar-superclass")],
+        ("letters-iid", "tuned", ["mlp:n1=64"] * 2),
     ],
 )
 def test_every_experiment_runs_from_a_data_folder(experiment, variant, networks, paper_data, tmp_path):

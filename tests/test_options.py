@@ -37,7 +37,7 @@ def test_the_help_of_run_explains_every_setting(run_help):
 def test_the_help_of_sweep_has_its_own_options(capsys):
     assert main(["sweep", "letters-iid", "--smoke", "-h"]) == 0
     out = capsys.readouterr().out
-    for option in ("--over STR", "--variant {paper,released}", "--smoke", "--weights {None}|"):
+    for option in ("--over STR", "--variant {paper,released,tuned}", "--smoke", "--weights {None}|"):
         assert re.search(rf"^\W*{re.escape(option)}", out, re.MULTILINE)
 
 
@@ -143,6 +143,8 @@ def test_every_variant_has_a_name():
         (["letters-iid", "--variant"], "Missing value for argument '--variant'.*"),
         (["--variant=releasd", "letters-iid"], "invalid choice 'releasd' for argument '--variant'.*"),
         (["--variant=released"], "quickstart has no variant released"),
+        (["letters-iid-released", "--variant", "tuned"], "letters-iid-released is a variant already, .*"),
+        (["cifar-iid", "--variant", "tuned"], "cifar-iid has no variant tuned"),
     ],
 )
 def test_a_variant_that_is_none(argv, message, capsys):

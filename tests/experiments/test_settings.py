@@ -97,6 +97,13 @@ def test_presets_are_whole(name, change):
         architecture_from_name(network, 16)
 
 
+def test_what_is_tuned_sends_no_more_than_the_paper_does():
+    paper, tuned = EXPERIMENTS["letters-iid"], EXPERIMENTS["letters-iid-tuned"]
+    chosen = {name: getattr(tuned, name) for name in ("private_training", "digest", "revisit", "num_rounds")}
+    assert dataclasses.replace(paper, **chosen) == tuned
+    assert tuned.num_rounds < paper.num_rounds
+
+
 def test_one_probability_for_all_or_one_each():
     assert Experiment(networks=NETWORKS).probabilities() is None
     assert Experiment(networks=NETWORKS, availability=(0.5,), completion=(1.0, 0.25)).probabilities() == {

@@ -206,7 +206,19 @@ _OPTIONS = [
 ]
 _VALUES = [
     *("0", "1", "2", "-1", "1.5", "1e400", "nan", "inf", "None", "all", "kl", "mlp", "mlp:n1=3", "2conv:n1=1", "x"),
-    *("9" * 30, "9" * 5000, "a" * 5000, "", "é", "1 2", "released", "distance=mae,kl", "seed=1,2", "pooled=true,x"),
+    *(
+        "9" * 30,
+        "9" * 5000,
+        "a" * 5000,
+        "",
+        "é",
+        "1 2",
+        "released",
+        "tuned",
+        "distance=mae,kl",
+        "seed=1,2",
+        "pooled=true,x",
+    ),
     *("999999999", "1000000000000", "mnist", "cifar10", "\x1b[31m", "\ud800", "a\0b", "a\nb", "{}", "%s", "$x$"),
 ]
 _GOOD = [

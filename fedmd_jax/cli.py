@@ -149,6 +149,7 @@ def _run(argv: list[str], ctrl_c: CtrlC) -> int:
     experiment = _everywhere(experiment, settings.processes)
     together.start(settings.processes, ctrl_c.hand_over)
     _check_settings_are_the_same(experiment, num_seeds)
+    experiment = _side_by_side(experiment, num_seeds or 1)
 
     def new_path() -> str:
         path = _output_path(settings.out, f"{name}{_tiny(settings)}-seed{experiment.seed}{several}")
@@ -170,6 +171,8 @@ def _resume(argv: list[str], ctrl_c: CtrlC) -> int:
     if elsewhere and processes.wanted:
         experiment = dataclasses.replace(experiment, devices="all")  # whatever it was before
     experiment = _everywhere(experiment, processes)
+    if elsewhere and num_seeds is not None:
+        experiment = _side_by_side(experiment, num_seeds)
     if num_seeds is None and together.tell(lambda: files.is_finished(path)):
         print(f"nothing to do: the run in {path} is finished")
         return 0
@@ -210,8 +213,6 @@ def _run_here(
     hint: str = "",
 ) -> int:
     """One seed or several into a directory, and how to go on where that is interrupted."""
-    with bad_input():
-        experiment = _side_by_side(experiment, num_seeds or 1)
     go_on = f"fedmd-jax run --resume {shlex.quote(str(path))}{hint}"
     together.go_on_with(go_on)
     summaries: list[Record] = []
@@ -234,8 +235,9 @@ def _run_here(
 
 
 def _side_by_side(experiment: Experiment, num_seeds: int) -> Experiment:
-    """With the number of seeds that run at once, where it is not one; a `ValueError` where it cannot be."""
-    at_once = choose_seeds_at_once(experiment, num_seeds)
+    """A new run with the number of seeds that run at once, where it is not one; one that goes on keeps it."""
+    with bad_input():
+        at_once = choose_seeds_at_once(experiment, num_seeds)
     same = at_once == (experiment.seeds_at_once or 1)
     return experiment if same else dataclasses.replace(experiment, seeds_at_once=at_once)
 
@@ -307,7 +309,8 @@ def _combinations(
     for combination in sweeps.grid(settings.over, known):
         try:
             options = [*argv, *sweeps.options(combination, flags)]
-            combinations.append((combination, parse(name, options, kind=Sweep).experiment))
+            experiment = parse(name, options, kind=Sweep).experiment
+            combinations.append((combination, _side_by_side(experiment, settings.seeds)))
         except SettingsError as error:
             combinations.append((combination, error))
     if all(isinstance(experiment, SettingsError) for _, experiment in combinations):
@@ -328,8 +331,6 @@ def _run_combination(
     try:
         if isinstance(experiment, SettingsError):
             raise experiment
-        with bad_input():
-            experiment = _side_by_side(experiment, num_seeds)
         completed = _run_seeds(train, path, experiment, num_seeds, summaries)
     except (files.WriteError, files.RunDirectoryError):
         raise  # the others cannot be written, either

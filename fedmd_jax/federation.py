@@ -281,7 +281,8 @@ def vmap_federation(federation: Federation) -> Federation:
 
     Everything that `new_states`, `pretrain`, `personalize`, `pool`, `revisit`, `round` and `evaluate` take and give has
     a leading axis [S, ...] then: keys, states, public and private data. On a GPU small federations fill the device that
-    way; a CPU gains nothing. `check`, `init` and `put` are those of one federation, as before.
+    way; a CPU gains nothing. `check`, `init`, `put` and `transfer_learn` are of one federation, as before; keys must be
+    JAX's own (`threefry2x32`), since what others give depends on the whole batch.
 
     Args:
       federation: from `fedmd`, without a mesh.

@@ -254,6 +254,12 @@ def test_an_interrupted_seed_is_not_in_the_summary_of_all(played, tmp_path, caps
 SWEEP = ["--over", "num_rounds=0,1", "--over", "temperature=1,2", *TINY]
 
 
+def test_a_sweep_of_what_cannot_be_side_by_side_is_refused(tmp_path, capsys):
+    assert main(["sweep", "--out", str(tmp_path / "sweep"), *SWEEP, "--seeds-at-once", "2"]) == 2
+    assert capsys.readouterr().err == "fedmd-jax: error: seeds_at_once is of several seeds, got 2 for one seed\n"
+    assert not (tmp_path / "sweep").exists()
+
+
 def test_a_sweep_goes_on_where_settings_do_not_go_together(played, tmp_path, capsys):
     played()
     path = tmp_path / "sweep"

@@ -409,6 +409,9 @@ def test_several_federations_at_once_do_what_each_does(key):
     alone = [everything(federation, *each) for each in zip(*per_seed, strict=True)]
     together = everything(at_once, *(stacked(part) for part in per_seed))
     chex.assert_trees_all_close(stacked(alone), together, rtol=1e-5, atol=1e-6)
+    # To the bit it does not matter in which place.
+    turned = everything(at_once, *(stacked(part[::-1]) for part in per_seed))
+    chex.assert_trees_all_equal(jax.tree.map(lambda leaf: leaf[::-1], turned), together)
 
 
 def test_federations_on_a_mesh_are_not_batched():

@@ -36,6 +36,12 @@ from fedmd_jax.metrics import RoundMetrics, round_metrics, undone_clients, with_
 from fedmd_jax.spread import gather_clients, is_spread_over_processes
 from fedmd_jax.types import PrivateDataset, PublicDataset
 
+# What an observer hears of, in this order; the public half may have an addition.
+PREPARING = "preparing the networks"
+PUBLIC_HALF, PRIVATE_HALF = "transfer learning: public data", "transfer learning: private data"
+LOCAL_ONLY, UPPER_BOUND = "local only", "pooled upper bound"
+TITLES = (PREPARING, PUBLIC_HALF, PRIVATE_HALF, ROUNDS, LOCAL_ONLY, UPPER_BOUND)
+
 
 class Observer:
     """What a run tells while it goes on; listens to nothing where a method is not overridden."""
@@ -166,6 +172,7 @@ def choose_mesh(devices: Devices) -> Mesh | None:
     return mesh if mesh.size > 1 else None
 
 
+_KEYS_OF_THEIR_OWN = "threefry2x32"  # what others give hangs on all keys of a batch
 _MOST_SEEDS_AT_ONCE = 8  # each has its own copy of all data on the device
 
 
@@ -177,11 +184,15 @@ def choose_seeds_at_once(experiment: Experiment, num_seeds: int) -> int:
       num_seeds: how many there are to be.
 
     Raises:
-      ValueError: more than one at once, of one seed, or on many devices.
+      ValueError: more than one at once, of one seed, on many devices, or with keys that batches change.
     """
     wanted, mesh = experiment.seeds_at_once, choose_mesh(experiment.devices)
+    keys = jax.config.jax_default_prng_impl
+    alone = mesh is not None or jax.default_backend() == "cpu" or keys != _KEYS_OF_THEIR_OWN
     if wanted is None:
-        wanted = 1 if mesh is not None or jax.default_backend() == "cpu" else _MOST_SEEDS_AT_ONCE
+        wanted = 1 if alone else _MOST_SEEDS_AT_ONCE
+    elif wanted > 1 and keys != _KEYS_OF_THEIR_OWN:
+        raise ValueError(f"seeds run side by side with {_KEYS_OF_THEIR_OWN} keys only, got {keys}")
     elif wanted > 1 and num_seeds == 1:
         raise ValueError(f"seeds_at_once is of several seeds, got {wanted} for one seed")
     elif wanted > 1 and mesh is not None:
@@ -362,13 +373,13 @@ def _clients_pretrained(run: _Run) -> States:
         run.faults.update(run.kept.note(PRETRAINED))
         return run.federation.put(run.kept.load(PRETRAINED, run.shapes))
     _, _, datasets, _, pretraining, _, validation, shared = run.prepared
-    run.observer.phase("preparing the networks")
+    run.observer.phase(PREPARING)
     states = run.federation.new_states(run.keys.init, datasets.public.inputs[:1])  # `prepare` has checked the data
     if (source := pretrained_from(run.prepared)) is not None:
-        run.observer.phase(f"transfer learning: public data, done in {source}")
+        run.observer.phase(f"{PUBLIC_HALF}, done in {source}")
         states = run.federation.put(together.tell_arrays(lambda: shared.load(run.shapes), run.shapes))
     else:
-        run.observer.phase("transfer learning: public data")
+        run.observer.phase(PUBLIC_HALF)
         states, losses = run.federation.pretrain(states, pretraining, run.keys.public, *_named(validation, "pretrain"))
         run.faults[_PUBLIC_FAULT] = sorted(undone_clients(run.federation.groups, losses))
     run.kept.save(PRETRAINED, 0, states, note=run.faults)
@@ -383,7 +394,7 @@ def _clients_transferred(run: _Run) -> States:
         run.faults.update(run.kept.note(TRANSFERRED))
         return run.federation.put(run.kept.load(TRANSFERRED, run.shapes))
     states = _clients_pretrained(run)
-    run.observer.phase("transfer learning: private data")
+    run.observer.phase(PRIVATE_HALF)
     validation = _named(run.prepared.validation, "personalize")
     states, losses = run.federation.personalize(states, run.prepared.private, run.keys.private, *validation)
     run.faults[_PRIVATE_FAULT] = sorted(undone_clients(run.federation.groups, losses))
@@ -434,7 +445,7 @@ def _local(run: _Run) -> None:
     def keep(round_: int, states: States) -> None:
         run.kept.save(LOCAL, round_, states, note={"undone": list(undone)})
 
-    run.observer.phase("local only")
+    run.observer.phase(LOCAL_ONLY)
     states = run_local(
         run.federation,
         states,
@@ -454,7 +465,7 @@ def _local(run: _Run) -> None:
 
 def _pool(run: _Run) -> None:
     states = _clients_pretrained(run)
-    run.observer.phase("pooled upper bound")
+    run.observer.phase(UPPER_BOUND)
     validation = _named(run.prepared.validation, "pool")
     states, losses = run.federation.pool(states, run.prepared.pooling, run.keys.pooled, *validation)
     accuracy = _accuracy(run.federation, states, run.prepared.datasets.test)

@@ -5,11 +5,12 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import TextIO
 
 import tqdm
 
-from fedmd_jax.experiments.procedure import ROUNDS, Observer
+from fedmd_jax.experiments.procedure import ROUNDS, TITLES, Observer
 from fedmd_jax.metrics import OK, RoundMetrics
 
 _SECONDS_BETWEEN_TICKS = 0.5
@@ -112,30 +113,35 @@ class Bars(Progress):
 
 
 class Several:
-    """Progress of several seeds side by side, told as of one: the clients of all of them."""
+    """Progress of several seeds side by side, told as of one: the phase of who is behind, and the clients of all."""
 
     def __init__(self, progress: Progress, first_rounds: Sequence[int]):
         """Tells nothing yet.
 
         Args:
-          progress: hears a phase when the first seed begins it, and a round when all have ended it that go through it.
+          progress: hears a phase when the last seed begins it, and a round when all have ended it that go through it.
           first_rounds: of each seed, the first round that it will tell of.
         """
         self._progress, self._first_rounds = progress, first_rounds
-        self._phases: set[str] = set()
+        self._phases: list[str | None] = [None] * len(first_rounds)
+        self._told: str | None = None
         self._rounds: dict[int, list[RoundMetrics]] = {}
         self._lock = threading.Lock()
 
-    def observer(self) -> Observer:
-        """For each of the seeds."""
-        return _OneOfSeveral(self)
+    def observers(self) -> list[Observer]:
+        """One for each of the seeds."""
+        return [_OneOfSeveral(self, seed) for seed in range(len(self._phases))]
 
-    def phase(self, title: str) -> None:
-        """Of any seed."""
+    def phase(self, seed: int, title: str) -> None:
+        """Of the seed in this place."""
         with self._lock:
-            if title not in self._phases:
-                self._phases.add(title)
-                self._progress.phase(title)
+            self._phases[seed] = title
+            if None in self._phases:
+                return
+            behind = min(self._phases, key=_place)
+            if behind != self._told:
+                self._told = behind
+                self._progress.phase(behind)
 
     def round(self, metrics: RoundMetrics) -> None:
         """Of any seed."""
@@ -144,12 +150,16 @@ class Several:
             told.append(metrics)
             if len(told) == sum(first <= metrics.round for first in self._first_rounds):
                 clients = tuple(client for each in told for client in each.clients)
-                self._progress.round(RoundMetrics(metrics.round, clients, all(each.digested for each in told)))
+                self._progress.round(RoundMetrics(metrics.round, clients, any(each.digested for each in told)))
 
 
 class _OneOfSeveral(Observer):
-    def __init__(self, several: Several):
-        self.phase, self.round = several.phase, several.round
+    def __init__(self, several: Several, seed: int):
+        self.phase, self.round = partial(several.phase, seed), several.round
+
+
+def _place(title: str) -> int:
+    return next(place for place, known in enumerate(TITLES) if title.startswith(known))
 
 
 def make_progress(num_rounds: int) -> Progress:

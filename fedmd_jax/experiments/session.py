@@ -68,9 +68,9 @@ def run_all(
     at_once = next(iter(jobs.values())).seeds_at_once or 1
     meeting = Meeting(at_once) if at_once > 1 else None
     watch = Stopwatch()
-    settings = {"name": name, "command": command, "resume": resume, "elsewhere": elsewhere}
     # Signals are of the main thread, and runs side by side are not in it.
-    settings["held"] = ctrl_c.held if meeting is None else contextlib.nullcontext
+    held = ctrl_c.held if meeting is None else contextlib.nullcontext
+    settings = {"name": name, "command": command, "resume": resume, "elsewhere": elsewhere, "held": held}
     begin = partial(_begin_all, watch=watch, ctrl_c=ctrl_c, **settings)
     first, *others = _batches(list(jobs.items()), at_once)
     going = begin(first)
@@ -100,21 +100,35 @@ class _Going(NamedTuple):
     seconds: "_Share"
 
 
-def _begin_all(jobs: Sequence[tuple[pathlib.Path, Experiment]], *, watch: Stopwatch, **settings: Any) -> list[_Going]:
-    """All begin, or none stays open."""
+def _begin_all(
+    jobs: Sequence[tuple[pathlib.Path, Experiment]],
+    *,
+    watch: Stopwatch,
+    ctrl_c: CtrlC,
+    resume: bool,
+    elsewhere: bool,
+    **settings: Any,
+) -> list[_Going]:
+    """All begin, or nothing is done to the directory of any."""
+    with bad_input():
+        prepared = [prepare(experiment) for _, experiment in jobs]
     going = []
-    with contextlib.ExitStack() as opened:
-        for path, experiment in jobs:
-            with bad_input():
-                prepared = prepare(experiment)
+    with contextlib.ExitStack() as refused:
+        checked = []
+        for (path, _), each in zip(jobs, prepared, strict=True):
             seconds = _Share(watch, len(jobs))
-            writing = _begin(path, prepared, seconds=seconds, **settings)
-            opened.callback(writing.close)
-            going.append(_Going(path, prepared, writing, seconds))
-        if len(going) > 1:
-            padded = _padded_alike([each.prepared for each in going])
-            going = [each._replace(prepared=alike) for each, alike in zip(going, padded, strict=True)]
-        opened.pop_all()
+            checked.append(_check(path, each, seconds, resume=resume, elsewhere=elsewhere, **settings))
+            if checked[-1].lock is not None:
+                refused.callback(checked[-1].lock.close)
+        with ctrl_c.held():
+            for (path, _), each, known in zip(jobs, prepared, checked, strict=True):
+                writing = _open(path, each, known, **settings)
+                refused.callback(writing.close)
+                going.append(_Going(path, each, writing, known.seconds))
+            refused.pop_all()
+    if len(going) > 1:
+        padded = _padded_alike(prepared)
+        going = [each._replace(prepared=alike) for each, alike in zip(going, padded, strict=True)]
     return going
 
 
@@ -155,6 +169,26 @@ class _Share:
         return {phase: self.before.get(phase, 0.0) + spent / self._num_runs for phase, spent in so_far.items()}
 
 
+class _Position:
+    """Where a run is, for its checkpoints."""
+
+    def __init__(self, seconds: _Share):
+        self._seconds, self.recorder = seconds, None
+
+    def __call__(self) -> Record:
+        return {"num_bytes": self.recorder.num_bytes, "seconds": self._seconds()}
+
+
+class _Checked(NamedTuple):
+    """What is known of a run before anything is done to its directory."""
+
+    seconds: _Share
+    position: _Position
+    kept: OnDisk | None = None  # of many processes in the first only, as the next two
+    lock: files.Lock | None = None
+    resume_at: int | None = None
+
+
 class _Writing(NamedTuple):
     """What writes into the directory of a run."""
 
@@ -175,35 +209,22 @@ class _Writing(NamedTuple):
             self.kept.close()
 
 
-def _begin(path: pathlib.Path, prepared: Prepared, **settings: Any) -> _Writing:
-    """Of many processes the first writes, and lets the others know."""
-    known = identity(prepared) if prepared.experiment.checkpoint_every else None
-    if not together.are_many():
-        return _begin_here(path, prepared, known, **settings)
-    writing = _begin_here(path, prepared, known, **settings) if together.is_first() else _Writing(None, None)
-    return writing if known is None else writing._replace(kept=OfFirst(writing.kept))
-
-
-def _begin_here(
+def _check(
     path: pathlib.Path,
     prepared: Prepared,
-    known: Record | None,
-    *,
-    name: str,
-    command: str,
     seconds: _Share,
-    ctrl_c: CtrlC,
+    *,
     held: Callable[[], contextlib.AbstractContextManager],
     resume: bool,
     elsewhere: bool,
-) -> _Writing:
-    """A new directory, or one where a run goes on, which nothing is done to before all in it is known to be good."""
-    experiment, kept, resume_at = prepared.experiment, None, None
-    recorder = None
-
-    def position() -> Record:
-        return {"num_bytes": recorder.num_bytes, "seconds": seconds()}
-
+    **_: Any,
+) -> _Checked:
+    """A directory where a run goes on is this process's from here on, and all in it is known to be good."""
+    experiment, position = prepared.experiment, _Position(seconds)
+    checked = _Checked(seconds, position)
+    known = identity(prepared) if experiment.checkpoint_every else None
+    if not together.is_first():
+        return checked
     if known is not None:
         kept = OnDisk(
             path,
@@ -213,37 +234,43 @@ def _begin_here(
             position=position,
             held=held,
         )
+        checked = checked._replace(kept=kept)
+    if not (resume and path.is_dir()):
+        return checked
     with contextlib.ExitStack() as refused:
-        lock = None
-        if resume and path.is_dir():
-            lock = files.lock(path)  # before anything in it is read
-            refused.callback(lock.close)
-            if files.is_finished(path):
-                raise files.RunDirectoryError(f"nothing to do: another process has finished the run in {path}")
-            ignored = LOCAL_PARTS if elsewhere else ()
-            found = kept.check(client_shapes(prepared), ignored=ignored) if kept else None
-            found = found or {"num_bytes": 0, "seconds": {}}
-            resume_at = found["num_bytes"]
-            seconds.before = found["seconds"]
-        with ctrl_c.held():
-            recorder = Recorder(
-                path,
-                name,
-                experiment,
-                command=command,
-                clients_at_once=clients_at_once(prepared),
-                pretrained_from=pretrained_from(prepared),
-                resume_at=resume_at,
-                lock=lock,
-            )
-            refused.pop_all()
-    if kept is not None:
-        kept.go_on(recorder.num_rounds_done)
-    if resume_at is not None:
+        lock = files.lock(path)  # before anything in it is read
+        refused.callback(lock.close)
+        if files.is_finished(path):
+            raise files.RunDirectoryError(f"nothing to do: another process has finished the run in {path}")
+        ignored = LOCAL_PARTS if elsewhere else ()
+        found = checked.kept.check(client_shapes(prepared), ignored=ignored) if checked.kept else None
+        found = found or {"num_bytes": 0, "seconds": {}}
+        seconds.before = found["seconds"]
+        refused.pop_all()
+    return checked._replace(lock=lock, resume_at=found["num_bytes"])
+
+
+def _open(path: pathlib.Path, prepared: Prepared, checked: _Checked, *, name: str, command: str, **_: Any) -> _Writing:
+    """A new directory, or one where a run goes on. Of many processes the first writes, and lets the others know."""
+    experiment, kept, recorder = prepared.experiment, checked.kept, None
+    if together.is_first():
+        recorder = checked.position.recorder = Recorder(
+            path,
+            name,
+            experiment,
+            command=command,
+            clients_at_once=clients_at_once(prepared),
+            pretrained_from=pretrained_from(prepared),
+            resume_at=checked.resume_at,
+            lock=checked.lock,
+        )
         num_done = recorder.num_rounds_done
-        where = "from the beginning" if num_done is None else f"after round {num_done} of {experiment.num_rounds}"
-        print(f"{path} goes on {where}", flush=True)
-    return _Writing(recorder, kept)
+        if kept is not None:
+            kept.go_on(num_done)
+        if checked.resume_at is not None:
+            where = "from the beginning" if num_done is None else f"after round {num_done} of {experiment.num_rounds}"
+            print(f"{path} goes on {where}", flush=True)
+    return _Writing(recorder, OfFirst(kept) if together.are_many() and experiment.checkpoint_every else kept)
 
 
 def _run(run: Callable, going: _Going, ctrl_c: CtrlC) -> bool:
@@ -265,13 +292,13 @@ def _meet(run: Callable, going: Sequence[_Going], meeting: Meeting, ctrl_c: Ctrl
     first_rounds = [0 if done is None else done + 1 for done in first_rounds]
     try:
         with make_progress(going[0].prepared.experiment.num_rounds) as progress:
-            several = Several(progress, first_rounds)
+            observers = Several(progress, first_rounds).observers()
             seeds = ", ".join(str(each.prepared.experiment.seed) for each in going)
             print(f"seeds {seeds} side by side" if len(going) > 1 else f"seed {seeds}", flush=True)
             meeting.hold(
                 [
-                    partial(run, each.prepared, Observers(each.writing.recorder, several.observer()), each.writing.kept)
-                    for each in going
+                    partial(run, each.prepared, Observers(each.writing.recorder, observer), each.writing.kept)
+                    for each, observer in zip(going, observers, strict=True)
                 ],
                 held=ctrl_c.held,
                 check=ctrl_c.check,

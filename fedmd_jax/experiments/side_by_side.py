@@ -2,7 +2,7 @@
 
 A run asks for one program after the other. Where all runs wait, those that wait for the same program are computed at
 once, as one call of it with everything stacked [S, ...]. So neither the procedure nor what is written of a run knows of
-the others, and a seed that goes on from a later round than the others waits for them to catch up.
+the others, and seeds may go on from different places: those that are ahead wait before the next phase.
 """
 
 import dataclasses
@@ -46,6 +46,15 @@ class _Over(NamedTuple):
     error: BaseException | None
 
 
+@dataclasses.dataclass
+class _Stacked:
+    """Arrays of several runs as one tree."""
+
+    leaves: list[Any]
+    tree: Any
+    last_used: int = 0
+
+
 class Meeting:
     """Where the calls of several runs meet.
 
@@ -53,7 +62,8 @@ class Meeting:
     only, and the bits of a run do not depend on who else is there.
 
     Attributes:
-      size: S, how many runs are computed at once; half of it when that has been too much for the memory of the device.
+      size: S, how many runs are computed at once; half of it when that has been too much for the memory of the device,
+        which is another program, and changes results by rounding.
 
     >>> meeting = Meeting(2)
     >>> double = partial(meeting.call, "round", jax.jit(jax.vmap(lambda x: 2 * x)))
@@ -69,7 +79,8 @@ class Meeting:
         self.size = size
         self._events: queue.SimpleQueue[_Call | _Over] = queue.SimpleQueue()
         self._here = threading.local()
-        self._stacks: dict[tuple[str, int], tuple[list, Any]] = {}
+        self._stacks: dict[tuple[int, ...], _Stacked] = {}
+        self._num_computed = 0
 
     def attend(self, federation: Federation) -> Federation:
         """The federation as the runs are to have it.
@@ -113,28 +124,41 @@ class Meeting:
         """
         active, waiting, stop = len(runs), [], None
         threads = [threading.Thread(target=self._run, args=each, daemon=True) for each in enumerate(runs)]
-        for thread in threads:
-            thread.start()
-        while active:
-            try:
-                with held():
-                    while stop is not None and waiting:
-                        waiting.pop().result.set_exception(_Stopped())
-                    event = self._next_event()
-                    if isinstance(event, _Call):
-                        waiting.append(event)
-                    elif event is not None:
-                        active -= 1
-                        stop = stop or event.error
-                if stop is None:
-                    check()
-                    if waiting and len(waiting) == active:
-                        self._compute(waiting, held)
-            except BaseException as error:
-                stop = stop or error
-        self._stacks.clear()
-        if stop is not None:
-            raise stop
+        try:
+            with held():
+                for thread in threads:
+                    thread.start()
+            while active:
+                try:
+                    with held():
+                        if stop is not None:
+                            _dismiss(waiting)
+                        event = self._next_event()
+                        if isinstance(event, _Call):
+                            waiting.append(event)
+                        elif event is not None:
+                            active -= 1
+                            stop = stop or event.error
+                    if stop is None:
+                        check()
+                        if waiting and len(waiting) == active:
+                            self._compute(waiting, held)
+                except BaseException as error:
+                    stop = stop or error
+            if stop is not None:
+                raise stop
+        finally:
+            with held():  # whatever has come in between the blocks above, nobody stays behind
+                started = [thread for thread in threads if thread.ident is not None]
+                active -= len(threads) - len(started)
+                while active:
+                    _dismiss(waiting)
+                    event = self._events.get()
+                    waiting += [event] if isinstance(event, _Call) else []
+                    active -= isinstance(event, _Over)
+                for thread in started:
+                    thread.join()
+            self._stacks.clear()
 
     def _run(self, number: int, run: Callable[[], Any]) -> None:
         self._here.run, error = number, None
@@ -164,6 +188,9 @@ class Meeting:
                     waiting.remove(call)
                     call.result.set_result(result)
             calls = calls[len(results) :]
+        # What two programs in a row have not been given is not of these rounds any more.
+        self._num_computed += 1
+        self._stacks = {key: each for key, each in self._stacks.items() if self._num_computed - each.last_used < 3}
 
     def _compute_at_once(self, calls: Sequence[_Call]) -> list[Any]:
         """The results of the first of them, as many as the memory of the device allows."""
@@ -181,22 +208,18 @@ class Meeting:
                 print(f"not enough memory for all seeds at once: {self.size} at a time", flush=True)
 
     def _stacked(self, batch: Sequence[_Call]) -> tuple[tuple, dict]:
-        """The arguments of all; data that a program is given again and again are stacked once."""
-        program = batch[0].program
-        of_place = zip(*(call.arguments[0] for call in batch), strict=True)
-        args = tuple(self._stacked_once((program, place), list(each)) for place, each in enumerate(of_place))
-        return args, _stack([call.arguments[1] for call in batch])
+        """The arguments of all; data that are given again and again are stacked once, states (the first) are others."""
+        first, *others = zip(*(call.arguments[0] for call in batch), strict=True)
+        named = _stack([call.arguments[1] for call in batch])
+        return (_stack(list(first)), *(self._stacked_once(list(each)) for each in others)), named
 
-    def _stacked_once(self, place: tuple[str, int], trees: list[Any]) -> Any:
-        program, number = place
-        if number == 0 or program in ("new_states", "pretrain", "personalize", "pool"):  # states, or needed once
-            return _stack(trees)
-        before, stacked = self._stacks.get(place, (None, None))
-        leaves = [jax.tree.leaves(tree) for tree in trees]
-        if before is None or not _are_the_same(before, leaves):
-            stacked = _stack(trees)
-            self._stacks[place] = leaves, stacked
-        return stacked
+    def _stacked_once(self, trees: list[Any]) -> Any:
+        leaves = jax.tree.leaves(trees)
+        key = tuple(map(id, leaves))  # of arrays that live as long as they are in here
+        if key not in self._stacks:
+            self._stacks[key] = _Stacked(leaves, _stack(trees))
+        self._stacks[key].last_used = self._num_computed
+        return self._stacks[key].tree
 
 
 def pad_alike(data: Sequence[Any]) -> list[Any]:
@@ -224,6 +247,9 @@ def pad_alike(data: Sequence[Any]) -> list[Any]:
 def _pad_rows(dataset: PrivateDataset, num_rows: int) -> PrivateDataset:
     axis = dataset.labels.ndim - 1
 
+    if dataset.labels.shape[axis] == num_rows:
+        return dataset
+
     def pad(leaf):
         widths = [(0, num_rows - leaf.shape[axis] if place == axis else 0) for place in range(leaf.ndim)]
         return jnp.pad(leaf, widths)
@@ -236,12 +262,9 @@ def _types(call: _Call) -> tuple:
     return (*jax.tree.leaves(types), jax.tree.structure(types))
 
 
-def _are_the_same(before: list[list], leaves: list[list]) -> bool:
-    """Whether these are the same arrays, not only equal ones."""
-    return len(before) == len(leaves) and all(
-        len(old) == len(new) and all(a is b for a, b in zip(old, new, strict=True))
-        for old, new in zip(before, leaves, strict=True)
-    )
+def _dismiss(waiting: list[_Call]) -> None:
+    while waiting:
+        waiting.pop().result.set_exception(_Stopped())
 
 
 @jax.jit

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 PHASES = ("compile", "transfer", "pooled", "local", "rounds", "evaluate")
 
@@ -21,11 +21,10 @@ class Stopwatch:
         self._phases = phases
         self.restart()
 
-    def restart(self, seconds: Mapping[str, float] | None = None) -> None:
-        """As if it were made now, for the next run; or as it was when it showed these seconds, for one that goes on."""
-        seconds = seconds or {}
-        self._start = time.perf_counter() - seconds.get("total", 0.0)
-        self._seconds = {phase: seconds.get(phase, 0.0) for phase in self._phases}
+    def restart(self) -> None:
+        """As if it were made now, for the next run."""
+        self._start = time.perf_counter()
+        self._seconds = dict.fromkeys(self._phases, 0.0)
 
     @contextlib.contextmanager
     def __call__(self, phase: str) -> Iterator[None]:

@@ -262,6 +262,42 @@ def test_seeds_side_by_side_go_on(play, whole_seeds, tmp_path, stage, kind, caps
     check_same_seeds(path, whole_seeds)
 
 
+@pytest.mark.parametrize("num_seeds", [1, 2, 4])
+def test_seeds_side_by_side_go_on_with_fewer_or_more(play, whole_seeds, tmp_path, num_seeds):
+    """As many at once as before, whatever is wanted now, so that those that go on find their own checkpoints."""
+    path = tmp_path / "run"
+    play("--out", path, *TINY, *SIDE_BY_SIDE, stage=2)
+    assert play("--resume", path, "--seeds", num_seeds)[0] == 0
+    assert summary_of(path)["seeds"] == [4, 5, 6, 7][:num_seeds]
+    assert play("--resume", path)[0] == 0
+    for seed in (4, 5, 6):
+        check_same_run(path / f"seed{seed}", whole_seeds / f"seed{seed}")
+
+
+def test_where_one_of_the_seeds_cannot_go_on_nothing_is_done_to_the_others(play, tmp_path, capsys):
+    path = tmp_path / "run"
+    play("--out", path, *TINY, *SIDE_BY_SIDE, stage=2)
+    truncated("transferred")(path / "seed5", None)
+    before = {file: file.read_bytes() for file in (path / "seed4").iterdir() if file.is_file()}
+    capsys.readouterr()
+    assert play("--resume", path)[0] == 2
+    assert re.fullmatch("the checkpoint .*seed5/checkpoints/transferred/0 is damaged: .*", complaint(capsys))
+    assert {file: file.read_bytes() for file in (path / "seed4").iterdir() if file.is_file()} == before
+
+
+def test_where_the_data_of_one_seed_cannot_be_read_none_begins(play, tmp_path, monkeypatch):
+    first = session.prepare
+
+    def failing(experiment):
+        if experiment.seed == 5:
+            raise ValueError("no such data")
+        return first(experiment)
+
+    monkeypatch.setattr(session, "prepare", failing)
+    assert play("--out", tmp_path / "run", *TINY, *SIDE_BY_SIDE)[0] == 2
+    assert not (tmp_path / "run").exists()
+
+
 def test_seeds_that_ran_side_by_side_do_not_go_on_otherwise(play, tmp_path, capsys):
     path = tmp_path / "run"
     play("--out", path, *TINY, *SIDE_BY_SIDE, stage=2)

@@ -149,7 +149,7 @@ def test_a_run_that_fails_ends_the_others_before_their_next_program(kind):
     with pytest.raises(kind, match="failed"):
         hold(programs, failing, other)
     assert [program for program, _ in programs.given] == ["pretrain"]
-    assert threading.active_count() <= before
+    assert threading.active_count() == before
 
 
 def test_ctrl_c_ends_all():
@@ -171,6 +171,24 @@ def test_ctrl_c_ends_all():
     assert len(programs.given) == 1
 
 
+@pytest.mark.parametrize("place", range(3))
+def test_ctrl_c_while_the_threads_are_started_leaves_none_behind(monkeypatch, place):
+    programs, started = Programs(3), []
+    start = threading.Thread.start
+
+    def interrupted(thread):
+        start(thread)
+        started.append(thread)
+        if len(started) == place + 1:
+            raise KeyboardInterrupt
+
+    before = threading.active_count()
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        hold(programs, *[lambda: programs.round(jnp.float32(1))] * 3)
+    assert threading.active_count() == before
+
+
 def dataset(num_rows, num_clients=None):
     shape = (num_rows,) if num_clients is None else (num_clients, num_rows)
     return PrivateDataset(jnp.ones((*shape, 2)), jnp.ones(shape, int), jnp.full(shape[:-1], num_rows))
@@ -188,7 +206,7 @@ def test_padding_makes_shapes_alike_and_leaves_the_real_rows():
             np.testing.assert_array_equal(ours.inputs, theirs.inputs[..., :num_rows, :])
 
 
-def test_progress_tells_of_a_round_when_all_that_go_through_it_have():
+def test_progress_is_that_of_who_is_behind():
     told = []
 
     class Listener(Progress):
@@ -201,14 +219,20 @@ def test_progress_tells_of_a_round_when_all_that_go_through_it_have():
     def metrics(round_, accuracy, digested=True):
         return RoundMetrics(round_, (ClientMetrics(0, "mlp", accuracy, None, None),), digested)
 
-    several = Several(Listener(), [0, 1])
-    one, other = several.observer(), several.observer()
-    for each in (one, other):
-        each.phase("rounds")
-    one.round(metrics(0, 0.5))  # the other goes on after it
-    one.round(metrics(1, 0.25))
-    other.round(metrics(1, 0.75, digested=False))
-    assert told == ["rounds", (0, 0.5, True), (1, 0.5, False)]
+    one, other = Several(Listener(), [0, 1]).observers()
+    other.phase("rounds")  # goes on after round 0
+    one.phase("transfer learning: public data, done in DIR")
+    one.phase("rounds")
+    one.round(metrics(0, 0.5))
+    one.round(metrics(1, 0.25, digested=False))
+    one.phase("local only")
+    other.round(metrics(1, 0.75))
+    other.phase("local only")
+    other.phase("pooled upper bound")
+    one.phase("pooled upper bound")
+    public, rounds, *rest = told
+    assert (public, rounds) == ("transfer learning: public data, done in DIR", "rounds")
+    assert rest == [(0, 0.5, True), (1, 0.5, True), "local only", "pooled upper bound"]
 
 
 def test_by_default_a_cpu_trains_one_seed_at_a_time(experiment, monkeypatch):
@@ -216,6 +240,10 @@ def test_by_default_a_cpu_trains_one_seed_at_a_time(experiment, monkeypatch):
     assert choose_seeds_at_once(dataclasses.replace(experiment, seeds_at_once=4), 3) == 3
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     one = dataclasses.replace(experiment, devices=1)
+    with jax.default_prng_impl("rbg"):
+        assert choose_seeds_at_once(one, 5) == 1
+        with pytest.raises(ValueError, match="seeds run side by side with threefry2x32 keys only, got rbg"):
+            choose_seeds_at_once(dataclasses.replace(one, seeds_at_once=2), 5)
     assert [choose_seeds_at_once(one, num_seeds) for num_seeds in (1, 5, 20)] == [1, 5, 8]
     assert choose_seeds_at_once(experiment, 5) == 1  # all four devices
 

@@ -164,8 +164,16 @@ def _place(title: str) -> int:
 
 def make_progress(num_rounds: int) -> Progress:
     """Bars on a terminal, lines elsewhere."""
-    on_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    on_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and _has_a_size(sys.stderr)
     return Bars(num_rounds) if on_terminal else Lines(num_rounds)
+
+
+def _has_a_size(terminal: TextIO) -> bool:
+    """Some, such as those of containers, are of no rows and columns: no bar would be seen there."""
+    try:
+        return min(os.get_terminal_size(terminal.fileno())) > 1
+    except OSError:
+        return False
 
 
 def _note(metrics: RoundMetrics) -> str:

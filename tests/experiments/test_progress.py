@@ -1,4 +1,5 @@
 import io
+import os
 import re
 import time
 
@@ -13,6 +14,9 @@ from fedmd_jax.experiments.progress import Bars, Lines, make_progress
 class Terminal(io.StringIO):
     def isatty(self):
         return True
+
+    def fileno(self):
+        return 2
 
 
 def show(shown, num_rounds=3, **changes):
@@ -109,11 +113,17 @@ def test_the_clock_goes_on_while_nothing_is_told(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("file", "term", "kind"),
-    [(Terminal(), "xterm", Bars), (Terminal(), "dumb", Lines), (io.StringIO(), "xterm", Lines)],
+    ("terminal", "term", "size", "kind"),
+    [
+        (True, "xterm", (80, 24), Bars),
+        (True, "dumb", (80, 24), Lines),
+        (True, "xterm", (0, 0), Lines),  # as in some containers
+        (False, "xterm", (80, 24), Lines),
+    ],
 )
-def test_bars_are_for_terminals(monkeypatch, file, term, kind):
-    monkeypatch.setattr("sys.stderr", file)
+def test_bars_are_for_terminals(monkeypatch, terminal, term, size, kind):
+    monkeypatch.setattr("sys.stderr", Terminal() if terminal else io.StringIO())
+    monkeypatch.setattr("os.get_terminal_size", lambda descriptor: os.terminal_size(size))
     monkeypatch.setenv("TERM", term)
     with make_progress(3) as shown:
         assert type(shown) is kind

@@ -12,7 +12,7 @@ epoch that gains less than a tenth of a point on validation data held out of it;
 spared, so that the bound runs all its epochs. `released` follows the code: stratified subsets, early stopping of all
 transfer learning and of the bound on test sets, also on the private one, with more patience. `tuned` has what
 did best on validation images of seed 0, among what benchmarks/NOTES.md lists: smaller batches in the private half of
-transfer learning and in the digest, longer revisits, and 7 rounds, where it is best; it gets worse afterwards.
+transfer learning and in the digest, longer revisits, and 7 rounds, after which it was best.
 """
 
 import dataclasses

@@ -144,7 +144,8 @@ def curves(records: Iterable[dict]) -> bytes:
     for record in sorted(records, key=lambda record: (EXPERIMENTS.index(setting(record)[0]), *setting(record)[1:])):
         panels.setdefault(setting(record), []).append(record)
     figure = new_figure(4.2 * len(panels), 3.6)
-    for axes, (key, group) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+    all_axes = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)[0]
+    for axes, (key, group) in zip(all_axes, panels.items(), strict=True):
         for record in group:
             axes.plot(record["mean_accuracy_by_round"], color="black", linewidth=1.2, alpha=0.6)
         bounds = {"local only": ("local_accuracy", "tab:blue"), "pooled": ("pooled_accuracy", "tab:red")}
@@ -154,8 +155,9 @@ def curves(records: Iterable[dict]) -> bytes:
                 axes.axhline(record["mean"][column], color=color, linestyle="--", linewidth=1, alpha=0.6, label=label)
         axes.set_title(f"{key[0]}, {key[1]}, width {key[2]:g}", fontsize=9, loc="left")
         axes.set_xlabel("round (0: after transfer learning)")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.25)
-        axes.legend(fontsize=8, loc="lower right")
+        axes.legend(fontsize=8, loc="center right")
     figure.supylabel("accuracy, mean of ten clients", fontsize=9)
     return to_png(figure)
 

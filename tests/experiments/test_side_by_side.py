@@ -266,7 +266,7 @@ def test_real_training_side_by_side_differs_by_rounding_at_most(data_folder, tmp
         f"--data.data-dir {data_folder} --data.public dots --data.private marks --data.num-public 30 "
         "--data.private-classes 4 1 2 --data.num-test 20 --networks mlp:n1=3 mlp:n1=3 --subset-size 10 "
         "--public-training.num-epochs 3 --public-training.patience 1 --private-training.num-epochs 1 "
-        "--pooled-training.num-epochs 2 --revisit.num-epochs 1 --num-rounds 2 --availability 0.7 --seeds 3"
+        "--no-pooled --revisit.num-epochs 1 --num-rounds 2 --availability 0.7 --seeds 3"
     )
     for name, more in (("one", []), ("two", ["--seeds-at-once", "2"])):
         assert main(["run", "--out", str(tmp_path / name), *options, *more]) == 0

@@ -16,13 +16,7 @@ from fedmd_jax.consensus import weighted_consensus
 from fedmd_jax.datasets import labelled_dataset, public_dataset
 from fedmd_jax.devices import client_costs, map_groups, sum_groups
 from fedmd_jax.evaluate import Evaluation, evaluate
-from fedmd_jax.federation import (
-    Federation,
-    fedmd,
-    run_federation,
-    run_local,
-    vmap_federation,
-)
+from fedmd_jax.federation import Federation, fedmd, run_federation, run_local, vmap_federation
 from fedmd_jax.local import Training, digest, fit, init_client, pretrain, revisit, score, transfer_learn
 from fedmd_jax.losses import cross_entropy, kl, mae, mse
 from fedmd_jax.mapping import client_mesh, map_clients, shard_clients, weighted_sum_clients

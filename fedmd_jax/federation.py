@@ -34,6 +34,10 @@ States = Mapping[str, ClientState]
 Validation = PrivateDataset | Private  # one for everybody, or per group a stacked one
 
 
+# The compiled functions of a federation, in the order in which a run goes through them.
+PROGRAMS = ("new_states", "pretrain", "personalize", "round", "evaluate", "revisit", "pool")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Federation:
     """Compiled functions over all groups; every `states` argument but those of `pool` and `evaluate` is donated.
@@ -305,9 +309,8 @@ def vmap_federation(federation: Federation) -> Federation:
     """
     if federation.mesh is not None:
         raise ValueError(f"federations are batched on one device, got one on a mesh of {federation.mesh.size}")
-    names = ("new_states", "pretrain", "personalize", "pool", "revisit", "round", "evaluate")
     # What `jax.jit` has wrapped: it takes compiler options of the outermost only.
-    one = {name: getattr(federation, name).__wrapped__ for name in names}
+    one = {name: getattr(federation, name).__wrapped__ for name in PROGRAMS}
     several = {name: jax.jit(jax.vmap(program), **_jit_options(name)) for name, program in one.items()}
     return dataclasses.replace(federation, **several)
 

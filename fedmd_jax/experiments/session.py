@@ -70,8 +70,10 @@ def run_all(
     watch = Stopwatch()
     # Signals are of the main thread, and runs side by side are not in it.
     held = ctrl_c.held if meeting is None else contextlib.nullcontext
-    settings = {"name": name, "command": command, "resume": resume, "elsewhere": elsewhere, "held": held}
-    begin = partial(_begin_all, watch=watch, ctrl_c=ctrl_c, **settings)
+    check = partial(_check, held=held, resume=resume, elsewhere=elsewhere)
+    begin = partial(
+        _begin_all, watch=watch, ctrl_c=ctrl_c, check=check, open_=partial(_open, name=name, command=command)
+    )
     first, *others = _batches(list(jobs.items()), at_once)
     going = begin(first)
     with compiled_once(going[0].prepared, watch, going[0].writing.kept, meeting) as run:
@@ -105,9 +107,8 @@ def _begin_all(
     *,
     watch: Stopwatch,
     ctrl_c: CtrlC,
-    resume: bool,
-    elsewhere: bool,
-    **settings: Any,
+    check: "Callable[[pathlib.Path, Prepared, _Share], _Checked]",
+    open_: "Callable[[pathlib.Path, Prepared, _Checked], _Writing]",
 ) -> list[_Going]:
     """All begin, or nothing is done to the directory of any."""
     with bad_input():
@@ -117,12 +118,12 @@ def _begin_all(
         checked = []
         for (path, _), each in zip(jobs, prepared, strict=True):
             seconds = _Share(watch, len(jobs))
-            checked.append(_check(path, each, seconds, resume=resume, elsewhere=elsewhere, **settings))
+            checked.append(check(path, each, seconds))
             if checked[-1].lock is not None:
                 refused.callback(checked[-1].lock.close)
         with ctrl_c.held():
             for (path, _), each, known in zip(jobs, prepared, checked, strict=True):
-                writing = _open(path, each, known, **settings)
+                writing = open_(path, each, known)
                 refused.callback(writing.close)
                 going.append(_Going(path, each, writing, known.seconds))
             refused.pop_all()
@@ -217,7 +218,6 @@ def _check(
     held: Callable[[], contextlib.AbstractContextManager],
     resume: bool,
     elsewhere: bool,
-    **_: Any,
 ) -> _Checked:
     """A directory where a run goes on is this process's from here on, and all in it is known to be good."""
     experiment, position = prepared.experiment, _Position(seconds)
@@ -250,7 +250,7 @@ def _check(
     return checked._replace(lock=lock, resume_at=found["num_bytes"])
 
 
-def _open(path: pathlib.Path, prepared: Prepared, checked: _Checked, *, name: str, command: str, **_: Any) -> _Writing:
+def _open(path: pathlib.Path, prepared: Prepared, checked: _Checked, *, name: str, command: str) -> _Writing:
     """A new directory, or one where a run goes on. Of many processes the first writes, and lets the others know."""
     experiment, kept, recorder = prepared.experiment, checked.kept, None
     if together.is_first():

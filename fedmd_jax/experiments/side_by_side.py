@@ -17,11 +17,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedmd_jax.federation import Federation
+from fedmd_jax.federation import PROGRAMS, Federation
 from fedmd_jax.types import PrivateDataset
 
-# In the order of the procedure: who is behind goes first, until all are at the same place again.
-_ORDER = ("new_states", "pretrain", "personalize", "round", "evaluate", "revisit", "pool")
 _SECONDS_BETWEEN_CHECKS = 0.2
 
 
@@ -88,7 +86,7 @@ class Meeting:
         Args:
           federation: whose programs take and give everything stacked, [S, ...].
         """
-        meet = {name: partial(self.call, name, getattr(federation, name)) for name in _ORDER}
+        meet = {name: partial(self.call, name, getattr(federation, name)) for name in PROGRAMS}
         return dataclasses.replace(federation, **meet)
 
     def call(self, program: str, fn: Callable[..., Any], *args: Any, **named: Any) -> Any:
@@ -178,7 +176,7 @@ class Meeting:
 
     def _compute(self, waiting: list[_Call], held: Callable[[], AbstractContextManager]) -> None:
         """Those of the program that comes first in the procedure, and of the same shapes; they wait no longer."""
-        first = min(waiting, key=lambda call: _ORDER.index(call.program))
+        first = min(waiting, key=lambda call: PROGRAMS.index(call.program))
         calls = [call for call in waiting if (call.fn, _types(call)) == (first.fn, _types(first))]
         calls.sort(key=lambda call: call.run)  # each time the same arrays at the same place
         while calls:
@@ -238,7 +236,9 @@ def pad_alike(data: Sequence[Any]) -> list[Any]:
         most = max(each.labels.shape[-1] for each in datasets)
         return [_pad_rows(each, most) for each in datasets]
 
-    is_dataset = partial(lambda kind, node: isinstance(node, kind), PrivateDataset)
+    def is_dataset(node: Any) -> bool:
+        return isinstance(node, PrivateDataset)
+
     leaves, trees = zip(*(jax.tree.flatten(tree, is_leaf=is_dataset) for tree in data), strict=True)
     padded = [pad(*datasets) for datasets in zip(*leaves, strict=True)]
     return [tree.unflatten(datasets) for tree, datasets in zip(trees, zip(*padded, strict=True), strict=True)]

@@ -260,7 +260,7 @@ def test_what_cannot_be_side_by_side_is_refused(experiment, settings, num_seeds,
         choose_seeds_at_once(dataclasses.replace(experiment, seeds_at_once=2, **settings), num_seeds)
 
 
-def test_real_training_side_by_side_differs_by_rounding_at_most(data_folder, tmp_path):
+def test_real_training_side_by_side_differs_by_rounding_at_most(data_folder, tmp_path, capsys):
     """Early stopping, absent clients, and one seed more than run at once."""
     options = shlex.split(
         f"--data.data-dir {data_folder} --data.public dots --data.private marks --data.num-public 30 "
@@ -270,6 +270,7 @@ def test_real_training_side_by_side_differs_by_rounding_at_most(data_folder, tmp
     )
     for name, more in (("one", []), ("two", ["--seeds-at-once", "2"])):
         assert main(["run", "--out", str(tmp_path / name), *options, *more]) == 0
+        assert ("seeds 0, 1 side by side" in capsys.readouterr().out) == bool(more)
     for seed in range(3):
         (one, ones), (two, twos) = (files.read_run(tmp_path / name / f"seed{seed}") for name in ("one", "two"))
         assert one["mean"] == pytest.approx(two["mean"], abs=1e-6)

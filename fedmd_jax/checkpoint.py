@@ -20,6 +20,7 @@ Orbax is imported where it is used: it takes longer than all of this package, wh
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -441,16 +442,35 @@ def _is_damaged(path: pathlib.Path) -> bool:
 
 def _description(path: pathlib.Path) -> Record:
     """What Orbax keeps beside the arrays, whoever has written it."""
-    from orbax.checkpoint import v1 as ocp
-
     if not path.is_dir():
         raise CheckpointError(f"there is no checkpoint {path}")
     try:
-        with _quiet(), _context():
-            note = ocp.metadata(path.absolute()).custom_metadata
+        _, note = _metadata(path)
+        note = json.loads(note)
     except Exception as error:  # whatever Orbax makes of damaged files
         raise _damaged(path, f"its description cannot be read ({type(error).__name__})") from error
     return note if isinstance(note, dict) else {}
+
+
+def _metadata(path: pathlib.Path) -> tuple[Any, str]:
+    """What Orbax knows of the arrays, and as JSON what was kept beside them."""
+    return _metadata_of(path.absolute(), _files(path))
+
+
+@functools.lru_cache(maxsize=128)
+def _metadata_of(path: pathlib.Path, files: tuple) -> tuple[Any, str]:
+    """It takes Orbax tens of milliseconds, and a run asks for each checkpoint again and again."""
+    from orbax.checkpoint import v1 as ocp
+
+    with _quiet(), _context():
+        found = ocp.metadata(path)
+    return found.metadata, json.dumps(found.custom_metadata)
+
+
+def _files(path: pathlib.Path) -> tuple:
+    """What is there, and when it was changed last."""
+    found = ((file, file.stat()) for file in sorted(path.rglob("*")))
+    return tuple((str(file), status.st_ino, status.st_size, status.st_ctime_ns) for file, status in found)
 
 
 def _read_note(path: pathlib.Path) -> Record:
@@ -480,7 +500,8 @@ def _read_bytes(path: pathlib.Path) -> np.ndarray:
 
     try:
         with _quiet(), _context():
-            (size,) = ocp.metadata(path.absolute()).metadata["bytes"].shape
+            arrays, _ = _metadata(path)
+            (size,) = arrays["bytes"].shape
             if size > sum(file.stat().st_size for file in path.rglob("*") if file.is_file()):
                 raise _damaged(path, f"its arrays promise {size} bytes")  # TensorStore would end the process
             content = np.asarray(ocp.load(path.absolute())["bytes"])

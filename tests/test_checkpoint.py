@@ -53,6 +53,21 @@ def test_what_is_read_is_what_was_written(tmp_path):
     assert names(tmp_path) == ["a"]
 
 
+def test_orbax_is_asked_once_for_what_does_not_change(tmp_path, monkeypatch):
+    asked, metadata = [], ocp.metadata
+    monkeypatch.setattr(ocp, "metadata", lambda path: asked.append(path.name) or metadata(path))
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        for round_ in (1, 2, 3):
+            checkpoints.save(round_, {"w": np.full(1, round_)}, record={"of": [round_]})
+            checkpoints.wait()
+            checkpoints.record(round_)["of"].append("whoever asks may do with it what he likes")
+            assert checkpoints.record(round_)["of"] == [round_]
+            check_same(checkpoints.load(round_, {"w": np.zeros(1, int)}), {"w": np.full(1, round_)})
+    assert asked == ["1", "2", "3"]
+    save_tree(tmp_path / "3", {"w": np.zeros(2)})
+    assert "of" not in read_record(tmp_path / "3")
+
+
 def test_arrays_come_home(tmp_path):
     mesh = fmd.client_mesh()
     states = {

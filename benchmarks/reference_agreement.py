@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -194,13 +195,27 @@ def split_results(results):
     return {name: state for name, (state, _) in results.items()}, {name: loss for name, (_, loss) in results.items()}
 
 
-def probe(replay: Replay) -> Iterator[tuple[str, float]]:
+class Found(NamedTuple):
+    """What we have computed of what the file has."""
+
+    stage: str
+    name: str  # of the array in the file
+    value: chex.Array
+
+
+def replayed(arrays: Mapping[str, np.ndarray]) -> Iterator[Found]:
+    """Everything that the file can be compared with, in the order of the procedure."""
+    replay = Replay(arrays)
+    yield from probe(replay)
+    yield from rounds(replay)
+
+
+def probe(replay: Replay) -> Iterator[Found]:
     """Loss and gradients on the first digest batch with a target of ones, in training mode."""
-    images, arrays = replay.public[: replay.batch_digest], replay.arrays
-    states = replay.by_client(replay.states())
+    images, states = replay.public[: replay.batch_digest], replay.by_client(replay.states())
     architectures = {k: group.architecture for group in replay.groups.values() for k in group.client_ids}
     for k, state in enumerate(states):
-        if f"client{k}/probe/loss_to_ones" not in arrays:
+        if f"client{k}/probe/loss_to_ones" not in replay.arrays:
             continue
 
         def loss(params, architecture=architectures[k], model_state=state.model_state):
@@ -209,46 +224,51 @@ def probe(replay: Replay) -> Iterator[tuple[str, float]]:
             return error + architecture.penalty(params), (logits, error)
 
         (total, (logits, error)), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(state.params)
-        found = {"train_logits": logits, "mae_to_ones": error, "loss_to_ones": total}
-        for name, value in found.items():
-            yield f"probe/{name}", distance(value, arrays[f"client{k}/probe/{name}"])
-        yield "probe/grad", tree_distance(gradients, params_of(arrays, f"client{k}/probe/grad"))
+        for name, value in {"train_logits": logits, "mae_to_ones": error, "loss_to_ones": total}.items():
+            yield Found(f"probe/{name}", f"client{k}/probe/{name}", value)
+        for layer, leaf, value in flattened(gradients):
+            yield Found("probe/grad", f"client{k}/probe/grad/{layer}/{leaf}", value)
 
 
-def rounds(replay: Replay) -> Iterator[tuple[str, float]]:
+def rounds(replay: Replay) -> Iterator[Found]:
     """Every stage of every round, and the test scores in the end."""
-    arrays, states = replay.arrays, replay.states()
+    states = replay.states()
     score, digest, revisit = map(jax.jit, (replay.score, replay.digest, replay.revisit))
     for r in range(1, replay.num_rounds + 1):
         scores = score(states, replay.public)
         consensus = fmd.weighted_consensus(scores, fmd.consensus_weights(replay.groups))
-        yield f"round{r}/scores", distance(np.stack(replay.by_client(scores)), arrays[f"round{r}/scores"])
-        yield f"round{r}/consensus", distance(consensus, arrays[f"round{r}/consensus"])
+        yield Found(f"round{r}/scores", f"round{r}/scores", np.stack(replay.by_client(scores)))
+        yield Found(f"round{r}/consensus", f"round{r}/consensus", consensus)
         states, losses = digest(states, consensus)
-        yield from compare_phase(replay, r, "digest", states, losses)
+        yield from after_phase(replay, r, "digest", states, losses)
         states, losses = revisit(states)
-        yield from compare_phase(replay, r, "revisit", states, losses)
-    test = jnp.asarray(arrays["x_test"])
-    expected = arrays["final/test_logits"]
-    yield "final/test_logits", distance(np.stack(replay.by_client(score(states, test))), expected)
+        yield from after_phase(replay, r, "revisit", states, losses)
+    test, name = jnp.asarray(replay.arrays["x_test"]), "final/test_logits"
+    yield Found(name, name, np.stack(replay.by_client(score(states, test))))
     states, whole_round = replay.states(), jax.jit(replay.whole_round)
     for _ in range(replay.num_rounds):
         states = whole_round(states)
-    yield "final/test_logits by fedmd_round", distance(np.stack(replay.by_client(score(states, test))), expected)
+    yield Found(f"{name} by fedmd_round", name, np.stack(replay.by_client(score(states, test))))
 
 
-def compare_phase(replay, r, phase, states, losses):
+def after_phase(replay, r, phase, states, losses) -> Iterator[Found]:
     """Losses, and the weights by kind: those that rounding noise moves are reported, not judged."""
     for k, (state, loss) in enumerate(zip(replay.by_client(states), replay.by_client(losses), strict=True)):
-        yield f"round{r}/{phase}_loss", distance(loss, replay.arrays[f"round{r}/client{k}/{phase}_loss"])
-        expected = params_of(replay.arrays, f"client{k}/after_{phase}{r}")
-        for layer, found in state.params.items():
+        yield Found(f"round{r}/{phase}_loss", f"round{r}/client{k}/{phase}_loss", loss)
+        after = f"after_{phase}{r}"
+        for layer, leaf, value in flattened(state.params):
             kind = layer.rstrip("0123456789")
-            for leaf, value in found.items():
-                name = "conv bias" if (kind, leaf) == ("conv", "bias") else kind
-                yield f"after_{phase}{r}/{name}", distance(value, expected[layer][leaf])
-        statistics = tree(replay.arrays, f"client{k}/after_{phase}{r}", ("mean", "var"))
-        yield f"after_{phase}{r}/batch statistics", tree_distance(state.model_state["batch_stats"], statistics)
+            name = "conv bias" if (kind, leaf) == ("conv", "bias") else kind
+            yield Found(f"{after}/{name}", f"client{k}/{after}/{layer}/{leaf}", value)
+        for layer, leaf, value in flattened(state.model_state["batch_stats"]):
+            yield Found(f"{after}/batch statistics", f"client{k}/{after}/{layer}/{leaf}", value)
+
+
+def flattened(layers: Mapping[str, Mapping[str, chex.Array]]) -> Iterator[tuple[str, str, chex.Array]]:
+    """Layer, leaf and value of nested dictionaries."""
+    for layer, values in layers.items():
+        for leaf, value in values.items():
+            yield layer, leaf, value
 
 
 def distance(found, expected) -> float:
@@ -257,21 +277,15 @@ def distance(found, expected) -> float:
     return float(np.max(np.abs(found - expected))) if found.shape == expected.shape else float("inf")
 
 
-def tree_distance(found, expected) -> float:
-    """The largest of the leaves' distances; NaN where one is."""
-    return float(np.max(jax.tree.leaves(jax.tree.map(distance, found, expected))))
-
-
 def measure(arrays: Mapping[str, np.ndarray]) -> list[Deviation]:
     """The largest deviation of every stage, in the order of the procedure."""
+    largest: dict[str, float] = {}
     try:
-        replay = Replay(arrays)
-        found: dict[str, float] = {}
-        for stage, value in (*probe(replay), *rounds(replay)):
-            found[stage] = float(np.maximum(found.get(stage, 0.0), value))  # NaN stays
+        for stage, name, value in replayed(arrays):
+            largest[stage] = float(np.maximum(largest.get(stage, 0.0), distance(value, arrays[name])))  # NaN stays
     except KeyError as error:
         raise BadFileError(f"the file has no {error}") from None
-    return [Deviation(stage, value, TOLERANCES.get(stage)) for stage, value in found.items()]
+    return [Deviation(stage, value, TOLERANCES.get(stage)) for stage, value in largest.items()]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -13,6 +13,10 @@ os.environ["XLA_FLAGS"] += (
     else ""
 )
 
+# Many tests compile the same small program, and so do the processes that they start.
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
 import hypothesis
 import jax
 import pytest
@@ -20,16 +24,13 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+_cache = tempfile.TemporaryDirectory(prefix="fedmd_jax_tests_")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+jax.config.update("jax_compilation_cache_dir", _cache.name)
+
 # Whatever is compiled takes its time, and the more so the more others compute.
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
-
-# Many tests compile the same small program.
-_cache = tempfile.TemporaryDirectory(prefix="fedmd_jax_tests_")
-jax.config.update("jax_compilation_cache_dir", _cache.name)
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name  # of the programs that tests start
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 @pytest.fixture

@@ -52,8 +52,9 @@ def stored(fn, arguments, platforms):
     return export.deserialize(export.export(fn, platforms=platforms)(*arguments).serialize())
 
 
-@pytest.mark.parametrize("num_devices", [None, NUM_CLIENTS])
-@pytest.mark.parametrize("platform", ["cuda", "rocm", "tpu"])
+@pytest.mark.parametrize(
+    ("platform", "num_devices"), [("cuda", None), ("rocm", NUM_CLIENTS), ("tpu", None), ("tpu", NUM_CLIENTS)]
+)
 def test_a_round_is_exported_for_machines_that_are_not_here(platform, num_devices):
     mesh = None if num_devices is None else fmd.client_mesh(num_devices)
     exported = stored(*flat(federation(platform, mesh)), [platform])
@@ -63,8 +64,11 @@ def test_a_round_is_exported_for_machines_that_are_not_here(platform, num_device
     assert exported.mlir_module().count("stablehlo.all_reduce") == (0 if mesh is None else 1)
 
 
-@pytest.mark.parametrize("num_devices", [None, NUM_CLIENTS])
-@pytest.mark.parametrize("platforms", [["cpu"], ["cpu", "cuda", "rocm", "tpu"]], ids=["cpu", "all"])
+@pytest.mark.parametrize(
+    ("platforms", "num_devices"),
+    [(["cpu"], None), (["cpu", "cuda", "rocm", "tpu"], NUM_CLIENTS)],
+    ids=["here on one device", "anywhere on two"],
+)
 def test_a_stored_round_is_the_round(platforms, num_devices):
     """Also where one program is for all platforms, with the forms of one of them."""
     mesh = None if num_devices is None else fmd.client_mesh(num_devices)

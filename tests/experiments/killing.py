@@ -11,7 +11,10 @@ import signal
 import sys
 import time
 
+import matplotlib.backends.backend_agg
+import matplotlib.figure
 from experiments.counting import counting
+from orbax.checkpoint import v1 as ocp
 
 from fedmd_jax import cli
 from fedmd_jax.experiments import kept, session
@@ -19,9 +22,10 @@ from fedmd_jax.experiments import run_directory as files
 from fedmd_jax.experiments.interrupts import CtrlC
 from fedmd_jax.experiments.procedure import prepare
 
+IMPORTED = ocp, matplotlib  # what every run needs, here once
 NUM_KILLS = 20
 OPTIONS = shlex.split(
-    "--networks mlp --data.num-public 100 --data.num-test 30 --subset-size 20 --num-rounds 300 "
+    "--networks mlp --data.num-public 100 --data.num-test 30 --subset-size 20 --num-rounds 1000 "
     "--public-training.num-epochs 1 --private-training.num-epochs 1 --pooled-training.num-epochs 1"
 )
 
@@ -54,6 +58,7 @@ def kill(pid, path, number, delay):
     what, give_up = number % 2, time.monotonic() + 60
     before = progress(path)[what]
     while progress(path)[what] <= before and time.monotonic() < give_up:
+        assert os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None, "it has ended before"
         time.sleep(0.002)
     time.sleep(delay)
     os.kill(pid, signal.SIGTERM if number == NUM_KILLS // 2 else signal.SIGKILL)

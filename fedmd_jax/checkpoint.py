@@ -20,7 +20,6 @@ Orbax is imported where it is used: it takes longer than all of this package, wh
 """
 
 import contextlib
-import functools
 import hashlib
 import json
 import logging
@@ -46,6 +45,8 @@ from fedmd_jax.spread import Spread, gather_clients
 FORMAT = 1  # of what is below; another one is refused
 _CHUNK_BYTES = 2**26
 _LOGGING = threading.RLock()
+_KNOWN: dict[pathlib.Path, tuple[tuple, tuple[Any, str]]] = {}  # what `_metadata` has found, and in which files
+_MOST_KNOWN = 128
 _ROUND = re.compile("0|[1-9][0-9]*")
 _PARTIAL = re.compile(r"\.[0-9]+\.[0-9]+\.tmp(\..*)?")  # what `_hidden` makes of a round, and Orbax of that
 
@@ -453,24 +454,37 @@ def _description(path: pathlib.Path) -> Record:
 
 
 def _metadata(path: pathlib.Path) -> tuple[Any, str]:
-    """What Orbax knows of the arrays, and as JSON what was kept beside them."""
-    return _metadata_of(path.absolute(), _files(path))
+    """What Orbax knows of the arrays, and as JSON what was kept beside them.
 
-
-@functools.lru_cache(maxsize=128)
-def _metadata_of(path: pathlib.Path, files: tuple) -> tuple[Any, str]:
-    """It takes Orbax tens of milliseconds, and a run asks for each checkpoint again and again."""
+    It takes Orbax tens of milliseconds, and a run asks for each checkpoint again and again.
+    """
     from orbax.checkpoint import v1 as ocp
 
+    path = path.absolute()
+    files, (known_files, known) = _files(path), _KNOWN.get(path, (None, None))
+    if files == known_files:
+        return known
     with _quiet(), _context():
-        found = ocp.metadata(path)
-    return found.metadata, json.dumps(found.custom_metadata)
+        metadata = ocp.metadata(path)
+    found = metadata.metadata, json.dumps(metadata.custom_metadata)
+    if files and _files(path) == files:  # nobody has replaced it meanwhile
+        _KNOWN[path] = files, found
+        if len(_KNOWN) > _MOST_KNOWN:
+            _KNOWN.pop(next(iter(_KNOWN)), None)
+    return found
 
 
 def _files(path: pathlib.Path) -> tuple:
     """What is there, and when it was changed last."""
-    found = ((file, file.stat()) for file in sorted(path.rglob("*")))
-    return tuple((str(file), status.st_ino, status.st_size, status.st_ctime_ns) for file, status in found)
+    return tuple((str(file), *_changed(file)) for file in sorted(path.rglob("*")))
+
+
+def _changed(file: pathlib.Path) -> tuple:
+    for status in (file.stat, file.lstat):  # whatever others leave there, also links to nothing
+        with contextlib.suppress(OSError):
+            found = status()
+            return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    return ()
 
 
 def _read_note(path: pathlib.Path) -> Record:

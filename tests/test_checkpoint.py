@@ -64,8 +64,20 @@ def test_orbax_is_asked_once_for_what_does_not_change(tmp_path, monkeypatch):
             assert checkpoints.record(round_)["of"] == [round_]
             check_same(checkpoints.load(round_, {"w": np.zeros(1, int)}), {"w": np.full(1, round_)})
     assert asked == ["1", "2", "3"]
+    description = tmp_path / "3" / "_CHECKPOINT_METADATA"
+    description.write_bytes(description.read_bytes().replace(b'"of": [3]', b'"of": [4]'))
+    assert read_record(tmp_path / "3")["of"] == [4]
     save_tree(tmp_path / "3", {"w": np.zeros(2)})
     assert "of" not in read_record(tmp_path / "3")
+
+
+def test_what_others_leave_in_a_checkpoint_is_nothing(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, {"w": np.zeros(1)})
+        checkpoints.wait()
+        (tmp_path / "1" / ".#lock").symlink_to("nobody@nowhere")
+        assert checkpoints.latest == 1
+        check_same(checkpoints.load(1, {"w": np.zeros(1)}), {"w": np.zeros(1)})
 
 
 def test_arrays_come_home(tmp_path):

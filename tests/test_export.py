@@ -53,7 +53,7 @@ def stored(fn, arguments, platforms):
 
 
 @pytest.mark.parametrize(
-    ("platform", "num_devices"), [("cuda", None), ("rocm", NUM_CLIENTS), ("tpu", None), ("tpu", NUM_CLIENTS)]
+    ("platform", "num_devices"), [("cuda", NUM_CLIENTS), ("rocm", None), ("tpu", None), ("tpu", NUM_CLIENTS)]
 )
 def test_a_round_is_exported_for_machines_that_are_not_here(platform, num_devices):
     mesh = None if num_devices is None else fmd.client_mesh(num_devices)

@@ -148,6 +148,7 @@ print(hashlib.sha256(b"".join(leaf.tobytes() for leaf in leaves)).hexdigest())
 def test_processes_started_anew_end_with_the_same_bits():
     """Nor does the order of a dictionary or a hash that Python salts decide anything."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu"}
+    environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # each compiles for itself
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", ANEW], env={**environment, "PYTHONHASHSEED": salt}, stdout=subprocess.PIPE

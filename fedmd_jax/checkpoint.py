@@ -513,9 +513,9 @@ def _read_bytes(path: pathlib.Path) -> np.ndarray:
     from orbax.checkpoint import v1 as ocp
 
     try:
+        arrays, _ = _metadata(path)
+        (size,) = arrays["bytes"].shape
         with _quiet(), _context():
-            arrays, _ = _metadata(path)
-            (size,) = arrays["bytes"].shape
             if size > sum(file.stat().st_size for file in path.rglob("*") if file.is_file()):
                 raise _damaged(path, f"its arrays promise {size} bytes")  # TensorStore would end the process
             content = np.asarray(ocp.load(path.absolute())["bytes"])

@@ -601,7 +601,7 @@ def paper_data(tmp_path_factory):
     return folder
 
 
-# Each network of the paper takes long to compile: two do, for the others it is the data that differs.
+# The paper's own networks take long to compile: one preset has them, for the others it is the data that differs.
 @pytest.mark.parametrize(
     ("experiment", "variant", "networks"),
     [

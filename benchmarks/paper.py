@@ -56,7 +56,7 @@ def run(experiment: str, variant: str, width: float, seed: int, *, more: Sequenc
         "width": width,
         "commit": commit(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "pretrained_before": config["pretrained_from"] is not None,
+        "pretrained_before": bool(config["pretrained_from"]),
         "devices": config["settings"]["devices"],
         "xla_flags": config["environment"].get("XLA_FLAGS"),
         "cpu_seconds": time.process_time() - cpu_seconds,

@@ -44,6 +44,7 @@ class Federation:
 
     `new_states`, `pretrain`, `personalize`, `pool`, `revisit` and `round` take `client_ids=`, per group [n], where the
     clients given are not all of the groups; `round` then wants their `weights=`, too. `round` also takes `attendance=`.
+    All clients of some of the groups may be trained without.
 
     A client that a phase of training leaves with what is not finite stays as it was before that phase; all its losses
     are NaN then.
@@ -231,7 +232,7 @@ def fedmd(
             return trained, jnp.where(finite, losses, jnp.nan)
 
         def train_groups(states, data, key, validation=None, *, client_ids=None, attendance=None):
-            client_ids = group_client_ids(groups) if client_ids is None else client_ids
+            client_ids = group_client_ids({name: groups[name] for name in states}) if client_ids is None else client_ids
             completed_axis, completed = None, jnp.array(True)
             if attendance is not None:
                 attendance = on_every_device(attendance_or_everybody(attendance, client_ids), mesh)

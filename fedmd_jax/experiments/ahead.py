@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -19,27 +19,24 @@ class Ahead:
     XLA compiles a program on one core for seconds, and holds nothing while it does so.
     """
 
-    def __init__(
-        self, executor: Executor, watch: Stopwatch, phase: str, fn: Any, *args: Any, begin: bool = True, **named: Any
-    ):
-        """Begins to compile, unless told to wait until it is called.
+    def __init__(self, executor: Executor, watch: Stopwatch, phase: str, fn: Any):
+        """Compiles nothing yet.
 
         Args:
           executor: whose threads compile.
           watch: the wait counts as `compile`, the run as `phase`.
           phase: of the stopwatch.
           fn: from `jax.jit`.
-          *args: arrays, or their shapes, as they will be given first.
-          begin: whether to begin now.
-          **named: the same by name.
         """
         self._executor, self._watch, self._phase, self._fn = executor, watch, phase, fn
         self._compiled: dict[Any, Future] = {}
-        if begin:
-            self._compile(args, named)
+
+    def begin(self, *args: Any, **named: Any) -> None:
+        """Compiles for these arguments, or arguments of these shapes, and waits for nothing."""
+        self._compile(args, named)
 
     def __call__(self, *args: Any, **named: Any) -> Any:
-        """The result, when it is there; arguments of other shapes than before are compiled for."""
+        """The result, when it is there; shapes that nobody has begun with are compiled for."""
         with self._watch("compile"):
             compiled = self._compile(args, named).result()
         with self._watch(self._phase):
@@ -72,6 +69,7 @@ def compiling(
     *,
     needed: Collection[str],
     later: Collection[str] = (),
+    pretrain_calls: Sequence[Collection[str]] | None = None,
     seeds_at_once: int = 1,
     **data: Any,
 ) -> Iterator[Federation]:
@@ -82,6 +80,7 @@ def compiling(
       watch: is told the seconds.
       needed: names of the programs that the run will call; the others stay as they are.
       later: of these, which are compiled when they are called, and not before.
+      pretrain_calls: for each call of `pretrain` that is to come the groups that it trains; None is one, of all.
       seeds_at_once: where it is more than one, the programs are those of `vmap_federation`, for so many.
       **data: `public`, `private`, `pooled` and `test`, as they will be given, or their shapes; `pretraining` where
         transfer learning is on other public examples, `validation` by the name of a program that stops early, and
@@ -93,14 +92,16 @@ def compiling(
     validation = {name: federation.put(examples) for name, examples in data.pop("validation", {}).items()}
     data = {name: federation.put(part) for name, part in data.items()}
     public, private, pooled, test = (data[name] for name in ("public", "private", "pooled", "test"))
+    # Part of a `Spread` is no longer one: on a mesh everybody is one call.
+    calls = [states] if pretrain_calls is None else [{name: states[name] for name in names} for names in pretrain_calls]
     programs = {
-        "new_states": ("transfer", key, one_input),
-        "pretrain": ("transfer", states, data.get("pretraining", public), key),
-        "personalize": ("transfer", states, private, key),
-        "evaluate": ("evaluate", states, test),
-        "round": ("rounds", states, public, private, key),
-        "revisit": ("local", states, private, key),
-        "pool": ("pooled", states, pooled, key),
+        "new_states": ("transfer", [(key, one_input)]),
+        "pretrain": ("transfer", [(some, data.get("pretraining", public), key) for some in calls]),
+        "personalize": ("transfer", [(states, private, key)]),
+        "evaluate": ("evaluate", [(states, test)]),
+        "round": ("rounds", [(states, public, private, key)]),
+        "revisit": ("local", [(states, private, key)]),
+        "pool": ("pooled", [(states, pooled, key)]),
     }
     attending = {"attendance": data["attendance"]} if "attendance" in data else {}
     named = {"round": attending, "revisit": attending}
@@ -109,12 +110,13 @@ def compiling(
     executor = ThreadPoolExecutor(max_workers=os.cpu_count())
     try:
         ahead = {}
-        for name, (phase, *args) in programs.items():
+        for name, (phase, calls) in programs.items():
             if name in needed:
-                shapes = (*args, *([validation[name]] if name in validation else [])), named.get(name, {})
-                args, others = shapes if seeds_at_once == 1 else _stacked_shapes(shapes, seeds_at_once)
-                program = getattr(federation, name)
-                ahead[name] = Ahead(executor, watch, phase, program, *args, begin=name not in later, **others)
+                ahead[name] = Ahead(executor, watch, phase, getattr(federation, name))
+                for args in () if name in later else calls:
+                    shapes = (*args, *([validation[name]] if name in validation else [])), named.get(name, {})
+                    args, others = shapes if seeds_at_once == 1 else _stacked_shapes(shapes, seeds_at_once)
+                    ahead[name].begin(*args, **others)
         yield dataclasses.replace(federation, **ahead)
     finally:
         executor.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C nobody waits for what is being compiled

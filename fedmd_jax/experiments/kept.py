@@ -24,7 +24,10 @@ PRETRAINED, TRANSFERRED, ROUNDS, LOCAL = PHASES = ("pretrained", "transferred", 
 
 
 class Kept(Protocol):
-    """Clients by phase and round; a phase without rounds has round 0."""
+    """Clients by phase and round.
+
+    The rounds of `pretrained` are groups, as many as are done with the public half; a phase without rounds has round 0.
+    """
 
     def last(self, phase: str) -> int | None:
         """The last round of a phase of which clients are kept, None where there is none."""
@@ -50,22 +53,22 @@ class InMemory:
         Args:
           wanted: the phases whose clients are asked for later, once each.
         """
-        self._wanted, self._states = wanted, {}
+        self._wanted, self._kept = wanted, {}
 
     def last(self, phase: str) -> int | None:
-        """0 or None."""
-        return 0 if phase in self._states else None
+        """The last that was saved."""
+        return self._kept[phase][0] if phase in self._kept else None
 
     def save(
         self, phase: str, round_: int, states: States, *, score: float | None = None, note: Record | None = None
     ) -> None:
         """Keeps what is wanted."""
         if phase in self._wanted:
-            self._states[phase] = jax.tree.map(jnp.copy, states)
+            self._kept[phase] = round_, jax.tree.map(jnp.copy, states)
 
     def load(self, phase: str, shapes: States) -> States:
         """Gives the copy away."""
-        return self._states.pop(phase)
+        return self._kept.pop(phase)[1]
 
     def note(self, phase: str) -> Record:
         """Nothing that the run would not know."""
@@ -75,8 +78,8 @@ class InMemory:
 class OnDisk:
     """Keeps clients in the run directory, with what is needed to go on from them.
 
-    `pretrained` and `transferred` are written once; of `rounds`, the last two and the best of those that were written,
-    and of `local` the last two.
+    `transferred` is written once; of `rounds`, the last two and the best of those that were written stay, and of
+    `pretrained` and `local` the last two.
 
     Attributes:
       continued: where the run went on with other versions or devices, in this order: the parts of the identity that
@@ -129,7 +132,7 @@ class OnDisk:
             try:
                 folder.check(round_, shapes)
             except CheckpointError as error:
-                earlier = folder.rounds[:-1]
+                earlier = folder.rounds[:-1] if phase in (ROUNDS, LOCAL) else []
                 hint = f"; remove it to go on after round {earlier[-1]}" if earlier else "; remove it to do it again"
                 raise CheckpointError(f"{error}{hint}") from error
             record = folder.record(round_)

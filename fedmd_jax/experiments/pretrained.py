@@ -1,13 +1,14 @@
-"""Clients kept after the public half of transfer learning, for every run that begins in the same way.
+"""Clients kept after the public half of transfer learning, for every run that has some that begin in the same way.
 
 That half is most of the work of an experiment, and the same for all that is varied after it: losses, epochs, subsets,
-weights, even private data.
+weights, even private data. Each group of clients is kept on its own, since they know nothing of each other yet.
 """
 
 import dataclasses
 import hashlib
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import chex
@@ -22,7 +23,7 @@ from fedmd_jax.processes import on_host
 
 
 class Pretrained(NamedTuple):
-    """Where the clients of a run are kept, whether or not they are there."""
+    """Where the clients of a group are kept, whether or not they are there."""
 
     path: pathlib.Path
     found: bool  # whether they were there when the run began, of many processes where process 0 is
@@ -44,17 +45,18 @@ class Pretrained(NamedTuple):
                     raise
 
 
-def place_of(folder: pathlib.Path, settings: object, data: chex.ArrayTree) -> Pretrained:
+def places(folder: pathlib.Path, settings: Mapping[str, object], data: chex.ArrayTree) -> dict[str, Pretrained]:
     """Where clients are kept that come of these settings and data with these versions on this device.
 
     Args:
       folder: of all that is kept.
-      settings: everything that decides the clients, as JSON and dataclasses know it.
-      data: the arrays that they see.
+      settings: per group everything that decides its clients, as JSON and dataclasses know it.
+      data: the arrays that all see.
     """
-    here = {name: origin()[name] for name in ("versions", "device")}
-    path = folder / fingerprint({"settings": settings, **here}, data)
-    return Pretrained(path, together.tell(path.is_dir))
+    seen = fingerprint({name: origin()[name] for name in ("versions", "device")}, data)
+    paths = {name: folder / fingerprint({"settings": of_it, "seen": seen}, ()) for name, of_it in settings.items()}
+    found = together.tell(lambda: {name: path.is_dir() for name, path in paths.items()})
+    return {name: Pretrained(path, found[name]) for name, path in paths.items()}
 
 
 def fingerprint(known: object, data: chex.ArrayTree) -> str:

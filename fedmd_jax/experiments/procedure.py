@@ -1,7 +1,7 @@
 """The whole procedure of the paper, from images to the last round."""
 
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fedmd_jax.attendance import AttendancePolicy, attendance_or_everybody, simulate_attendance
-from fedmd_jax.clients import ArchitectureGroup, group_client_ids, stack_private
+from fedmd_jax.clients import ArchitectureGroup, Groups, group_client_ids, stack_private
 from fedmd_jax.communication import Communication, communication_bytes
 from fedmd_jax.devices import client_costs
 from fedmd_jax.experiments import together
@@ -20,7 +20,7 @@ from fedmd_jax.experiments.datasets import Datasets, hold_out, load, pool
 from fedmd_jax.experiments.kept import LOCAL, PRETRAINED, ROUNDS, TRANSFERRED, InMemory, Kept
 from fedmd_jax.experiments.networks import architecture_from_name
 from fedmd_jax.experiments.own_data import of_everybody, take_own
-from fedmd_jax.experiments.pretrained import Pretrained, fingerprint, place_of
+from fedmd_jax.experiments.pretrained import Pretrained, fingerprint, places
 from fedmd_jax.experiments.settings import Devices, Experiment
 from fedmd_jax.experiments.side_by_side import Meeting
 from fedmd_jax.experiments.stopwatch import Stopwatch
@@ -96,7 +96,7 @@ class Prepared(NamedTuple):
     pretraining: PublicDataset  # the public examples of transfer learning
     pooling: PrivateDataset | None  # the private examples of the upper bound, if it is wanted
     validation: dict[str, PrivateDataset]  # per program of the federation that stops early
-    pretrained: Pretrained | None  # where clients are kept after the public half of transfer learning
+    pretrained: dict[str, Pretrained]  # per group, where clients are kept after the public half, if they are to be
 
 
 def prepare(experiment: Experiment) -> Prepared:
@@ -136,7 +136,8 @@ def prepare(experiment: Experiment) -> Prepared:
     datasets, private, pooled = _take_private(experiment, datasets, federation, costs)
     pretraining, pooling, validation = split_validation(experiment, datasets, pooled)
     federation.check(datasets.public, private, datasets.test, *validation.values())
-    pretrained = _pretrained(experiment, datasets.num_classes, (pretraining, validation.get("pretrain")))
+    seen = (pretraining, validation.get("pretrain"))
+    pretrained = _pretrained(experiment, groups, mesh, num_classes=datasets.num_classes, data=seen)
     datasets = datasets._replace(public=federation.put(datasets.public), test=federation.put(datasets.test))
     private, pretraining, pooling = map(federation.put, (private, pretraining, pooling))
     validation = {name: federation.put(examples) for name, examples in validation.items()}
@@ -202,14 +203,20 @@ def choose_seeds_at_once(experiment: Experiment, num_seeds: int) -> int:
     return min(wanted, num_seeds)
 
 
-def _pretrained(experiment: Experiment, num_classes: int, data: tuple) -> Pretrained | None:
+def _pretrained(
+    experiment: Experiment, groups: Groups, mesh: Mesh | None, *, num_classes: int, data: tuple
+) -> dict[str, Pretrained]:
     if experiment.pretrained_dir is None:
-        return None
-    names = ("networks", "width", "head_penalty", "clients_per_chunk", "devices", "public_training", "seed")
+        return {}
+    names = ("width", "head_penalty", "clients_per_chunk", "public_training", "seed")
     settings = {name: getattr(experiment, name) for name in names} | {"num_classes": num_classes}
-    if (experiment.seeds_at_once or 1) > 1:  # rounding
+    # Rounding: on a mesh all groups are one program, and seeds side by side are, too.
+    if mesh is not None:
+        settings |= {"devices": mesh.size, "networks": experiment.networks}
+    if (experiment.seeds_at_once or 1) > 1:
         settings["seeds_at_once"] = experiment.seeds_at_once
-    return place_of(pathlib.Path(experiment.pretrained_dir).expanduser(), settings, data)
+    of_groups = {name: settings | {"network": name, "client_ids": group.client_ids} for name, group in groups.items()}
+    return places(pathlib.Path(experiment.pretrained_dir).expanduser(), of_groups, data)
 
 
 def split_validation(
@@ -284,9 +291,11 @@ def compiled_once(
       meeting: where several runs meet that are computed side by side; then the function is to be called in its threads.
     """
     experiment, federation, shapes = prepared.experiment, prepared.federation, _data_shapes(prepared)
-    later = _done_before(experiment, kept) if kept else set()
-    if pretrained_from(prepared):
+    later = _done_before(prepared, kept) if kept else set()
+    calls = [call.names for call in _public_half(prepared, kept) if not call.found]
+    if not calls:
         later.add("pretrain")
+    shapes["pretrain_calls"] = calls if federation.mesh is None else None
     del prepared  # the first seed's data must not stay in memory while the others run
     needed = {"new_states", "pretrain", "personalize", "evaluate"}
     wanted = {"round": True, "revisit": experiment.local, "pool": experiment.pooled}
@@ -306,11 +315,11 @@ def _data_shapes(prepared: Prepared) -> dict[str, PublicDataset | PrivateDataset
     return jax.eval_shape(lambda data: data, data)
 
 
-def _done_before(experiment: Experiment, kept: Kept) -> set[str]:
+def _done_before(prepared: Prepared, kept: Kept) -> set[str]:
     """Names of the programs that a run does not need which goes on; another seed may."""
-    done, num_rounds = set(), experiment.num_rounds
-    if kept.last(PRETRAINED) is not None:
-        done |= {"new_states", "pretrain"}
+    done, num_rounds = set(), prepared.experiment.num_rounds
+    if _num_pretrained(prepared.federation, kept):
+        done |= {"new_states"}
     if kept.last(TRANSFERRED) is not None:
         done |= {"personalize"}
     if kept.last(ROUNDS) == num_rounds:
@@ -322,6 +331,31 @@ def _done_before(experiment: Experiment, kept: Kept) -> set[str]:
 
 # What can go wrong in transfer learning, in this order.
 _FAULTS = _PUBLIC_FAULT, _PRIVATE_FAULT = ("public training not finite", "private training not finite")
+
+
+class _PublicCall(NamedTuple):
+    """A call of `pretrain` that is to come."""
+
+    names: list[str]  # of the groups that it trains
+    found: bool  # whether they need not be, since they were kept by another run
+
+
+def _public_half(prepared: Prepared, kept: Kept | None) -> list[_PublicCall]:
+    """What is left of the public half of transfer learning.
+
+    On one device group after group, so that each can be told of and kept; on a mesh all at once, side by side.
+    """
+    federation = prepared.federation
+    names = list(federation.groups)[_num_pretrained(federation, kept) if kept else 0 :]
+    calls = [[name] for name in names] if federation.mesh is None else [names] if names else []
+    found = {name for name, place in prepared.pretrained.items() if place.found}
+    return [_PublicCall(call, found.issuperset(call)) for call in calls]
+
+
+def _num_pretrained(federation: Federation, kept: Kept) -> int:
+    """Of how many groups the clients are kept; the round of this phase."""
+    num_done = kept.last(PRETRAINED) or 0
+    return num_done if federation.mesh is None or num_done == len(federation.groups) else 0
 
 
 class Keys(NamedTuple):
@@ -369,22 +403,45 @@ def _run_phases(federation: Federation, prepared: Prepared, observer: Observer, 
 
 def _clients_pretrained(run: _Run) -> States:
     """Clients after the public half of transfer learning, where the upper bound begins."""
-    if run.kept.last(PRETRAINED) is not None:
+    federation, prepared, (names, shapes) = run.federation, run.prepared, (list(run.shapes), run.shapes)
+    num_done, calls = _num_pretrained(federation, run.kept), _public_half(prepared, run.kept)
+    if num_done:
         run.faults.update(run.kept.note(PRETRAINED))
-        return run.federation.put(run.kept.load(PRETRAINED, run.shapes))
-    _, _, datasets, _, pretraining, _, validation, shared = run.prepared
-    run.observer.phase(PREPARING)
-    states = run.federation.new_states(run.keys.init, datasets.public.inputs[:1])  # `prepare` has checked the data
-    if (source := pretrained_from(run.prepared)) is not None:
-        run.observer.phase(f"{PUBLIC_HALF}, done in {source}")
-        states = run.federation.put(together.tell_arrays(lambda: shared.load(run.shapes), run.shapes))
+        states = federation.put(run.kept.load(PRETRAINED, shapes))
     else:
-        run.observer.phase(PUBLIC_HALF)
-        states, losses = run.federation.pretrain(states, pretraining, run.keys.public, *_named(validation, "pretrain"))
-        run.faults[_PUBLIC_FAULT] = sorted(undone_clients(run.federation.groups, losses))
-    run.kept.save(PRETRAINED, 0, states, note=run.faults)
-    if shared is not None and not shared.found and not run.faults[_PUBLIC_FAULT]:
-        shared.save(states)
+        run.observer.phase(PREPARING)
+        states = federation.new_states(run.keys.init, prepared.datasets.public.inputs[:1])  # `prepare` has checked it
+    for call in calls:
+        everybody = len(call.names) == len(names)
+        which = "" if everybody else f", network {num_done + 1} of {len(names)}"
+        where = f", done in {prepared.experiment.pretrained_dir}" if call.found else ""
+        run.observer.phase(f"{PUBLIC_HALF}{which}{where}")
+        some = states if everybody else {name: states[name] for name in call.names}
+        some = _load_shared(run, call.names) if call.found else _pretrain(run, some)
+        states = some if everybody else {**states, **some}
+        num_done += len(call.names)
+        run.kept.save(PRETRAINED, num_done, states, note=run.faults)
+    return states
+
+
+def _load_shared(run: _Run, names: Collection[str]) -> States:
+    """Clients of these groups that another run has kept."""
+    places, shapes = run.prepared.pretrained, {name: run.shapes[name] for name in names}
+    return run.federation.put(
+        together.tell_arrays(lambda: {name: places[name].load(shapes[name]) for name in names}, shapes)
+    )
+
+
+def _pretrain(run: _Run, states: States) -> States:
+    """Clients of some groups, trained, and kept for other runs where all went well and that is wanted."""
+    _, _, _, _, pretraining, _, validation, places = run.prepared
+    names = list(states)
+    states, losses = run.federation.pretrain(states, pretraining, run.keys.public, *_named(validation, "pretrain"))
+    undone = undone_clients(run.federation.groups, losses)
+    run.faults[_PUBLIC_FAULT] = sorted({*run.faults.get(_PUBLIC_FAULT, []), *undone})
+    if not undone:
+        for name in names if places else []:
+            places[name].save(states[name])
     return states
 
 
@@ -494,10 +551,10 @@ def clients_at_once(prepared: Prepared) -> dict[str, int]:
     return {name: min(chunks[name] or of_device[name], of_device[name]) for name in groups}
 
 
-def pretrained_from(prepared: Prepared) -> str | None:
-    """The folder that this run takes its pretrained clients from; None where it trains them itself."""
-    kept = prepared.pretrained
-    return str(kept.path) if kept is not None and kept.found else None
+def pretrained_from(prepared: Prepared) -> dict[str, str]:
+    """Per group the folder that this run takes its pretrained clients from; without those that it trains itself."""
+    found = {name for call in _public_half(prepared, None) if call.found for name in call.names}
+    return {name: str(place.path) for name, place in prepared.pretrained.items() if name in found}
 
 
 def communication(prepared: Prepared, *, num_rounds: int) -> Communication:

@@ -35,7 +35,7 @@ class Recorder(Observer):
         *,
         command: str,
         clients_at_once: Mapping[str, int] | None = None,
-        pretrained_from: str | None = None,
+        pretrained_from: Mapping[str, str] | None = None,
         resume_at: int | None = None,
         lock: files.Lock | None = None,
     ):
@@ -47,7 +47,7 @@ class Recorder(Observer):
           experiment: its settings.
           command: with which it was started.
           clients_at_once: how many clients of each group run at once, where it is known.
-          pretrained_from: from where clients are taken after the public half of transfer learning, if they are.
+          pretrained_from: from where clients are taken after the public half of transfer learning, of groups whose are.
           resume_at: where a run goes on, how many bytes of metrics.jsonl it has when it does; those after are cut.
           lock: of the directory, where a run goes on; it is this recorder's from here on.
         """

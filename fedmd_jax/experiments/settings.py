@@ -184,8 +184,8 @@ class Experiment:
         None: all weigh the same.
       data: Public and private images.
       public_training: Transfer learning, first half: each client trains on the public dataset.
-      pretrained_dir: Folder where clients are kept after that half; another run with the same networks, public data,
-        seed, versions and device takes them from there. None: nothing is kept.
+      pretrained_dir: Folder where clients are kept after that half; another run with the same public data, seed,
+        versions and device takes from there those whose network it has in the same place. None: nothing is kept.
       private_training: Transfer learning, second half: then on its own private dataset.
       pooled_training: The upper bound: each network, after its public half, trained on the private datasets of all
         clients pooled together.

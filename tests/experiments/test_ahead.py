@@ -39,7 +39,8 @@ def test_the_result_is_that_of_the_function():
     watch = Stopwatch()
     fn = jax.jit(lambda key, x: x + jax.random.uniform(key, x.shape))
     args = (jax.random.key(0), jnp.arange(3.0))
-    ahead = Ahead(Immediately(), watch, "rounds", fn, *args)
+    ahead = Ahead(Immediately(), watch, "rounds", fn)
+    ahead.begin(*args)
     assert watch.seconds()["rounds"] == 0
     assert (ahead(*args) == fn(*args)).all()
     assert (ahead(args[0], args[1] + 1) == fn(args[0], args[1] + 1)).all()
@@ -73,7 +74,8 @@ def test_only_what_is_needed_is_compiled(data, monkeypatch):
 
 def test_other_shapes_are_compiled_for_once():
     executor = Immediately()
-    ahead = Ahead(executor, Stopwatch(), "rounds", jax.jit(lambda x: 2 * x), jnp.arange(3.0))
+    ahead = Ahead(executor, Stopwatch(), "rounds", jax.jit(lambda x: 2 * x))
+    ahead.begin(jnp.arange(3.0))
     for _ in range(2):
         assert ahead(jnp.arange(4.0)).tolist() == [0, 2, 4, 6]
         assert ahead(jnp.arange(3.0)).tolist() == [0, 2, 4]

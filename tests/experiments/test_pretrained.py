@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -39,17 +40,40 @@ def test_a_second_run_takes_the_clients_of_the_first_and_ends_the_same(experimen
     experiment = dataclasses.replace(experiment, num_rounds=0, local=False)  # the bound begins with these clients, too
     without = run(experiment)
     kept = dataclasses.replace(experiment, pretrained_dir=str(tmp_path / "kept"))
-    assert pretrained_from(prepare(kept)) is None
+    assert pretrained_from(prepare(kept)) == {}
     first = run(kept)
-    assert pretrained_from(prepare(kept)) is not None
+    assert list(pretrained_from(prepare(kept))) == ["mlp:n1=3", "mlp"]
     second = run(kept)
     assert first.results == second.results == without.results
     assert first.phases == without.phases
     assert [title for title in second.phases if str(tmp_path) in title] == [
-        f"transfer learning: public data, done in {prepare(kept).pretrained.path}"
+        f"transfer learning: public data, network {number} of 2, done in {tmp_path / 'kept'}" for number in (1, 2)
     ]
     other_rounds = dataclasses.replace(kept, distance="kl", private_training=Phase(num_epochs=2, batch_size=4))
-    assert pretrained_from(prepare(other_rounds)) is not None
+    assert len(pretrained_from(prepare(other_rounds))) == 2
+
+
+def test_a_run_takes_those_that_are_there_and_trains_the_others(experiment, tmp_path):
+    experiment = dataclasses.replace(experiment, num_rounds=0, local=False)
+    without = run(experiment)
+    kept = dataclasses.replace(experiment, pretrained_dir=str(tmp_path))
+    for name in ("mlp", "mlp:n1=3"):  # the second of the groups is trained alone, then the first
+        run(kept)
+        shutil.rmtree(prepare(kept).pretrained[name].path)
+        assert name not in pretrained_from(prepare(kept))
+        again = run(kept)
+        assert sum("done in" in title for title in again.phases) == 1
+        assert again.results == without.results
+        assert len(pretrained_from(prepare(kept))) == 2
+
+
+def test_groups_that_two_experiments_share_are_trained_once(experiment, tmp_path):
+    one = dataclasses.replace(experiment, pretrained_dir=str(tmp_path), num_rounds=0, local=False, pooled=False)
+    run(one)
+    other = dataclasses.replace(one, networks=("mlp:n1=3", "mlp", "mlp:n1=5"))
+    assert list(pretrained_from(prepare(other))) == ["mlp"]
+    moved = dataclasses.replace(one, networks=("mlp", "mlp:n1=3", "mlp:n1=3"))
+    assert pretrained_from(prepare(moved)) == {}  # a client's place decides its keys
 
 
 @pytest.mark.parametrize(
@@ -68,7 +92,9 @@ def test_a_second_run_takes_the_clients_of_the_first_and_ends_the_same(experimen
 )
 def test_what_decides_the_clients_decides_their_place(experiment, change, tmp_path):
     kept = dataclasses.replace(experiment, pretrained_dir=str(tmp_path))
-    assert prepare(kept).pretrained.path != prepare(dataclasses.replace(kept, **change)).pretrained.path
+    before, after = prepare(kept).pretrained, prepare(dataclasses.replace(kept, **change)).pretrained
+    same = {name for name in before if name in after and before[name].path == after[name].path}
+    assert same == ({"mlp"} if "networks" in change else set())  # a group is not changed by who else is there
 
 
 def test_the_fingerprint_sees_every_number_shape_and_kind():
@@ -100,7 +126,7 @@ def test_clients_that_failed_are_not_kept(experiment, tmp_path):
     )
     (metrics,) = run(kept).results
     assert "public training not finite" in {client.status for client in metrics.clients}
-    assert pretrained_from(prepare(kept)) is None
+    assert pretrained_from(prepare(kept)) == {}
 
 
 def test_a_place_that_cannot_be_written_is_told_and_another_run_may_be_faster(tmp_path):

@@ -159,7 +159,8 @@ def test_a_run_tells_everybody_everything_in_order(experiment):
     assert notes.told == same.told
     assert notes.told == [
         "preparing the networks",
-        "transfer learning: public data",
+        "transfer learning: public data, network 1 of 2",
+        "transfer learning: public data, network 2 of 2",
         "transfer learning: private data",
         ROUNDS,
         *(0, 1, 2),

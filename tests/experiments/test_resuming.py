@@ -37,7 +37,8 @@ TINY = shlex.split(
 )
 STAGES = (
     "preparing the networks",
-    "transfer learning: public data",
+    "transfer learning: public data, network 1 of 2",
+    "transfer learning: public data, network 2 of 2",
     "transfer learning: private data",
     "rounds",
     *(0, 1, 2, 3),
@@ -135,8 +136,11 @@ def test_a_run_goes_on_from_every_stage(play, whole, tmp_path, stage, kind, caps
     code, [rest] = play("--resume", path)
     assert code == 0
     assert f"{path} goes on " in capsys.readouterr().out
-    assert rest == list(STAGES[-len(rest) :]) or stage in STAGES[4:8]  # in rounds, the phase is told again
-    assert len(rest) <= len(STAGES) - max(0, STAGES.index(stage) - 4)  # what is on disk is not done again
+    rounds = STAGES.index("rounds")
+    assert rest == list(STAGES[-len(rest) :]) or stage in STAGES[rounds + 1 : rounds + 5]  # the phase is told again
+    assert len(rest) <= len(STAGES) - max(0, STAGES.index(stage) - rounds - 1)  # what is on disk is not done again
+    if stage in STAGES[2:rounds]:
+        assert rest[0] == stage  # also of the public half, of which every network is kept
     check_same_run(path, whole)
 
 
@@ -306,7 +310,7 @@ def test_seeds_that_ran_side_by_side_do_not_go_on_otherwise(play, tmp_path, caps
     capsys.readouterr()
     assert play("--resume", path)[0] == 2
     assert re.fullmatch(
-        "the checkpoint .*/0 is of another run: seeds_at_once is 2 there, 1 here; --elsewhere .*", complaint(capsys)
+        "the checkpoint .*/2 is of another run: seeds_at_once is 2 there, 1 here; --elsewhere .*", complaint(capsys)
     )
     assert play("--resume", path, "--elsewhere")[0] == 0
 
@@ -384,15 +388,15 @@ def truncated(phase):
 
 REFUSED = {
     "a setting is another": (set_setting("head_penalty", 0.5),
-        "the checkpoint .*/checkpoints/pretrained/0 is of another run: settings.head_penalty is 0.001 there, 0.5 here"),
+        "the checkpoint .*/checkpoints/pretrained/2 is of another run: settings.head_penalty is 0.001 there, 0.5 here"),
     "the grouping is another": (set_setting("networks", ["mlp", "mlp:n1=2", "mlp"]), ".* settings.networks is .*"),
-    "other data": (other_data, "the checkpoint .*pretrained/0 is of another run: data is '.*' there, '.*' here"),
+    "other data": (other_data, "the checkpoint .*pretrained/2 is of another run: data is '.*' there, '.*' here"),
     "other versions": (of_another_origin,
         "cannot go on in .*run with the same bits: versions.jax is '.*' there, '9.9' here; --elsewhere .*"),
     "another device": (edited(files.CONFIG, lambda config: config["device"].update(count=99)),
         "cannot go on in .*run with the same bits: device.count is 99 there, [0-9]+ here; --elsewhere .*"),
     "another format": (of_another_format,
-        "the checkpoint .*pretrained/0 is of format 1, wanted 2; remove it to do it again"),
+        "the checkpoint .*pretrained/2 is of format 1, wanted 2; remove it to do it again"),
     "a truncated checkpoint": (truncated("transferred"),
         "the checkpoint .*transferred/0 is damaged: .*; remove it to do it again"),
     "a missing file": (lambda path, _: largest(path / "checkpoints" / "rounds" / "3").unlink(),

@@ -26,7 +26,9 @@ from fedmd_jax.devices import map_groups
 from fedmd_jax.experiments import Experiment
 from fedmd_jax.experiments.compilation_cache import keep_compiled_programs
 from fedmd_jax.experiments.kept import TRANSFERRED, InMemory
-from fedmd_jax.experiments.procedure import Observer, Prepared, client_shapes, compiled_once, keys_of, prepare
+from fedmd_jax.experiments.observer import Observer
+from fedmd_jax.experiments.prepared import Prepared, client_shapes, prepare
+from fedmd_jax.experiments.procedure import compiled_once, keys_of
 from fedmd_jax.experiments.stopwatch import Stopwatch
 from fedmd_jax.federation import States
 from fedmd_jax.options import parse

@@ -92,10 +92,10 @@ def faulty(architecture):
 def work(argv: list[str]) -> int:
     """`fedmd-jax` with failing clients."""
     from fedmd_jax import cli
-    from fedmd_jax.experiments import procedure
+    from fedmd_jax.experiments import prepared
 
-    plain = procedure.architecture_from_name
-    procedure.architecture_from_name = lambda *names, **settings: faulty(plain(*names, **settings))
+    plain = prepared.architecture_from_name
+    prepared.architecture_from_name = lambda *names, **settings: faulty(plain(*names, **settings))
     return cli.main(argv)
 
 

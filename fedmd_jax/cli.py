@@ -19,7 +19,7 @@ from fedmd_jax.experiments import run_directory as files
 from fedmd_jax.experiments.compilation_cache import keep_compiled_programs
 from fedmd_jax.experiments.errors import SettingsError, UsageError, bad_input
 from fedmd_jax.experiments.interrupts import CtrlC
-from fedmd_jax.experiments.procedure import choose_seeds_at_once
+from fedmd_jax.experiments.prepared import choose_seeds_at_once
 from fedmd_jax.experiments.results import sweep as sweeps
 from fedmd_jax.experiments.results.figures import plot, plot_seeds
 from fedmd_jax.experiments.results.listing import list_runs

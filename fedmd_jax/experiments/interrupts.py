@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-from fedmd_jax.experiments.procedure import Observer
+from fedmd_jax.experiments.observer import Observer
 from fedmd_jax.metrics import RoundMetrics
 
 

@@ -10,7 +10,8 @@ from typing import TextIO
 
 import tqdm
 
-from fedmd_jax.experiments.procedure import ROUNDS, TITLES, Observer
+from fedmd_jax.experiments.kept import ROUNDS
+from fedmd_jax.experiments.observer import TITLES, Observer
 from fedmd_jax.metrics import OK, RoundMetrics
 
 _SECONDS_BETWEEN_TICKS = 0.5

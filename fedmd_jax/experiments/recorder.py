@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from fedmd_jax.communication import Communication
 from fedmd_jax.experiments import run_directory as files
-from fedmd_jax.experiments.procedure import Observer
+from fedmd_jax.experiments.observer import Observer
 from fedmd_jax.experiments.results.figures import plot
 from fedmd_jax.experiments.results.report import summarize
 from fedmd_jax.experiments.run_directory import Record

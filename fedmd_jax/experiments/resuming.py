@@ -17,8 +17,8 @@ from fedmd_jax.experiments import run_directory as files
 from fedmd_jax.experiments import together
 from fedmd_jax.experiments.errors import UsageError
 from fedmd_jax.experiments.kept import difference
+from fedmd_jax.experiments.prepared import Prepared, clients_at_once
 from fedmd_jax.experiments.pretrained import fingerprint
-from fedmd_jax.experiments.procedure import Prepared, clients_at_once
 from fedmd_jax.experiments.run_directory import Record, RunDirectoryError
 from fedmd_jax.experiments.settings import Experiment
 from fedmd_jax.hints import one_line

@@ -12,16 +12,9 @@ from fedmd_jax.experiments import together
 from fedmd_jax.experiments.errors import bad_input
 from fedmd_jax.experiments.interrupts import CtrlC, Uninterrupted
 from fedmd_jax.experiments.kept import LOCAL_PARTS, OfFirst, OnDisk
-from fedmd_jax.experiments.procedure import (
-    Observers,
-    Prepared,
-    client_shapes,
-    clients_at_once,
-    communication,
-    compiled_once,
-    prepare,
-    pretrained_from,
-)
+from fedmd_jax.experiments.observer import Observers
+from fedmd_jax.experiments.prepared import Prepared, client_shapes, clients_at_once, communication, prepare
+from fedmd_jax.experiments.procedure import compiled_once, pretrained_from
 from fedmd_jax.experiments.progress import Progress, Several, make_progress
 from fedmd_jax.experiments.recorder import Recorder
 from fedmd_jax.experiments.resuming import identity

@@ -7,7 +7,7 @@ import ablation
 import pytest
 
 from fedmd_jax.cli import main
-from fedmd_jax.experiments.procedure import prepare
+from fedmd_jax.experiments.prepared import prepare
 
 SETTINGS = "--smoke --networks mlp:n1=8 mlp:n1=8 --weights 1 0.5 --score-bound 2 --subset stratified"
 NUM_TEST = 300

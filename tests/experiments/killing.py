@@ -20,7 +20,7 @@ from fedmd_jax import cli
 from fedmd_jax.experiments import kept, session
 from fedmd_jax.experiments import run_directory as files
 from fedmd_jax.experiments.interrupts import CtrlC
-from fedmd_jax.experiments.procedure import prepare
+from fedmd_jax.experiments.prepared import prepare
 
 IMPORTED = ocp, matplotlib  # what every run needs, here once
 NUM_KILLS = 20

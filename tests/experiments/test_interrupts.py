@@ -6,7 +6,7 @@ import pytest
 from experiments import runs
 
 from fedmd_jax.experiments.interrupts import CtrlC, Uninterrupted
-from fedmd_jax.experiments.procedure import Observer, Observers
+from fedmd_jax.experiments.observer import Observer, Observers
 
 
 def press():

@@ -5,7 +5,7 @@ import numpy as np
 from fedmd_jax.clients import stack_private
 from fedmd_jax.experiments.datasets import load
 from fedmd_jax.experiments.own_data import of_everybody, take_own
-from fedmd_jax.experiments.procedure import group_clients
+from fedmd_jax.experiments.prepared import group_clients
 from fedmd_jax.mapping import client_mesh
 from fedmd_jax.spread import spread_clients
 

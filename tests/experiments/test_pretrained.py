@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fedmd_jax.experiments.observer import Observer
+from fedmd_jax.experiments.prepared import prepare
 from fedmd_jax.experiments.pretrained import Pretrained, fingerprint
-from fedmd_jax.experiments.procedure import Observer, compiled_once, prepare, pretrained_from
+from fedmd_jax.experiments.procedure import compiled_once, pretrained_from
 from fedmd_jax.experiments.run_directory import WriteError
 from fedmd_jax.experiments.settings import Phase
 from fedmd_jax.experiments.stopwatch import Stopwatch

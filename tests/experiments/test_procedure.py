@@ -8,19 +8,17 @@ import pytest
 from experiments.counting import UNIT, counting
 
 from fedmd_jax.experiments.ahead import Ahead
-from fedmd_jax.experiments.kept import OnDisk
-from fedmd_jax.experiments.procedure import (
-    ROUNDS,
-    Observer,
-    Observers,
+from fedmd_jax.experiments.kept import ROUNDS, OnDisk
+from fedmd_jax.experiments.observer import Observer, Observers
+from fedmd_jax.experiments.prepared import (
     choose_mesh,
     client_shapes,
     clients_at_once,
     communication,
-    compiled_once,
     group_clients,
     prepare,
 )
+from fedmd_jax.experiments.procedure import compiled_once
 from fedmd_jax.experiments.settings import Phase
 from fedmd_jax.experiments.stopwatch import Stopwatch
 from fedmd_jax.federation import fedmd
@@ -54,7 +52,7 @@ def test_prepared(experiment):
 def test_settings_reach_the_federation(experiment, monkeypatch):
     given = {}
     monkeypatch.setattr(
-        "fedmd_jax.experiments.procedure.fedmd",
+        "fedmd_jax.experiments.prepared.fedmd",
         lambda groups, **settings: given.update(settings) or fedmd(groups, subset_size=10),
     )
     prepare(dataclasses.replace(experiment, clients_per_chunk=2, score_bound=3.0))

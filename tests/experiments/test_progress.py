@@ -7,7 +7,7 @@ import pytest
 from experiments import runs
 
 from fedmd_jax.experiments import progress
-from fedmd_jax.experiments.procedure import ROUNDS
+from fedmd_jax.experiments.kept import ROUNDS
 from fedmd_jax.experiments.progress import Bars, Lines, make_progress
 
 

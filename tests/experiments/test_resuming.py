@@ -25,7 +25,7 @@ from fedmd_jax.cli import main
 from fedmd_jax.experiments import EXPERIMENTS, kept, procedure, recorder, resuming, session
 from fedmd_jax.experiments import run_directory as files
 from fedmd_jax.experiments.kept import OnDisk, difference
-from fedmd_jax.experiments.procedure import prepare
+from fedmd_jax.experiments.prepared import prepare
 from fedmd_jax.experiments.progress import Lines
 from fedmd_jax.experiments.resuming import settings_from
 from fedmd_jax.experiments.settings import Experiment
@@ -690,10 +690,11 @@ def test_saves_wait_for_those_of_other_phases(tmp_path, monkeypatch):
 
 
 def test_a_real_run_goes_on_to_the_bit(tmp_path, monkeypatch):
-    options = [*TINY, "--networks", *("mlp:n1=4,dropout=0.5",) * 3, "--clients-per-chunk", "2"]
+    options = [*TINY, "--networks", *("mlp:n1=4,dropout=0.5",) * 3, "mlp:n1=3", "--clients-per-chunk", "2"]
     assert main(["run", "--out", str(tmp_path / "whole"), *options]) == 0
     path, make = tmp_path / "run", session.make_progress
-    for argv, stage in ((["--out", str(path), *options], 1), (["--resume", str(path)], "pooled upper bound")):
+    for stage in ("transfer learning: public data, network 2 of 2", 1, "pooled upper bound"):
+        argv = ["--resume", str(path)] if path.exists() else ["--out", str(path), *options]
         monkeypatch.setattr(
             session, "make_progress", lambda num_rounds, stage=stage: Disturbed(num_rounds, stage, KeyboardInterrupt)
         )

@@ -11,7 +11,7 @@ import pytest
 from fedmd_jax.cli import main
 from fedmd_jax.experiments import run_directory as files
 from fedmd_jax.experiments import side_by_side
-from fedmd_jax.experiments.procedure import choose_seeds_at_once
+from fedmd_jax.experiments.prepared import choose_seeds_at_once
 from fedmd_jax.experiments.progress import Progress, Several
 from fedmd_jax.experiments.side_by_side import Meeting, pad_alike
 from fedmd_jax.metrics import ClientMetrics, RoundMetrics

@@ -56,7 +56,7 @@ def run(experiment: str, variant: str, width: float, seed: int, *, more: Sequenc
         "width": width,
         "commit": commit(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "pretrained_before": bool(config["pretrained_from"]),
+        "pretrained_before": len(config["pretrained_from"]) / len(set(config["settings"]["networks"])),
         "devices": config["settings"]["devices"],
         "xla_flags": config["environment"].get("XLA_FLAGS"),
         "cpu_seconds": time.process_time() - cpu_seconds,
@@ -133,9 +133,9 @@ def of_cpu(records: list[dict]) -> str:
 
 
 def reused(records: list[dict]) -> str:
-    """What is missing in the minutes."""
-    num_reused = sum(record.get("pretrained_before", False) for record in records)
-    return f", without public training of {num_reused}" if num_reused else ""
+    """What is missing in the minutes, in seeds; of one that has trained some of its networks a share."""
+    num_reused = sum(record.get("pretrained_before", 0) for record in records)
+    return f", without public training of {num_reused:g}" if num_reused else ""
 
 
 def curves(records: Iterable[dict]) -> bytes:

@@ -66,6 +66,12 @@ PHASES = ("pretrained", "transferred", "rounds", "local")
 LOSS, ACCURACY = 1e-3, 1 / NUM_TEST
 
 
+def stage_of(line: str) -> str | None:
+    """The stage that begins with this line of a process, or goes on with another network."""
+    stage = line.removesuffix(" ...\n").partition(", network")[0]
+    return stage if stage in STAGES else None
+
+
 def faulty(architecture):
     """The network of a client that fails now and then, and alike on any devices."""
     import jax.numpy as jnp
@@ -117,8 +123,8 @@ class Process:
     def _read(self):
         for line in self._process.stdout:
             self.output.append(line)
-            if (stage := line.removesuffix(" ...\n")) in STAGES:
-                self.began[stage] = time.perf_counter()
+            if (stage := stage_of(line)) is not None:
+                self.began.setdefault(stage, time.perf_counter())
             if found := re.match(r"round +(\d+)/", line):
                 self.last_round = int(found[1])
 

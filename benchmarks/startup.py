@@ -88,9 +88,11 @@ def first_round(width: float, networks: list[int], num_public: int, started: flo
     watch, keys = Stopwatch(), jax.random.split(jax.random.key(0), 4)
     data = {"public": public, "private": private, "pooled": fmd.labelled_dataset(*labelled(18)), "test": test}
     needed = {"new_states", "pretrain", "personalize", "evaluate", "round"}
-    with compiling(federation, watch, needed=needed, **data) as ahead:
+    with compiling(federation, watch, needed=needed, pretrain_calls=[[name] for name in groups], **data) as ahead:
         states = ahead.new_states(keys[0], public.inputs[:1])
-        states, _ = ahead.pretrain(states, public, keys[1])
+        for name in groups:
+            trained, _ = ahead.pretrain({name: states[name]}, public, keys[1])
+            states = {**states, **trained}
         states, _ = ahead.personalize(states, private, keys[2])
         fmd.run_federation(ahead, states, public, private, keys[3], num_rounds=1, test=test)
     seconds = watch.seconds()

@@ -44,7 +44,7 @@ class Federation:
 
     `new_states`, `pretrain`, `personalize`, `pool`, `revisit` and `round` take `client_ids=`, per group [n], where the
     clients given are not all of the groups; `round` then wants their `weights=`, too. `round` also takes `attendance=`.
-    All clients of some of the groups may be trained without.
+    On one device all clients of some of the groups may be trained without it.
 
     A client that a phase of training leaves with what is not finite stays as it was before that phase; all its losses
     are NaN then.

@@ -64,6 +64,7 @@ class InMemory:
     ) -> None:
         """Keeps what is wanted."""
         if phase in self._wanted:
+            self._kept.pop(phase, None)  # before there is another copy
             self._kept[phase] = round_, jax.tree.map(jnp.copy, states)
 
     def load(self, phase: str, shapes: States) -> States:

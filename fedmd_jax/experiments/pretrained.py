@@ -18,8 +18,8 @@ import numpy as np
 from fedmd_jax.checkpoint import load_tree, save_tree
 from fedmd_jax.experiments import together
 from fedmd_jax.experiments.run_directory import origin, writing
-from fedmd_jax.federation import States
 from fedmd_jax.processes import on_host
+from fedmd_jax.types import ClientState
 
 
 class Pretrained(NamedTuple):
@@ -28,11 +28,11 @@ class Pretrained(NamedTuple):
     path: pathlib.Path
     found: bool  # whether they were there when the run began, of many processes where process 0 is
 
-    def load(self, shapes: States) -> States:
-        """The clients, of these shapes."""
+    def load(self, shapes: ClientState) -> ClientState:
+        """The clients, stacked, of these shapes."""
         return load_tree(self.path, shapes)
 
-    def save(self, states: States) -> None:
+    def save(self, states: ClientState) -> None:
         """Keeps the clients, of many processes in the first; `WriteError` where that cannot be."""
         states = on_host(states)
         if not together.is_first() or self.path.is_dir():  # another run may have been faster, and a third may read it

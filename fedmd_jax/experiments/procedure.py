@@ -1,5 +1,6 @@
 """The whole procedure of the paper, from fresh clients to the last round."""
 
+import itertools
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -84,7 +85,7 @@ class _PublicCall(NamedTuple):
     """A call of `pretrain` that is to come."""
 
     names: list[str]  # of the groups that it trains
-    found: bool  # whether they need not be, since they were kept by another run
+    found: bool  # whether there is no need to, since another run has kept them
 
 
 def _public_half(prepared: Prepared, kept: Kept | None) -> list[_PublicCall]:
@@ -94,15 +95,22 @@ def _public_half(prepared: Prepared, kept: Kept | None) -> list[_PublicCall]:
     """
     federation = prepared.federation
     names = list(federation.groups)[_num_pretrained(federation, kept) if kept else 0 :]
-    calls = [[name] for name in names] if federation.mesh is None else [names] if names else []
     found = {name for name, place in prepared.pretrained.items() if place.found}
-    return [_PublicCall(call, found.issuperset(call)) for call in calls]
+    if federation.mesh is not None:
+        return [_PublicCall(names, found.issuperset(names))] if names else []
+    calls = []
+    for is_found, some in itertools.groupby(names, found.__contains__):
+        some = list(some)
+        calls += [_PublicCall(some, True)] if is_found else [_PublicCall([name], False) for name in some]
+    return calls
 
 
 def _num_pretrained(federation: Federation, kept: Kept) -> int:
-    """Of how many groups the clients are kept; the round of this phase."""
-    num_done = kept.last(PRETRAINED) or 0
-    return num_done if federation.mesh is None or num_done == len(federation.groups) else 0
+    """Of how many groups the clients are kept: the round of this phase."""
+    num_done, num_groups = kept.last(PRETRAINED), len(federation.groups)
+    if num_done == 0:  # as it was written when all were one program
+        return num_groups
+    return num_done if num_done and (federation.mesh is None or num_done == num_groups) else 0
 
 
 class Keys(NamedTuple):
@@ -160,14 +168,18 @@ def _clients_pretrained(run: _Run) -> States:
         states = federation.new_states(run.keys.init, prepared.datasets.public.inputs[:1])  # `prepare` has checked it
     for call in calls:
         everybody = len(call.names) == len(names)
-        which = "" if everybody else f", network {num_done + 1} of {len(names)}"
+        first, num_done = num_done + 1, num_done + len(call.names)
+        numbers = f"network {num_done}" if first == num_done else f"networks {first} to {num_done}"
+        which = "" if everybody else f", {numbers} of {len(names)}"
         where = f", done in {prepared.experiment.pretrained_dir}" if call.found else ""
         run.observer.phase(f"{PUBLIC_HALF}{which}{where}")
         some = states if everybody else {name: states[name] for name in call.names}
-        some = _load_shared(run, call.names) if call.found else _pretrain(run, some)
+        some, undone = (_load_shared(run, call.names), set()) if call.found else _pretrain(run, some)
         states = some if everybody else {**states, **some}
-        num_done += len(call.names)
         run.kept.save(PRETRAINED, num_done, states, note=run.faults)
+        if prepared.pretrained and not call.found and not undone:  # last: where it fails the run has lost nothing
+            for name in call.names:
+                prepared.pretrained[name].save(states[name])
     return states
 
 
@@ -179,17 +191,13 @@ def _load_shared(run: _Run, names: Collection[str]) -> States:
     )
 
 
-def _pretrain(run: _Run, states: States) -> States:
-    """Clients of some groups, trained, and kept for other runs where all went well and that is wanted."""
-    _, _, _, _, pretraining, _, validation, places = run.prepared
-    names = list(states)
-    states, losses = run.federation.pretrain(states, pretraining, run.keys.public, *_named(validation, "pretrain"))
+def _pretrain(run: _Run, states: States) -> tuple[States, set[int]]:
+    """Clients of some groups, trained, and the ids of those among them whose training was undone."""
+    validation = _named(run.prepared.validation, "pretrain")
+    states, losses = run.federation.pretrain(states, run.prepared.pretraining, run.keys.public, *validation)
     undone = undone_clients(run.federation.groups, losses)
     run.faults[_PUBLIC_FAULT] = sorted({*run.faults.get(_PUBLIC_FAULT, []), *undone})
-    if not undone:
-        for name in names if places else []:
-            places[name].save(states[name])
-    return states
+    return states, undone
 
 
 def _clients_transferred(run: _Run) -> States:

@@ -1,6 +1,7 @@
 """The observers that show how far a run is: bars on a terminal, plain lines elsewhere."""
 
 import os
+import re
 import sys
 import threading
 import time
@@ -159,8 +160,10 @@ class _OneOfSeveral(Observer):
         self.phase, self.round = partial(several.phase, seed), several.round
 
 
-def _place(title: str) -> int:
-    return next(place for place, known in enumerate(TITLES) if title.startswith(known))
+def _place(title: str) -> tuple[int, int]:
+    """Which phase it is, and which of its networks."""
+    number = re.search(r", networks? (\d+)", title)
+    return next(i for i, known in enumerate(TITLES) if title.startswith(known)), int(number[1]) if number else 0
 
 
 def make_progress(num_rounds: int) -> Progress:

@@ -11,7 +11,7 @@ from fedmd_jax.experiments import run_directory as files
 from fedmd_jax.experiments import together
 from fedmd_jax.experiments.errors import bad_input
 from fedmd_jax.experiments.interrupts import CtrlC, Uninterrupted
-from fedmd_jax.experiments.kept import LOCAL_PARTS, OfFirst, OnDisk
+from fedmd_jax.experiments.kept import LOCAL_PARTS, PRETRAINED, TRANSFERRED, OfFirst, OnDisk
 from fedmd_jax.experiments.observer import Observers
 from fedmd_jax.experiments.prepared import Prepared, client_shapes, clients_at_once, communication, prepare
 from fedmd_jax.experiments.procedure import compiled_once, pretrained_from
@@ -261,9 +261,17 @@ def _open(path: pathlib.Path, prepared: Prepared, checked: _Checked, *, name: st
         if kept is not None:
             kept.go_on(num_done)
         if checked.resume_at is not None:
-            where = "from the beginning" if num_done is None else f"after round {num_done} of {experiment.num_rounds}"
-            print(f"{path} goes on {where}", flush=True)
+            print(f"{path} goes on {_where(kept, num_done, experiment.num_rounds)}", flush=True)
     return _Writing(recorder, OfFirst(kept) if together.are_many() and experiment.checkpoint_every else kept)
+
+
+def _where(kept: OnDisk | None, num_done: int | None, num_rounds: int) -> str:
+    if num_done is not None:
+        return f"after round {num_done} of {num_rounds}"
+    # The clients of round 0 are on disk before its results are.
+    told = {TRANSFERRED: "after transfer learning", PRETRAINED: "within transfer learning"}
+    found = [where for phase, where in told.items() if kept is not None and kept.last(phase) is not None]
+    return found[0] if found else "from the beginning"
 
 
 def _run(run: Callable, going: _Going, ctrl_c: CtrlC) -> bool:

@@ -184,8 +184,9 @@ class Experiment:
         None: all weigh the same.
       data: Public and private images.
       public_training: Transfer learning, first half: each client trains on the public dataset.
-      pretrained_dir: Folder where clients are kept after that half; another run with the same public data, seed,
-        versions and device takes from there those whose network it has in the same place. None: nothing is kept.
+      pretrained_dir: Folder where clients are kept after that half; another run takes from there those of networks that
+        it has, too, for the same clients, with the same width, head penalty, public training and public data, seed,
+        versions and device; on several devices those of all networks or none. None: nothing is kept.
       private_training: Transfer learning, second half: then on its own private dataset.
       pooled_training: The upper bound: each network, after its public half, trained on the private datasets of all
         clients pooled together.

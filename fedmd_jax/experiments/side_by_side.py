@@ -8,7 +8,7 @@ the others, and seeds may go on from different places: those that are ahead wait
 import dataclasses
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -79,6 +79,7 @@ class Meeting:
         self._here = threading.local()
         self._stacks: dict[tuple[int, ...], _Stacked] = {}
         self._num_computed = 0
+        self._groups: list[str] = []
 
     def attend(self, federation: Federation) -> Federation:
         """The federation as the runs are to have it.
@@ -86,6 +87,7 @@ class Meeting:
         Args:
           federation: whose programs take and give everything stacked, [S, ...].
         """
+        self._groups = list(federation.groups)
         meet = {name: partial(self.call, name, getattr(federation, name)) for name in PROGRAMS}
         return dataclasses.replace(federation, **meet)
 
@@ -176,7 +178,7 @@ class Meeting:
 
     def _compute(self, waiting: list[_Call], held: Callable[[], AbstractContextManager]) -> None:
         """Those of the program that comes first in the procedure, and of the same shapes; they wait no longer."""
-        first = min(waiting, key=lambda call: PROGRAMS.index(call.program))
+        first = min(waiting, key=self._place)
         calls = [call for call in waiting if (call.fn, _types(call)) == (first.fn, _types(first))]
         calls.sort(key=lambda call: call.run)  # each time the same arrays at the same place
         while calls:
@@ -189,6 +191,12 @@ class Meeting:
         # What two programs in a row have not been given is not of these rounds any more.
         self._num_computed += 1
         self._stacks = {key: each for key, each in self._stacks.items() if self._num_computed - each.last_used < 3}
+
+    def _place(self, call: _Call) -> tuple[int, int]:
+        """In the procedure: programs in their order, and of `pretrain`, which may be of one group, groups in theirs."""
+        states = call.arguments[0][0]
+        names = states if isinstance(states, Mapping) else ()
+        return PROGRAMS.index(call.program), min((self._groups.index(name) for name in names), default=0)
 
     def _compute_at_once(self, calls: Sequence[_Call]) -> list[Any]:
         """The results of the first of them, as many as the memory of the device allows."""

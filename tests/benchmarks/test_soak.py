@@ -9,6 +9,7 @@ import soak
 import toys
 
 import fedmd_jax as fmd
+from fedmd_jax.experiments.observer import PUBLIC_HALF, TITLES
 
 FAULTS = ("absent", "incomplete", "scores not finite", "revisit not finite")
 
@@ -40,6 +41,14 @@ def problems(tmp_path, records, *, done=b"", num_done=soak.NUM_ROUNDS, is_moved=
     calm, path = write(tmp_path / "calm", lines()), write(tmp_path / "run", records, num_done)
     found._check_end(path, done, calm, is_moved=is_moved)
     return " ".join(found.problems)
+
+
+def test_every_stage_is_one_that_a_run_tells():
+    assert set(soak.STAGES) - {"start"} <= set(TITLES)
+    for title in soak.STAGES:
+        assert soak.stage_of(f"{title} ...\n") == title
+    assert soak.stage_of(f"{PUBLIC_HALF}, network 2 of 3 ...\n") == PUBLIC_HALF
+    assert soak.stage_of("round 1/2  accuracy 0.500\n") is None
 
 
 @pytest.mark.parametrize("is_moved", [False, True])

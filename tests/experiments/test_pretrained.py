@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fedmd_jax.experiments import procedure
+from fedmd_jax.experiments.kept import PRETRAINED, InMemory
 from fedmd_jax.experiments.observer import Observer
 from fedmd_jax.experiments.prepared import prepare
 from fedmd_jax.experiments.pretrained import Pretrained, fingerprint
@@ -49,7 +51,7 @@ def test_a_second_run_takes_the_clients_of_the_first_and_ends_the_same(experimen
     assert first.results == second.results == without.results
     assert first.phases == without.phases
     assert [title for title in second.phases if str(tmp_path) in title] == [
-        f"transfer learning: public data, network {number} of 2, done in {tmp_path / 'kept'}" for number in (1, 2)
+        f"transfer learning: public data, done in {tmp_path / 'kept'}"
     ]
     other_rounds = dataclasses.replace(kept, distance="kl", private_training=Phase(num_epochs=2, batch_size=4))
     assert len(pretrained_from(prepare(other_rounds))) == 2
@@ -89,6 +91,7 @@ def test_groups_that_two_experiments_share_are_trained_once(experiment, tmp_path
         {"public_training": Phase(num_epochs=1, batch_size=16, patience=1)},
         {"clients_per_chunk": 1},
         {"devices": 2},
+        {"seeds_at_once": 2},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -97,6 +100,13 @@ def test_what_decides_the_clients_decides_their_place(experiment, change, tmp_pa
     before, after = prepare(kept).pretrained, prepare(dataclasses.replace(kept, **change)).pretrained
     same = {name for name in before if name in after and before[name].path == after[name].path}
     assert same == ({"mlp"} if "networks" in change else set())  # a group is not changed by who else is there
+
+
+@pytest.mark.parametrize("change", [{"devices": 3}, {"networks": ("mlp:n1=3", "mlp", "mlp:n1=4")}])
+def test_on_a_mesh_everything_decides_the_place_of_all(experiment, change, tmp_path):
+    kept = dataclasses.replace(experiment, pretrained_dir=str(tmp_path), devices=2)
+    before, after = prepare(kept).pretrained, prepare(dataclasses.replace(kept, **change)).pretrained
+    assert not {place.path for place in before.values()} & {place.path for place in after.values()}
 
 
 def test_the_fingerprint_sees_every_number_shape_and_kind():
@@ -129,6 +139,25 @@ def test_clients_that_failed_are_not_kept(experiment, tmp_path):
     (metrics,) = run(kept).results
     assert "public training not finite" in {client.status for client in metrics.clients}
     assert pretrained_from(prepare(kept)) == {}
+
+
+def test_of_two_groups_that_without_a_failure_is_kept(experiment, tmp_path, monkeypatch):
+    monkeypatch.setattr(procedure, "undone_clients", lambda groups, losses: {1} if "mlp" in losses else set())
+    kept = dataclasses.replace(experiment, num_rounds=0, local=False, pooled=False, pretrained_dir=str(tmp_path))
+    (metrics,) = run(kept).results
+    assert [client.status for client in metrics.clients if client.client_id == 1] == [
+        "public training not finite, private training not finite"
+    ]
+    assert list(pretrained_from(prepare(kept))) == ["mlp:n1=3"]
+
+
+def test_what_cannot_be_shared_is_kept_by_the_run(experiment, tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    prepared = prepare(dataclasses.replace(experiment, pretrained_dir=str(tmp_path / "file" / "folder")))
+    own = InMemory([PRETRAINED])
+    with compiled_once(prepared, Stopwatch()) as run_it, pytest.raises(WriteError, match="cannot keep pretrained"):
+        run_it(prepared, Notes(), own)
+    assert own.last(PRETRAINED) == 1
 
 
 def test_a_place_that_cannot_be_written_is_told_and_another_run_may_be_faster(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from experiments.counting import UNIT, counting
 
 from fedmd_jax.experiments.ahead import Ahead
-from fedmd_jax.experiments.kept import ROUNDS, OnDisk
+from fedmd_jax.experiments.kept import ROUNDS, InMemory, OnDisk
 from fedmd_jax.experiments.observer import Observer, Observers
 from fedmd_jax.experiments.prepared import (
     choose_mesh,
@@ -18,7 +18,7 @@ from fedmd_jax.experiments.prepared import (
     group_clients,
     prepare,
 )
-from fedmd_jax.experiments.procedure import compiled_once
+from fedmd_jax.experiments.procedure import _num_pretrained, compiled_once
 from fedmd_jax.experiments.settings import Phase
 from fedmd_jax.experiments.stopwatch import Stopwatch
 from fedmd_jax.federation import fedmd
@@ -149,6 +149,18 @@ def run(prepared, observer, watch):
         run_one(prepared, observer)
 
 
+def test_what_is_kept_of_the_public_half(experiment):
+    """On a mesh all networks train at once: what one device has kept of some of them is of no use there."""
+    kept, found = InMemory(["pretrained"]), {}
+    for devices in (1, 2):
+        federation = prepare(dataclasses.replace(experiment, devices=devices)).federation
+        for num_done in (0, 1, 2):  # 0 was written when they trained at once on one device, too
+            kept.save("pretrained", num_done, {})
+            found[devices, num_done] = _num_pretrained(federation, kept)
+    assert found == {(1, 0): 2, (1, 1): 1, (1, 2): 2, (2, 0): 2, (2, 1): 0, (2, 2): 2}
+    assert _num_pretrained(federation, InMemory([])) == 0
+
+
 def test_a_run_tells_everybody_everything_in_order(experiment):
     notes, same, accuracies = Notes(), Notes(), []
     listener = Observer()
@@ -200,14 +212,14 @@ def test_other_seeds_are_run_with_the_same_programs(experiment, monkeypatch):
         return compiled
 
     monkeypatch.setattr(Ahead, "_compile", counted)
-    experiment = dataclasses.replace(experiment, networks=("mlp", "mlp"), weights=None)
+    experiment = dataclasses.replace(experiment, networks=("mlp", "mlp:n1=3"), weights=None)
     first, second = (prepare(dataclasses.replace(experiment, seed=seed)) for seed in (3, 4))
     both, alone = [Notes(), Notes()], Notes()
     with compiled_once(first, Stopwatch()) as run_one:
         programs = sum(num_compiled)
         run_one(first, both[0])
         run_one(second, both[1])
-        assert sum(num_compiled) == programs == 7
+        assert sum(num_compiled) == programs == 8  # one for each network of the public half
     run(second, alone, Stopwatch())
     assert both[1].told == alone.told
     assert (first.datasets.test.inputs != second.datasets.test.inputs).any()  # the split is another

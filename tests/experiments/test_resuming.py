@@ -47,6 +47,15 @@ STAGES = (
 )
 
 
+# Where it goes on that was interrupted in one of them, or later.
+WHERE = (
+    *("from the beginning",) * 2,
+    *("within transfer learning",) * 2,
+    *("after transfer learning",) * 3,
+    "after round ",
+)
+
+
 class Killed(BaseException):
     """Nobody catches it, as nobody catches SIGKILL."""
 
@@ -135,12 +144,22 @@ def test_a_run_goes_on_from_every_stage(play, whole, tmp_path, stage, kind, caps
     assert first == list(STAGES[: STAGES.index(stage) + 1])
     code, [rest] = play("--resume", path)
     assert code == 0
-    assert f"{path} goes on " in capsys.readouterr().out
+    assert f"{path} goes on {WHERE[min(STAGES.index(stage), len(WHERE) - 1)]}" in capsys.readouterr().out
     rounds = STAGES.index("rounds")
     assert rest == list(STAGES[-len(rest) :]) or stage in STAGES[rounds + 1 : rounds + 5]  # the phase is told again
     assert len(rest) <= len(STAGES) - max(0, STAGES.index(stage) - rounds - 1)  # what is on disk is not done again
     if stage in STAGES[2:rounds]:
         assert rest[0] == stage  # also of the public half, of which every network is kept
+    check_same_run(path, whole)
+
+
+def test_a_run_of_before_networks_were_kept_one_by_one_goes_on(play, whole, tmp_path):
+    path = tmp_path / "run"
+    play("--out", path, *TINY, stage="transfer learning: private data", kind=Killed)
+    pretrained = path / files.CHECKPOINTS / "pretrained"
+    (pretrained / "2").rename(pretrained / "0")
+    shutil.rmtree(pretrained / "1")
+    assert play("--resume", path)[1][0][0] == "transfer learning: private data"
     check_same_run(path, whole)
 
 
@@ -256,12 +275,13 @@ def test_seeds_side_by_side_end_as_one_after_the_other(play, whole_seeds, tmp_pa
     check_same_seeds(tmp_path / "run", whole_seeds)
 
 
-@pytest.mark.parametrize(("stage", "kind"), [*((stage, Killed) for stage in STAGES[1::3]), (2, KeyboardInterrupt)])
+@pytest.mark.parametrize(("stage", "kind"), [*((stage, Killed) for stage in STAGES[2::3]), (2, KeyboardInterrupt)])
 def test_seeds_side_by_side_go_on(play, whole_seeds, tmp_path, stage, kind, capsys):
     path = tmp_path / "run"
     assert play("--out", path, *TINY, *SIDE_BY_SIDE, stage=stage, kind=kind)[0] == (None if kind is Killed else 130)
     assert [file.name for file in sorted(path.glob("seed*"))] == ["seed4", "seed5"]
-    shutil.rmtree(path / "seed5" / files.CHECKPOINTS / "rounds", ignore_errors=True)  # the two are not equally far
+    for phase in ("rounds", "pretrained"):  # the two are not equally far
+        shutil.rmtree(path / "seed5" / files.CHECKPOINTS / phase, ignore_errors=True)
     assert play("--resume", path)[0] == 0
     check_same_seeds(path, whole_seeds)
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import toys
 
 from fedmd_jax.cli import main
 from fedmd_jax.experiments import run_directory as files
@@ -78,6 +79,24 @@ def test_who_is_behind_goes_first_and_the_size_stays():
     assert first == ("pretrain", [1, 1])
     assert [(program, len(x)) for program, x in others] == [("round", 2), ("round", 2)]
     assert sorted(others[0][1]) == [10, 100]
+
+
+def test_who_is_a_network_behind_goes_first():
+    meeting, groups, given = Meeting(2), toys.groups(), []
+
+    def pretrain(states):
+        given.append({name: x.tolist() for name, x in states.items()})
+        return states
+
+    federation = meeting.attend(dataclasses.replace(toys.federation(groups), pretrain=pretrain))
+
+    def run(number, names):
+        for name in names:
+            federation.pretrain({name: jnp.float32(number)})
+
+    first, *others = groups
+    meeting.hold([lambda: run(0, others), lambda: run(1, groups)])
+    assert given == [{first: [1, 1]}, *({name: [0, 1]} for name in others)]
 
 
 def test_other_shapes_are_another_call():
@@ -233,6 +252,16 @@ def test_progress_is_that_of_who_is_behind():
     public, rounds, *rest = told
     assert (public, rounds) == ("transfer learning: public data, done in DIR", "rounds")
     assert rest == [(0, 0.5, True), (1, 0.5, True), "local only", "pooled upper bound"]
+
+
+def test_progress_within_the_public_half_is_that_of_who_is_behind():
+    told, listener = [], Progress()
+    listener.phase = told.append
+    one, other = Several(listener, [0, 0]).observers()
+    numbers = ((one, "networks 1 to 2"), (other, "network 1"), (other, "network 2"), (one, "network 10"))
+    for seed, which in (*numbers, (other, "network 3")):
+        seed.phase(f"transfer learning: public data, {which} of 10")
+    assert [title.split(", ")[1] for title in told] == ["networks 1 to 2 of 10", "network 2 of 10", "network 3 of 10"]
 
 
 def test_by_default_a_cpu_trains_one_seed_at_a_time(experiment, monkeypatch):

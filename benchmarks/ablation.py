@@ -6,7 +6,8 @@
 All settings begin with transfer learning as they have it, and go through the same public subsets. Accuracy is on
 private validation images, never on the test set: the mean of the clients, and that of their *ensemble*, the consensus
 on these images. After a round's revisit the ensemble has what the clients know together; after the next round's digest
-the mean has what of it has passed through the public images.
+the mean has what of it has passed through the public images. `size` is that of the consensus that was digested: how far
+a class's score is from the mean of all classes, on average. Where it grows from round to round the rounds run away.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from fedmd_jax.federation import States
 from fedmd_jax.options import parse
 from fedmd_jax.round import round_keys
 
-Accuracy = dict[str, float]  # "mean" of the clients, "ensemble"
+Accuracy = dict[str, float]  # "mean" of the clients, "ensemble"; after a digest also the "size" of its consensus
 
 
 def experiment_of(name: str, words: str) -> Experiment:
@@ -75,7 +76,8 @@ def rounds(prepared: Prepared, num_rounds: int) -> Iterator[tuple[int, str, Accu
         subset = draw_subset(keys.subset, prepared.datasets.public, experiment.subset_size)
         target = consensus(score_clients(states, subset.inputs))
         states, _ = digest_clients(states, subset.inputs, target, group_keys(keys.digest, client_ids))
-        yield round_, "digest", accuracy(states)
+        size = float(jnp.mean(jnp.abs(target - jnp.mean(target, axis=-1, keepdims=True))))
+        yield round_, "digest", {**accuracy(states), "size": size}
         states, _ = federation.revisit(states, prepared.private, key)
         yield round_, "revisit", accuracy(states)
 

@@ -20,9 +20,11 @@ def test_rounds_in_parts_end_where_those_of_a_run_do(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     wanted = [statistics.mean(line["accuracy"] for line in lines if line["round"] == round_) for round_ in range(3)]
     prepared = prepare(ablation.experiment_of("quickstart", words))
-    found = [accuracy["mean"] for _, phase, accuracy in ablation.rounds(prepared, 2) if phase != "digest"]
+    told = list(ablation.rounds(prepared, 2))
+    found = [accuracy["mean"] for _, phase, accuracy in told if phase != "digest"]
     assert found == pytest.approx(wanted, abs=0.5 / NUM_TEST)  # of the two clients' images one may be told otherwise
     assert wanted[1] != wanted[2]
+    assert all(0 < accuracy["size"] <= 2 for _, phase, accuracy in told if phase == "digest")  # of bounded scores
 
 
 @pytest.mark.parametrize("words", ["--availability 0.5", "--completion 0.5"])

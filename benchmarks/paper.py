@@ -84,10 +84,15 @@ def table(records: Iterable[dict]) -> str:
     heads = ["experiment", "variant", "width", "seeds", "transfer", "local only", "FedMD", "pooled", "gain"]
     heads += ["over local", "to pooled", "minutes", "device", "commit, date"]
     rows = [heads, ["---"] * len(heads)]
-    for key in sorted({*found, *missing}, key=lambda key: (EXPERIMENTS.index(key[0]), *key[1:])):
+    first_seed = {key: group[0]["seed"] for key, group in found.items()}
+    for key in sorted({*found, *missing}, key=lambda key: (*_order(key), first_seed.get(key, 0))):
         results = cells(found[key]) if key in found else ["**not made**", *[""] * (len(heads) - 4)]
         rows.append([key[0], key[1], f"{key[2]:g}", *results])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _order(key: tuple) -> tuple:
+    return EXPERIMENTS.index(key[0]), *key[1:3]
 
 
 def having(variant: str) -> list[str]:
@@ -141,7 +146,7 @@ def reused(records: list[dict]) -> str:
 def curves(records: Iterable[dict]) -> bytes:
     """Mean accuracy over clients after each round, a panel for each setting, a line for each seed, as a PNG."""
     panels: dict[tuple, list[dict]] = {}
-    for record in sorted(records, key=lambda record: (EXPERIMENTS.index(setting(record)[0]), *setting(record)[1:])):
+    for record in sorted(records, key=lambda record: _order(setting(record))):
         panels.setdefault(setting(record), []).append(record)
     figure = new_figure(4.2 * len(panels), 3.6)
     all_axes = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)[0]
@@ -157,7 +162,7 @@ def curves(records: Iterable[dict]) -> bytes:
         axes.set_xlabel("round (0: after transfer learning)")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.25)
-        axes.legend(fontsize=8, loc="center right")
+        axes.legend(fontsize=8, loc="lower right")
     figure.supylabel("accuracy, mean of ten clients", fontsize=9)
     return to_png(figure)
 

@@ -158,19 +158,19 @@ def _run_phases(federation: Federation, prepared: Prepared, observer: Observer, 
 
 def _clients_pretrained(run: _Run) -> States:
     """Clients after the public half of transfer learning, where the upper bound begins."""
-    federation, prepared, (names, shapes) = run.federation, run.prepared, (list(run.shapes), run.shapes)
+    federation, prepared, num_groups = run.federation, run.prepared, len(run.federation.groups)
     num_done, calls = _num_pretrained(federation, run.kept), _public_half(prepared, run.kept)
     if num_done:
         run.faults.update(run.kept.note(PRETRAINED))
-        states = federation.put(run.kept.load(PRETRAINED, shapes))
+        states = federation.put(run.kept.load(PRETRAINED, run.shapes))
     else:
         run.observer.phase(PREPARING)
         states = federation.new_states(run.keys.init, prepared.datasets.public.inputs[:1])  # `prepare` has checked it
     for call in calls:
-        everybody = len(call.names) == len(names)
+        everybody = len(call.names) == num_groups
         first, num_done = num_done + 1, num_done + len(call.names)
         numbers = f"network {num_done}" if first == num_done else f"networks {first} to {num_done}"
-        which = "" if everybody else f", {numbers} of {len(names)}"
+        which = "" if everybody else f", {numbers} of {num_groups}"
         where = f", done in {prepared.experiment.pretrained_dir}" if call.found else ""
         run.observer.phase(f"{PUBLIC_HALF}{which}{where}")
         some = states if everybody else {name: states[name] for name in call.names}

@@ -239,10 +239,10 @@ def rounds(replay: Replay) -> Iterator[Found]:
         consensus = fmd.weighted_consensus(scores, fmd.consensus_weights(replay.groups))
         yield Found(f"round{r}/scores", f"round{r}/scores", np.stack(replay.by_client(scores)))
         yield Found(f"round{r}/consensus", f"round{r}/consensus", consensus)
-        states, losses = digest(states, consensus)
-        yield from after_phase(replay, r, "digest", states, losses)
-        states, losses = revisit(states)
-        yield from after_phase(replay, r, "revisit", states, losses)
+        states, infos = digest(states, consensus)
+        yield from after_phase(replay, r, "digest", states, infos)
+        states, infos = revisit(states)
+        yield from after_phase(replay, r, "revisit", states, infos)
     test, name = jnp.asarray(replay.arrays["x_test"]), "final/test_logits"
     yield Found(name, name, np.stack(replay.by_client(score(states, test))))
     states, whole_round = replay.states(), jax.jit(replay.whole_round)
@@ -251,10 +251,10 @@ def rounds(replay: Replay) -> Iterator[Found]:
     yield Found(f"{name} by fedmd_round", name, np.stack(replay.by_client(score(states, test))))
 
 
-def after_phase(replay, r, phase, states, losses) -> Iterator[Found]:
+def after_phase(replay, r, phase, states, infos) -> Iterator[Found]:
     """Losses, and the weights by kind: those that rounding noise moves are reported, not judged."""
-    for k, (state, loss) in enumerate(zip(replay.by_client(states), replay.by_client(losses), strict=True)):
-        yield Found(f"round{r}/{phase}_loss", f"round{r}/client{k}/{phase}_loss", loss)
+    for k, (state, info) in enumerate(zip(replay.by_client(states), replay.by_client(infos), strict=True)):
+        yield Found(f"round{r}/{phase}_loss", f"round{r}/client{k}/{phase}_loss", info.loss)
         after = f"after_{phase}{r}"
         for layer, leaf, value in flattened(state.params):
             kind = layer.rstrip("0123456789")

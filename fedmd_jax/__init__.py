@@ -36,7 +36,16 @@ from fedmd_jax.round import consensus_weights, fedmd_round
 from fedmd_jax.spread import Spread, gather_clients, share_with_clients, spread_clients
 from fedmd_jax.stopping import EarlyStopping
 from fedmd_jax.subset import draw_public_subset, draw_stratified_subset, take_in_order
-from fedmd_jax.types import Architecture, Attendance, ClientState, PrivateDataset, PublicDataset, RoundInfo
+from fedmd_jax.types import (
+    Architecture,
+    Attendance,
+    ClientState,
+    PrivateDataset,
+    PublicDataset,
+    RoundInfo,
+    TrainingInfo,
+    TransferInfo,
+)
 
 __version__ = "0.1.0"
 
@@ -60,6 +69,8 @@ __all__ = [
     "RoundMetrics",
     "Spread",
     "Training",
+    "TrainingInfo",
+    "TransferInfo",
     "adam",
     "architecture_from_linen",
     "architecture_from_nnx",

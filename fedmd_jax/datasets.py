@@ -1,15 +1,17 @@
 """Public, private and test data of a federation: from arrays, and whether they fit its networks and settings."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from fedmd_jax.checks import as_array, check_examples, check_inputs, check_labels_in_head, told
 from fedmd_jax.clients import Groups
+from fedmd_jax.optimizers import is_hyperparameter, is_key
 from fedmd_jax.spread import clients_here, group_sizes
 from fedmd_jax.types import Architecture, PrivateDataset, PublicDataset
 
@@ -147,22 +149,57 @@ def _check_labelled(what: str, dataset: PrivateDataset, shape: tuple[int, ...], 
     check_labels_in_head(what, labels, num_classes)
 
 
-def check_optimizer_memory(
-    groups: Groups, inputs: chex.Array, ours: optax.GradientTransformation, theirs: optax.GradientTransformation
+def check_optimizers(
+    groups: Groups,
+    inputs: chex.Array,
+    *,
+    before: Sequence[optax.GradientTransformation],
+    revisit: optax.GradientTransformation,
+    digest: optax.GradientTransformation,
 ) -> None:
-    """A `ValueError` where one optimizer cannot go on with the memory of the other.
+    """A `ValueError` if an optimizer cannot keep its state between phases, or share it with another.
+
+    Private and pooled training share the state of the revisits. Both optimizers must start with the same state, but
+    for hyperparameters and random keys: a number in it means the same to both then.
 
     Args:
       groups: whose networks are trained.
       inputs: any batch, [B, ...]; only shape and dtype are used.
-      ours: of a phase before the rounds.
-      theirs: of revisit.
+      before: of the phases before the rounds that share the state of `revisit`.
+      revisit: of the rounds.
+      digest: of the rounds.
     """
     for group in groups.values():
-        params, _ = jax.eval_shape(group.architecture.init, jax.random.key(0), inputs[:1])
-        first, second = jax.eval_shape(ours.init, params), jax.eval_shape(theirs.init, params)
-        if jax.tree.structure(first) != jax.tree.structure(second) or first != second:
-            raise ValueError(
-                "private, pooled and revisit training share one optimizer memory, so their optimizers must be "
-                "of the same kind, got different ones"
-            )
+        shapes, _ = jax.eval_shape(group.architecture.init, jax.random.key(0), inputs[:1])
+        zeros, ones = (
+            jax.tree.map(lambda leaf, fill=fill: fill(leaf.shape, leaf.dtype), shapes) for fill in (np.zeros, np.ones)
+        )
+        for name, optimizer in (("revisit", revisit), ("digest", digest)):
+            if _first_difference(optimizer.init(zeros), optimizer.init(ones)):
+                raise ValueError(
+                    f"the optimizer of {name} keeps a copy of the parameters, which other phases move in between: "
+                    "it can be used in public training only"
+                )
+        memory = revisit.init(zeros)
+        for optimizer in before:
+            own = optimizer.init(zeros)
+            if jax.tree.structure(own) != jax.tree.structure(memory):
+                raise ValueError(
+                    "private, pooled and revisit training share one optimizer memory, so their optimizers must be "
+                    "of the same kind, got different ones"
+                )
+            if difference := _first_difference(own, memory):
+                raise ValueError(
+                    "private, pooled and revisit training share one optimizer memory, so their optimizers must start "
+                    f"with the same one, got {difference}"
+                )
+
+
+def _first_difference(one: chex.ArrayTree, other: chex.ArrayTree) -> str | None:
+    """The first leaf in which two fresh optimizer states differ, random keys and hyperparameters left out."""
+    for (path, leaf), theirs in zip(jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(other), strict=True):
+        if is_key(leaf) or is_hyperparameter(path):
+            continue
+        if jnp.shape(leaf) != jnp.shape(theirs) or leaf.dtype != theirs.dtype or not np.array_equal(leaf, theirs):
+            return f"{told(leaf)} and {told(theirs)} in {jax.tree_util.keystr(path)}"
+    return None

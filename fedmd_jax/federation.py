@@ -1,6 +1,7 @@
 """A whole federation: every phase compiled once, and the loop that runs the rounds."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -11,24 +12,21 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from fedmd_jax.attendance import AttendancePolicy, attendance_or_everybody
-from fedmd_jax.checks import (
-    check_count,
-    check_positive,
-)
+from fedmd_jax.checks import check_count, check_positive, told
 from fedmd_jax.clients import Groups, check_groups, group_client_ids, group_keys
-from fedmd_jax.datasets import Private, check_data, check_optimizer_memory
+from fedmd_jax.datasets import Private, check_data, check_optimizers
 from fedmd_jax.devices import map_groups
 from fedmd_jax.evaluate import Evaluation, evaluate
 from fedmd_jax.isolation import unless_broken
 from fedmd_jax.local import Distance, Training, check_validation, init_client, pretrain, revisit
 from fedmd_jax.losses import mae
 from fedmd_jax.mapping import ClientsPerChunk, check_chunks, on_every_device
-from fedmd_jax.metrics import RoundMetrics, round_metrics, undone_clients
+from fedmd_jax.metrics import RoundMetrics, reverted_clients, round_metrics, undone_clients, with_faults
 from fedmd_jax.placement import check_costs
 from fedmd_jax.round import fedmd_round, round_keys
 from fedmd_jax.spread import share_with_clients, spread_clients
 from fedmd_jax.subset import draw_public_subset
-from fedmd_jax.types import ClientState, PrivateDataset, PublicDataset, RoundInfo
+from fedmd_jax.types import ClientState, PrivateDataset, PublicDataset, RoundInfo, TrainingInfo, TransferInfo
 
 States = Mapping[str, ClientState]
 Validation = PrivateDataset | Private  # one for everybody, or per group a stacked one
@@ -46,8 +44,8 @@ class Federation:
     clients given are not all of the groups; `round` then wants their `weights=`, too. `round` also takes `attendance=`.
     On one device all clients of some of the groups may be trained without it.
 
-    A client that a phase of training leaves with what is not finite stays as it was before that phase; all its losses
-    are NaN then.
+    A client that ends a phase of training with NaN or infinity is reverted: it stays as it was before that phase, and
+    `finite` of that phase's `TrainingInfo` is False.
 
     Where `pretrain`, `personalize` or `pool` stops early, it takes a last argument, the validation data: one unstacked
     dataset for everybody, or per group a stacked one; where it does not, that is refused.
@@ -57,12 +55,11 @@ class Federation:
         settings; `others` are test or pooled data, which nothing else checks but `run_federation` its test data.
       init: (key, public, private) -> states, after `check`.
       new_states: (key, inputs [B, ...]) -> states, without a check.
-      pretrain: (states, public, key) -> (states, losses per group [K, E]): transfer learning, public half.
-      personalize: (states, private, key) -> (states, losses per group [K, E]): transfer learning, private half.
-      pool: (states, pooled, key) -> (states, losses): every client trains on ONE unstacked dataset, everybody's
-        private examples together; from pretrained states this is the upper bound of the paper.
-      revisit: (states, private, key) -> (states, losses per group [K, E]): what is left of the round with this key
-        where nobody digests.
+      pretrain: (states, public, key) -> (states, TrainingInfo per group): transfer learning, public half.
+      personalize: (states, private, key) -> (states, TrainingInfo per group): transfer learning, private half.
+      pool: (states, pooled, key) -> (states, TrainingInfo per group): every client trains on ONE unstacked dataset, the
+        private examples of all clients together; from pretrained states this is the upper bound of the paper.
+      revisit: (states, private, key) -> (states, TrainingInfo per group): the private half of the round with this key.
       round: (states, public, private, key) -> (states, RoundInfo): `fedmd_round`.
       evaluate: (states, test) -> Evaluation per group, [K]; `test` is one unstacked dataset for everybody, or per group
         a stacked one.
@@ -78,10 +75,10 @@ class Federation:
     check: Callable[..., None]
     init: Callable[[chex.PRNGKey, PublicDataset, Private], States]
     new_states: Callable[[chex.PRNGKey, chex.Array], States]
-    pretrain: Callable[[States, PublicDataset, chex.PRNGKey], tuple[States, dict[str, chex.Array]]]
-    personalize: Callable[[States, Private, chex.PRNGKey], tuple[States, dict[str, chex.Array]]]
-    pool: Callable[[States, PrivateDataset, chex.PRNGKey], tuple[States, dict[str, chex.Array]]]
-    revisit: Callable[[States, Private, chex.PRNGKey], tuple[States, dict[str, chex.Array]]]
+    pretrain: Callable[[States, PublicDataset, chex.PRNGKey], tuple[States, Mapping[str, TrainingInfo]]]
+    personalize: Callable[[States, Private, chex.PRNGKey], tuple[States, Mapping[str, TrainingInfo]]]
+    pool: Callable[[States, PrivateDataset, chex.PRNGKey], tuple[States, Mapping[str, TrainingInfo]]]
+    revisit: Callable[[States, Private, chex.PRNGKey], tuple[States, Mapping[str, TrainingInfo]]]
     round: Callable[[States, PublicDataset, Private, chex.PRNGKey], tuple[States, RoundInfo]]
     evaluate: Callable[[States, PrivateDataset | Private], Mapping[str, Evaluation]]
     spread: Callable[[Mapping[str, Any]], Mapping[str, Any]]
@@ -108,7 +105,7 @@ class Federation:
         private_validation: Validation | None = None,
         *,
         client_ids: Mapping[str, chex.Array] | None = None,
-    ) -> States:
+    ) -> tuple[States, TransferInfo]:
         """Both halves of transfer learning: the public dataset, then each client's own.
 
         Args:
@@ -122,17 +119,26 @@ class Federation:
           client_ids: per group, [n], where these are not all clients.
 
         Returns:
-          The clients.
+          The clients, and the `TrainingInfo` of each half, per group. `run_federation(..., transfer=info)` takes note
+          of it in its history.
 
         Raises:
-          ValueError: a half has early stopping without validation data or the reverse; nothing is consumed then.
+          ValueError: a half has early stopping without validation data or the reverse, or the states were donated to an
+            earlier call; nothing is consumed then.
+
+        Warns:
+          UserWarning: the training of a client ended in NaN or infinity and was reverted.
         """
         check_validation(self.public_training, public_validation, "public_training: ")
         check_validation(self.private_training, private_validation, "private_training: ")
         key_public, key_private = jax.random.split(key)
-        states, _ = self.pretrain(states, public, key_public, public_validation, client_ids=client_ids)
-        states, _ = self.personalize(states, private, key_private, private_validation, client_ids=client_ids)
-        return states
+        states, first = self.pretrain(states, public, key_public, public_validation, client_ids=client_ids)
+        states, second = self.personalize(states, private, key_private, private_validation, client_ids=client_ids)
+        info = TransferInfo(first, second)
+        ids = group_client_ids({name: self.groups[name] for name in states}) if client_ids is None else client_ids
+        for phase, reverted in reverted_clients(ids, info).items():
+            warnings.warn(f"{phase} for clients {reverted}: they stay as they were before it", stacklevel=2)
+        return states, info
 
 
 def fedmd(
@@ -208,8 +214,13 @@ def fedmd(
 
     def check(public, private, *others):
         check_data(groups, subset_size, public, private, *others)
-        for training in (private_training, pooled_training):
-            check_optimizer_memory(groups, public.inputs, training.optimizer, revisit_training.optimizer)
+        check_optimizers(
+            groups,
+            public.inputs,
+            before=[private_training.optimizer, pooled_training.optimizer],
+            revisit=revisit_training.optimizer,
+            digest=digest_training.optimizer,
+        )
 
     everybody = {"groups": groups, "mesh": mesh, "clients_per_chunk": clients_per_chunk}
 
@@ -226,10 +237,9 @@ def fedmd(
         """One training phase of every client of every group; `data` is shared, or per group and client."""
 
         def train_one(architecture, *arguments):
-            # An epoch may have gone wrong and been got over; what early stopping saves has no loss.
+            # Before the rounds an epoch may have a non-finite loss, if the client recovers from it.
             one = unless_broken(partial(one_client, architecture, training=training), losses_count=losses_count)
-            trained, losses, finite = one(*arguments)
-            return trained, jnp.where(finite, losses, jnp.nan)
+            return one(*arguments)
 
         def train_groups(states, data, key, validation=None, *, client_ids=None, attendance=None):
             client_ids = group_client_ids({name: groups[name] for name in states}) if client_ids is None else client_ids
@@ -263,7 +273,7 @@ def fedmd(
         "round": round_,
         "evaluate": evaluate_groups,
     }
-    programs = {name: jax.jit(program, **_jit_options(name)) for name, program in programs.items()}
+    programs = {name: compile_program(name, program) for name, program in programs.items()}
 
     def init(key, public, private):
         check(public, private)
@@ -312,8 +322,44 @@ def vmap_federation(federation: Federation) -> Federation:
         raise ValueError(f"federations are batched on one device, got one on a mesh of {federation.mesh.size}")
     # What `jax.jit` has wrapped: it takes compiler options of the outermost only.
     one = {name: getattr(federation, name).__wrapped__ for name in PROGRAMS}
-    several = {name: jax.jit(jax.vmap(program), **_jit_options(name)) for name, program in one.items()}
+    several = {name: compile_program(name, jax.vmap(program)) for name, program in one.items()}
     return dataclasses.replace(federation, **several)
+
+
+def compile_program(name: str, fn: Callable) -> Callable:
+    """One of `PROGRAMS`, compiled when it is called first; it refuses states that an earlier call has consumed."""
+    compiled = jax.jit(fn, **_jit_options(name))
+    return compiled if name == "new_states" else TakesStates(compiled)
+
+
+class TakesStates:
+    """A jit-compiled function of states that refuses those which an earlier call has consumed.
+
+    Attributes:
+      lower: as that of `jax.jit`.
+    """
+
+    def __init__(self, compiled: Callable):
+        self._compiled = compiled
+        self.__wrapped__ = compiled.__wrapped__
+        self.lower = compiled.lower
+
+    def __call__(self, states, *arguments, **settings):
+        """Compiles the function for these shapes, if needed, and calls it."""
+        if not isinstance(states, Mapping):
+            raise ValueError(f"the states of each group are needed, got {told(states)}")
+        check_not_donated(states)
+        return self._compiled(states, *arguments, **settings)
+
+
+def check_not_donated(states: chex.ArrayTree) -> None:
+    """A `ValueError` if the arrays of states were donated to a call before, as by running a notebook cell twice."""
+    leaves = [leaf for leaf in jax.tree.leaves(states) if isinstance(leaf, jax.Array)]
+    if any(leaf.is_deleted() for leaf in leaves if not isinstance(leaf, jax.core.Tracer)):
+        raise ValueError(
+            "these states were donated to an earlier call (transfer_learn, pretrain, personalize, revisit, round or a "
+            "run of them): use what it returned, or copy them first with jax.tree.map(jnp.copy, states)"
+        )
 
 
 def _jit_options(program: str) -> dict[str, Any]:
@@ -342,6 +388,7 @@ def run_federation(
     num_rounds: int,
     test: PrivateDataset | Private,
     first_round: int = 1,
+    transfer: TransferInfo | None = None,
     attendance: AttendancePolicy | None = None,
     callback: Callable[[RoundMetrics, States], Any] | None = None,
 ) -> tuple[States, list[RoundMetrics]]:
@@ -357,6 +404,8 @@ def run_federation(
       test: one dataset for everybody, or per group a stacked one.
       first_round: the number of the first of these rounds; 1 + r goes on where r rounds have been run, and ends with
         the same bits as if it had not been interrupted.
+      transfer: what `transfer_learn` returned beside the states: the status of a client in round 0 tells whether a half
+        of its transfer learning was reverted.
       attendance: (round, client ids per group) -> who takes part, such as `simulate_attendance` makes; by default
         everybody.
       callback: called with the metrics and the states after each of the R + 1 evaluations. The next round consumes
@@ -380,6 +429,8 @@ def run_federation(
             attending = {} if attendance is None else {"attendance": attendance(round_, client_ids)}
             states, info = federation.round(states, public, private, jax.random.fold_in(key, round_), **attending)
         metrics = round_metrics(federation.groups, round_, federation.evaluate(states, test), info)
+        if round_ == 0 and transfer is not None:
+            metrics = with_faults(metrics, reverted_clients(client_ids, transfer))
         history.append(metrics)
         if callback is not None:
             callback(metrics, states)
@@ -395,7 +446,7 @@ def run_local(
     num_rounds: int,
     first_round: int = 1,
     attendance: AttendancePolicy | None = None,
-    on_undone: Callable[[int, set[int]], Any] | None = None,
+    on_undone: Callable[[int, list[int]], Any] | None = None,
     callback: Callable[[int, States], Any] | None = None,
 ) -> States:
     """The control of `run_federation`: the same rounds without digests, so that nobody learns from anybody.
@@ -427,11 +478,11 @@ def run_local(
     client_ids = group_client_ids(federation.groups)
     for round_ in range(first_round, first_round + num_rounds):
         attending = {} if attendance is None else {"attendance": attendance(round_, client_ids)}
-        states, losses = federation.revisit(states, private, jax.random.fold_in(key, round_), **attending)
+        states, info = federation.revisit(states, private, jax.random.fold_in(key, round_), **attending)
         if on_undone is not None:
             # What an absent client would have done is thrown away in any case.
             completed = attending["attendance"].completed if attending else None
-            if undone := undone_clients(federation.groups, losses, completed):
+            if undone := undone_clients(client_ids, info, completed):
                 on_undone(round_, undone)
         if callback is not None:
             callback(round_, states)

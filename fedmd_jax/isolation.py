@@ -7,51 +7,52 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from fedmd_jax.types import ClientState
+from fedmd_jax.types import ClientState, TrainingInfo
 
-# (state, ...) -> (state, losses [E])
-Train = Callable[..., tuple[ClientState, chex.Array]]
+# (state, ...) -> (state, info)
+Train = Callable[..., tuple[ClientState, TrainingInfo]]
 
 
-def unless_broken(
-    train: Train, *, losses_count: bool = True
-) -> Callable[..., tuple[ClientState, chex.Array, chex.Array]]:
-    """Training of one client that leaves it as it was where it does not complete, or ends in what is not finite.
+def unless_broken(train: Train, *, losses_count: bool = True) -> Callable[..., tuple[ClientState, TrainingInfo]]:
+    """Training of one client that is reverted if it does not complete, or ends in NaN or infinity.
 
     Args:
-      train: (state, ...) -> (state, losses [E]), such as a `digest` or a `revisit` of which all settings are given.
-      losses_count: whether a loss that is not finite is a reason; not where early stopping leaves some out.
+      train: (state, ...) -> (state, info), such as a `digest` or a `revisit` of which all settings are given.
+      losses_count: whether a non-finite loss of an epoch is a reason to revert as well.
 
     Returns:
-      A function (completed [], state, ...) -> (state, losses, finite []): `finite` says whether all was, be it kept or
-      not. What `train` hands on as it came is neither looked at nor copied, and what was not finite before, such as a
-      mask of infinities, need not be.
+      A function (completed [], state, ...) -> (state, info). `info.finite` tells whether the training was finite, also
+      if it did not complete. Leaves of the state that `train` returns unchanged are not copied.
 
     >>> def divide(state, by):
-    ...     return state._replace(params=state.params / by), jnp.zeros(1)
+    ...     params = state.params / by
+    ...     return state._replace(params=params), TrainingInfo(jnp.zeros(1), jnp.int32(1), all_finite(params))
     >>> client = ClientState(jnp.array([6.0, 0.0]), {}, {}, {})
     >>> for completed, by in ((True, 2.0), (True, 0.0), (False, 2.0)):
-    ...     state, _, finite = unless_broken(divide)(completed, client, by)
-    ...     print(state.params.tolist(), bool(finite))
+    ...     state, info = unless_broken(divide)(completed, client, by)
+    ...     print(state.params.tolist(), bool(info.finite))
     [3.0, 0.0] True
     [6.0, 0.0] False
     [6.0, 0.0] True
     """
 
     def train_or_stay(completed, state, *arguments):
-        new, losses = train(state, *arguments)
-        pairs = list(zip(jax.tree.leaves(new), jax.tree.leaves(state), strict=True))
-        moved = [_made_finite(leaf, before) for leaf, before in pairs if leaf is not before]
-        finite = all_finite([moved, losses] if losses_count else moved)
-        keep = finite & completed
-        kept = [leaf if leaf is before else jnp.where(keep, leaf, before) for leaf, before in pairs]
-        return jax.tree.unflatten(jax.tree.structure(state), kept), losses, finite
+        new, info = train(state, *arguments)
+        if losses_count:
+            info = info._replace(finite=info.finite & all_finite(info.loss))
+        keep = info.finite & completed
+        state = jax.tree.map(lambda leaf, old: leaf if leaf is old else jnp.where(keep, leaf, old), new, state)
+        return state, info
 
     return train_or_stay
 
 
-def _made_finite(leaf, before):
-    """The leaf, and zero where it was not finite before, either."""
+def zero_where_not_finite_before(leaf: chex.Array, before: chex.Array) -> chex.Array:
+    """The leaf, and zero where it was not finite before: a mask of infinities is no fault of the training.
+
+    >>> zero_where_not_finite_before(jnp.array([jnp.inf, jnp.inf]), jnp.array([0.0, jnp.inf])).tolist()
+    [inf, 0.0]
+    """
     if not jnp.issubdtype(leaf.dtype, jnp.inexact):
         return leaf
     return jnp.where(jnp.isfinite(before), leaf, jnp.zeros_like(leaf))

@@ -15,10 +15,18 @@ import jax.numpy as jnp
 import optax
 
 from fedmd_jax.checks import check_count, check_numbers, told
+from fedmd_jax.isolation import all_finite, zero_where_not_finite_before
 from fedmd_jax.losses import cross_entropy, mae
-from fedmd_jax.optimizers import adam
+from fedmd_jax.optimizers import adam, init_optimizer, with_hyperparameters_of
 from fedmd_jax.stopping import EarlyStopping, full_patience, wait
-from fedmd_jax.types import Architecture, ClientState, PrivateDataset, PublicDataset
+from fedmd_jax.types import (
+    Architecture,
+    ClientState,
+    PrivateDataset,
+    PublicDataset,
+    TrainingInfo,
+    TransferInfo,
+)
 
 Distance = Callable[[chex.Array, chex.Array], chex.Array]
 SCORE_BATCH = {"cpu": 64}  # by platform; 1024 elsewhere
@@ -31,7 +39,10 @@ class Training:
     Attributes:
       num_epochs: passes over the data.
       batch_size: examples in a step; a last, smaller batch is kept, as in the reference.
-      optimizer: any optax optimizer; its state is the client's own and lives on between rounds.
+      optimizer: any optax optimizer. Its state belongs to the client and continues from round to round: Adam's moments,
+        momentum, and the step count of a schedule. Hyperparameters in the state (`optax.inject_hyperparams`) are reset
+        to those of this optimizer at the start of each phase. `update` is also given `value` and `grad`, the loss of
+        the batch and its gradient, and `value_fn`, the loss as a function of the parameters.
       shuffle: a new permutation each epoch; off, batches are taken in order.
       early_stopping: when to stop before the last epoch, for which the phase needs validation data; None is never.
 
@@ -73,9 +84,13 @@ def init_client(
       inputs: [B, ...], of which only shape and dtype are used.
       digest: whose optimizer follows the consensus.
       revisit: whose optimizer follows the labels.
+
+    Returns:
+      The client. Random keys in the states of its optimizers are its own: those of the optimizer, folded with `key`.
     """
     params, model_state = architecture.init(key, inputs)
-    return ClientState(params, model_state, digest.optimizer.init(params), revisit.optimizer.init(params))
+    optimizers = [init_optimizer(training.optimizer, params, key) for training in (digest, revisit)]
+    return ClientState(params, model_state, *optimizers)
 
 
 def score(
@@ -127,7 +142,7 @@ def digest(
     *,
     training: Training,
     distance: Distance = mae,
-) -> tuple[ClientState, chex.Array]:
+) -> tuple[ClientState, TrainingInfo]:
     """Trains one client to approach the consensus on the public subset.
 
     Dropout is on and batch statistics move, as in the reference.
@@ -142,17 +157,17 @@ def digest(
       distance: loss of (logits [B, C], targets [B, C]) -> [B], such as `mae` or `partial(kl, temperature=2.0)`.
 
     Returns:
-      The client, and the mean loss of each epoch, [E], penalty included.
+      The client, and the losses of the epochs.
 
     References:
       Li and Wang 2019, Algorithm 1, "Digest".
     """
     check_numbers("consensus", consensus, kind=jnp.floating, rank=2)
     learner = Learner(state.params, state.model_state, state.digest_opt_state)
-    learner, loss = fit(architecture, distance, learner, inputs, consensus, inputs.shape[0], key, training=training)
+    learner, info = fit(architecture, distance, learner, inputs, consensus, inputs.shape[0], key, training=training)
     return state._replace(
         params=learner.params, model_state=learner.model_state, digest_opt_state=learner.opt_state
-    ), loss
+    ), info
 
 
 def revisit(
@@ -163,7 +178,7 @@ def revisit(
     validation: PrivateDataset | None = None,
     *,
     training: Training,
-) -> tuple[ClientState, chex.Array]:
+) -> tuple[ClientState, TrainingInfo]:
     """Trains one client on its own labelled examples.
 
     Args:
@@ -175,13 +190,13 @@ def revisit(
       training: epochs, batches and the revisit optimizer.
 
     Returns:
-      The client, and the mean loss of each epoch, [E], penalty included.
+      The client, and the losses of the epochs.
 
     References:
       Li and Wang 2019, Algorithm 1, "Revisit".
     """
     learner = Learner(state.params, state.model_state, state.revisit_opt_state)
-    learner, loss = fit(
+    learner, info = fit(
         architecture,
         cross_entropy,
         learner,
@@ -194,7 +209,7 @@ def revisit(
     )
     return state._replace(
         params=learner.params, model_state=learner.model_state, revisit_opt_state=learner.opt_state
-    ), loss
+    ), info
 
 
 def pretrain(
@@ -205,7 +220,7 @@ def pretrain(
     validation: PrivateDataset | None = None,
     *,
     training: Training,
-) -> tuple[ClientState, chex.Array]:
+) -> tuple[ClientState, TrainingInfo]:
     """Trains one client on the labelled public dataset, with an optimizer of its own that is then forgotten.
 
     Args:
@@ -217,7 +232,7 @@ def pretrain(
       training: epochs, batches and optimizer.
 
     Returns:
-      The client, and the mean loss of each epoch, [E].
+      The client, and the losses of the epochs.
 
     Raises:
       ValueError: the public dataset has no labels.
@@ -227,8 +242,9 @@ def pretrain(
     """
     if public.labels is None:
         raise ValueError("transfer learning needs the labels of the public dataset, got none")
-    learner = Learner(state.params, state.model_state, training.optimizer.init(state.params))
-    learner, loss = fit(
+    opt_state = init_optimizer(training.optimizer, state.params, key)
+    learner = Learner(state.params, state.model_state, opt_state)
+    learner, info = fit(
         architecture,
         cross_entropy,
         learner,
@@ -239,7 +255,7 @@ def pretrain(
         training=training,
         validation=validation,
     )
-    return state._replace(params=learner.params, model_state=learner.model_state), loss
+    return state._replace(params=learner.params, model_state=learner.model_state), info
 
 
 def transfer_learn(
@@ -253,7 +269,7 @@ def transfer_learn(
     *,
     public_training: Training,
     private_training: Training,
-) -> tuple[ClientState, tuple[chex.Array, chex.Array]]:
+) -> tuple[ClientState, TransferInfo]:
     """What each client does before the first round: the public dataset, then its own.
 
     The second half is a long `revisit`: its optimizer memory is the one that the rounds go on with, as in the
@@ -271,7 +287,7 @@ def transfer_learn(
       private_training: those of the second half.
 
     Returns:
-      The client, and the losses of the two halves, each [E].
+      The client, and the losses of the two halves.
 
     Raises:
       ValueError: the public dataset has no labels, or a half has early stopping without validation data or the reverse.
@@ -282,11 +298,11 @@ def transfer_learn(
     check_validation(public_training, public_validation, "public_training: ")
     check_validation(private_training, private_validation, "private_training: ")
     key_public, key_private = jax.random.split(key)
-    state, public_loss = pretrain(architecture, state, public, key_public, public_validation, training=public_training)
-    state, private_loss = revisit(
+    state, public_info = pretrain(architecture, state, public, key_public, public_validation, training=public_training)
+    state, private_info = revisit(
         architecture, state, private, key_private, private_validation, training=private_training
     )
-    return state, (public_loss, private_loss)
+    return state, TransferInfo(public_info, private_info)
 
 
 def fit(
@@ -300,28 +316,27 @@ def fit(
     *,
     training: Training,
     validation: PrivateDataset | None = None,
-) -> tuple[Learner, chex.Array]:
+) -> tuple[Learner, TrainingInfo]:
     """Minimises the mean of `example_loss` plus the architecture's penalty by mini-batch steps.
 
     Args:
       architecture: the network.
-      example_loss: (logits [B, C], targets [B, ...]) -> [B].
+      example_loss: (logits [B, C], targets [B, ...]) -> [B], one loss per example.
       learner: what is trained.
       inputs: [N, ...].
       targets: [N, ...].
       num_examples: how many of the N rows are real. An integer promises at trace time that no batch is empty; an array
-        lets clients with different numbers of examples share one program.
+        lets clients with different numbers of examples share one program. What padding rows hold does not matter.
       key: shuffling and dropout.
       training: epochs, batches and optimizer.
       validation: of early stopping, if there is any.
 
     Returns:
-      The learner, and the mean loss of each epoch, [E]: batches weigh by their real examples. Of epochs that early
-      stopping has saved the loss is NaN.
+      The learner, and the losses of the epochs: batches weigh by their real examples.
 
     Raises:
-      ValueError: early stopping without validation data, validation data that nobody looks at, or inputs and targets of
-        different numbers of examples.
+      ValueError: early stopping without validation data, validation data without early stopping, inputs and targets of
+        different numbers of examples, an optimizer state of another optimizer, or an `example_loss` of another shape.
     """
     check_validation(training, validation)
     inputs, targets = jnp.asarray(inputs), jnp.asarray(targets)  # NumPy arrays cannot be indexed by traced rows
@@ -330,37 +345,52 @@ def fit(
             f"inputs and targets must be of one number of examples, at least 1, got shapes {inputs.shape} and "
             f"{targets.shape}"
         )
-    batch_loss = jax.value_and_grad(_batch_loss, argnums=2, has_aux=True)
+    optimizer = optax.with_extra_args_support(training.optimizer)
+    start = learner._replace(opt_state=with_hyperparameters_of(optimizer, learner.opt_state, learner.params))
     indices, mask, keys = draw_batches(key, inputs.shape[0], num_examples, training=training)
 
     def step(learner, batch):
         rows, real, key_step = batch
-        (loss, model_state), grads = batch_loss(
-            architecture, example_loss, learner.params, learner.model_state, inputs[rows], targets[rows], real, key_step
+
+        def batch_loss(params):
+            data = inputs[rows], targets[rows], real
+            return _batch_loss(architecture, example_loss, params, learner.model_state, *data, key_step)
+
+        (loss, model_state), grads = jax.value_and_grad(batch_loss, has_aux=True)(learner.params)
+        updates, opt_state = optimizer.update(
+            grads,
+            learner.opt_state,
+            learner.params,
+            value=loss,
+            grad=grads,
+            value_fn=lambda params: batch_loss(params)[0],
         )
-        updates, opt_state = training.optimizer.update(grads, learner.opt_state, learner.params)
-        moved = Learner(optax.apply_updates(learner.params, updates), model_state, opt_state)
+        moved = Learner(_apply_updates(learner.params, updates), model_state, opt_state)
         num_real = jnp.sum(real)
         if not isinstance(num_examples, int):
-            # A client with few examples sits out the last batches of the others: even a zero gradient would move
-            # it, through the momentum of its optimizer.
+            # A client with few examples skips the last batches of the others: even a zero gradient would move it,
+            # through the momentum of its optimizer.
             moved = jax.tree.map(lambda new, old: jnp.where(num_real > 0, new, old), moved, learner)
         return moved, (loss, num_real)
 
     num_epochs, num_steps, _ = indices.shape
-    if training.early_stopping is not None:
+    if training.early_stopping is None:
+        # One scan over all epochs, so that the step is compiled once.
+        batches = (indices.reshape(num_epochs * num_steps, -1), jnp.tile(mask, (num_epochs, 1)), keys.reshape(-1))
+        learner, (loss, num_real) = jax.lax.scan(step, start, batches)
+        total = jnp.sum((loss * num_real).reshape(num_epochs, num_steps), axis=1)
+        loss, num_run = total / jnp.maximum(num_examples, 1), jnp.int32(num_epochs)
+    else:
 
         def epoch(learner, number):
             learner, (loss, num_real) = jax.lax.scan(step, learner, (indices[number], mask, keys[number]))
             return learner, jnp.sum(loss * num_real) / jnp.maximum(num_examples, 1)
 
-        return _fit_until_stopped(architecture, epoch, learner, num_epochs, training.early_stopping, validation)
-
-    # One scan over all epochs, so that the step is compiled once.
-    batches = (indices.reshape(num_epochs * num_steps, -1), jnp.tile(mask, (num_epochs, 1)), keys.reshape(-1))
-    learner, (loss, num_real) = jax.lax.scan(step, learner, batches)
-    total = jnp.sum((loss * num_real).reshape(num_epochs, num_steps), axis=1)
-    return learner, total / jnp.maximum(num_examples, 1)
+        learner, loss, num_run = _fit_until_stopped(
+            architecture, epoch, start, num_epochs, training.early_stopping, validation
+        )
+    finite = all_finite(jax.tree.map(zero_where_not_finite_before, learner, start))
+    return learner, TrainingInfo(loss, num_run, finite)
 
 
 def check_validation(training: Training, validation: object | None, where: str = "") -> None:
@@ -398,9 +428,9 @@ def _fit_until_stopped(architecture, epoch, learner, num_epochs, early_stopping,
             wait(early_stopping, patience, accuracy),
         )
 
-    losses = jnp.full(num_epochs, jnp.nan, jnp.float32)
-    _, learner, losses, _ = jax.lax.while_loop(goes_on, step, (jnp.int32(0), learner, losses, full_patience()))
-    return learner, losses
+    losses = jnp.zeros(num_epochs, jnp.float32)
+    num_run, learner, losses, _ = jax.lax.while_loop(goes_on, step, (jnp.int32(0), learner, losses, full_patience()))
+    return learner, losses, num_run
 
 
 def share_correct(logits: chex.Array, test: PrivateDataset) -> chex.Array:
@@ -423,7 +453,8 @@ def draw_batches(
 
     Returns:
       Indices [E, S, B] into the rows, the mask [S, B] of the entries that count, the same in every epoch, and a key
-      for each step [E, S].
+      for each step [E, S]. Masked entries repeat the first real row of their batch (row 0 if it has none): a row of
+      padding may give NaN in a network that divides, and a mask of zeros does not keep NaN out of a gradient.
     """
     batch_size = min(training.batch_size, num_rows)
     num_steps = -(-num_rows // batch_size)
@@ -441,16 +472,46 @@ def draw_batches(
         real = jnp.broadcast_to(position < num_examples, priority.shape)
         indices = jnp.argsort(jnp.where(real, priority >> 1, jnp.uint32(0xFFFFFFFF)), axis=1)
     indices = jnp.pad(indices, ((0, 0), (0, num_steps * batch_size - num_rows)))
-    mask = jnp.arange(num_steps * batch_size) < num_examples
-    return indices.reshape(training.num_epochs, num_steps, batch_size), mask.reshape(num_steps, batch_size), keys
+    indices = indices.reshape(training.num_epochs, num_steps, batch_size)
+    mask = (jnp.arange(num_steps * batch_size) < num_examples).reshape(num_steps, batch_size)
+    first = jnp.where(mask[:, :1], indices[:, :, :1], 0)
+    return jnp.where(mask, indices, first), mask, keys
 
 
 def _batch_loss(architecture, example_loss, params, model_state, inputs, targets, mask, key):
     logits, model_state = architecture.apply(params, model_state, inputs, train=True, mask=mask, key=key)
+    _check_example_loss(example_loss, logits, targets)
     losses = example_loss(logits, targets)
     losses = jnp.where(mask, losses.astype(jnp.promote_types(losses.dtype, jnp.float32)), 0.0)
     return jnp.sum(losses) / jnp.maximum(jnp.sum(mask), 1) + architecture.penalty(params), model_state
 
 
+def _check_example_loss(example_loss, logits, targets):
+    """Refuses losses of another shape than [B]: the mask of padding rows would be broadcast against them.
+
+    It is asked for a number of rows that is the size of no other axis, so that [C] is not taken for [B].
+    """
+    num_rows = max(*logits.shape, *targets.shape) + 1
+    logits, targets = (jax.ShapeDtypeStruct((num_rows, *rows.shape[1:]), rows.dtype) for rows in (logits, targets))
+    shape = getattr(jax.eval_shape(example_loss, logits, targets), "shape", None)
+    if shape != (num_rows,):
+        raise ValueError(
+            f"the loss or distance must give one number per example, shape [B], got {shape} for logits of shape "
+            f"{logits.shape}: reduce the class axis, as in jnp.mean(..., axis=-1), and no other axis"
+        )
+
+
+def _apply_updates(params, updates):
+    """`optax.apply_updates`, which would broadcast updates of other shapes."""
+    for param, update in zip(jax.tree.leaves(params), jax.tree.leaves(updates), strict=True):
+        if jnp.shape(param) != jnp.shape(update):
+            raise ValueError(
+                "the optimizer must return updates of the shapes of the parameters, got "
+                f"{jnp.shape(update)} for {jnp.shape(param)}"
+            )
+    return optax.apply_updates(params, updates)
+
+
 def _pad_rows(rows, num_rows):
-    return jnp.pad(rows, [(0, num_rows - rows.shape[0])] + [(0, 0)] * (rows.ndim - 1))
+    """Repeats the last row, which gives finite scores if the real rows do."""
+    return jnp.pad(rows, [(0, num_rows - rows.shape[0])] + [(0, 0)] * (rows.ndim - 1), mode="edge")

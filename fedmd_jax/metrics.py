@@ -9,9 +9,10 @@ import numpy as np
 from fedmd_jax.clients import Groups
 from fedmd_jax.evaluate import Evaluation
 from fedmd_jax.processes import on_host
-from fedmd_jax.types import RoundInfo
+from fedmd_jax.types import RoundInfo, TrainingInfo, TransferInfo
 
 OK = "ok"
+PUBLIC_FAULT, PRIVATE_FAULT = "public training not finite", "private training not finite"
 
 
 class ClientMetrics(NamedTuple):
@@ -56,23 +57,38 @@ def round_metrics(
 
 
 def undone_clients(
-    groups: Groups, losses: Mapping[str, chex.Array], completed: Mapping[str, chex.Array] | None = None
-) -> set[int]:
-    """The ids of those whose training was undone, since it did not end in finite numbers.
+    client_ids: Mapping[str, chex.Array],
+    info: Mapping[str, TrainingInfo],
+    completed: Mapping[str, chex.Array] | None = None,
+) -> list[int]:
+    """The ids of the clients whose training was reverted because it ended in NaN or infinity, in order.
 
     Args:
-      groups: of the federation.
-      losses: per group [K, E], from `pretrain`, `personalize`, `pool` or `revisit` of all clients.
-      completed: per group [K], whose training was to be kept; by default everybody's.
+      client_ids: per group [K], of the clients that were trained.
+      info: per group, from `pretrain`, `personalize`, `pool` or `revisit`.
+      completed: per group [K], whose training was to be kept; by default that of all clients.
     """
-    losses, completed = on_host((losses, completed))
-    undone = set()
-    for name, of_group in losses.items():
-        is_undone = np.isnan(of_group).all(axis=1)
-        if completed is not None:
-            is_undone &= completed[name]
-        undone |= {client_id for client_id, so in zip(groups[name].client_ids, is_undone, strict=True) if so}
-    return undone
+    finite = {name: of_group.finite for name, of_group in info.items()}
+    client_ids, finite, completed = on_host((dict(client_ids), finite, completed))
+    reverted = []
+    for name, of_group in finite.items():
+        undone = ~of_group if completed is None else ~of_group & completed[name]
+        reverted += [int(client_id) for client_id in np.asarray(client_ids[name])[undone]]
+    return sorted(reverted)
+
+
+def reverted_clients(client_ids: Mapping[str, chex.Array], transfer: TransferInfo) -> dict[str, list[int]]:
+    """The halves of transfer learning that were reverted, as `with_faults` takes them: fault -> ids of the clients.
+
+    Args:
+      client_ids: per group [K].
+      transfer: per group, from `Federation.transfer_learn`.
+    """
+    found = {
+        PUBLIC_FAULT: undone_clients(client_ids, transfer.public),
+        PRIVATE_FAULT: undone_clients(client_ids, transfer.private),
+    }
+    return {fault: ids for fault, ids in found.items() if ids}
 
 
 def with_faults(metrics: RoundMetrics, faults: Mapping[str, Collection[int]]) -> RoundMetrics:

@@ -3,7 +3,7 @@
 States and private data of those who sit out stay at home, on the host or on the device, and nothing touches them.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import chex
@@ -17,17 +17,17 @@ from fedmd_jax.clients import Home, check_home
 from fedmd_jax.cohorts import Cohort, CohortSize, cohort_of, cohort_sizes, draw_cohort, put_clients, take_clients
 from fedmd_jax.datasets import Private
 from fedmd_jax.evaluate import Evaluation
-from fedmd_jax.federation import Federation, States, Validation
+from fedmd_jax.federation import Federation, States, Validation, check_not_donated
 from fedmd_jax.mapping import chunk_rows
 from fedmd_jax.metrics import RoundMetrics, round_metrics
 from fedmd_jax.spread import gather_clients
-from fedmd_jax.types import PrivateDataset, PublicDataset
+from fedmd_jax.types import PrivateDataset, PublicDataset, TransferInfo
 
 
 class Population(NamedTuple):
     """Everybody, per group [K, ...]: writable NumPy arrays where the home is the host, else JAX arrays.
 
-    Whatever takes a population consumes its states: use what comes back.
+    Functions that train a population consume its states: use the population that they return.
     """
 
     states: States
@@ -88,8 +88,8 @@ def transfer_learn_population(
     private_validation: Validation | None = None,
     *,
     cohort_size: CohortSize,
-) -> Population:
-    """`federation.transfer_learn` of everybody, a cohort at a time.
+) -> tuple[Population, TransferInfo]:
+    """`federation.transfer_learn` of all clients, a cohort at a time.
 
     Args:
       federation: of everybody.
@@ -102,17 +102,23 @@ def transfer_learn_population(
       cohort_size: how many clients the device sees at once; changes nothing else.
 
     Returns:
-      The population.
+      The population, and what `federation.transfer_learn` reports, NumPy arrays per group, [K, ...].
 
     Raises:
-      ValueError: a half has early stopping without validation data or the reverse; nothing is consumed then.
+      ValueError: a half has early stopping without validation data or the reverse, or the population was consumed by an
+        earlier call; nothing is consumed then.
     """
+    _check_not_consumed(population)
+    parts = []
     for cohort, num_real in _everybody(federation, _sizes(federation, cohort_size)):
         states, private = (_take(federation, tree, cohort) for tree in population)
         validation = (_dataset_of(federation, data, cohort) for data in (public_validation, private_validation))
-        states = federation.transfer_learn(states, public, private, key, *validation, client_ids=cohort.client_ids)
+        states, info = federation.transfer_learn(
+            states, public, private, key, *validation, client_ids=cohort.client_ids
+        )
         population = _put(population, cohort, states, num_real)
-    return population
+        parts.append(([gather_clients(half) for half in info], num_real))
+    return population, TransferInfo(*(_join([(halves[half], n) for halves, n in parts]) for half in (0, 1)))
 
 
 def evaluate_population(
@@ -129,13 +135,12 @@ def evaluate_population(
     Returns:
       Per group NumPy arrays, [K].
     """
-    parts = {name: [] for name in federation.groups}
+    _check_not_consumed(population)
+    parts = []
     for cohort, num_real in _everybody(federation, _sizes(federation, cohort_size)):
         states = _take(federation, population.states, cohort)
-        evaluations = jax.device_get(federation.evaluate(states, _dataset_of(federation, test, cohort)))
-        for name, evaluation in evaluations.items():
-            parts[name].append(jax.tree.map(lambda leaf, n=num_real: leaf[:n], evaluation))
-    return {name: jax.tree.map(lambda *leaves: np.concatenate(leaves), *those) for name, those in parts.items()}
+        parts.append((federation.evaluate(states, _dataset_of(federation, test, cohort)), num_real))
+    return _join(parts)
 
 
 def run_population(
@@ -179,6 +184,7 @@ def run_population(
     check_count("num_rounds", num_rounds, minimum=0)
     check_count("first_round", first_round)
     _sizes(federation, cohort_size)
+    _check_not_consumed(population)
     federation.check(public, population.private, test)
     history = []
     for round_ in range(first_round, first_round + num_rounds):
@@ -217,6 +223,7 @@ def population_round(
     Returns:
       The population, and the metrics of those who took part.
     """
+    _check_not_consumed(population)
     key_cohorts = jax.random.fold_in(key, 0)  # free, since rounds count from 1
     cohort = draw_cohort(jax.random.fold_in(key_cohorts, round_), federation.groups, cohort_size)
     states, private = (_take(federation, tree, cohort) for tree in population)
@@ -271,10 +278,34 @@ def _dataset_of(federation: Federation, data: Validation | None, cohort: Cohort)
 
 
 def _put(population: Population, cohort: Cohort, new: States, num_real: int | None = None) -> Population:
-    """The first `num_real` clients of a cohort, all by default, go home."""
+    """The population with the first `num_real` clients of a cohort, all by default, and the old one consumed."""
     states, new = dict(population.states), gather_clients(new)
     for name, rows in cohort.rows.items():
         if num_real is not None and num_real < len(rows):
             rows, new = rows[:num_real], jax.tree.map(lambda leaf: leaf[:num_real], new)
-        states[name] = put_clients(states[name], rows, new[name])
+        states[name] = jax.tree.map(_consume, put_clients(states[name], rows, new[name]))
     return population._replace(states=states)
+
+
+def _consume(leaf: chex.Array) -> chex.Array:
+    """A view that can be written to; the array itself cannot from now on, which marks it as consumed."""
+    if not isinstance(leaf, np.ndarray):
+        return leaf
+    view = leaf.view()
+    leaf.flags.writeable = False
+    return view
+
+
+def _check_not_consumed(population: Population) -> None:
+    check_not_donated(population.states)
+    if any(isinstance(leaf, np.ndarray) and not leaf.flags.writeable for leaf in jax.tree.leaves(population.states)):
+        raise ValueError("this population was consumed by an earlier call: use what it returned")
+
+
+def _join(parts: list[tuple[Mapping[str, Any], int]]) -> dict[str, Any]:
+    """Per group [K, ...] on the host, from the results of cohorts of one group each, of which the first n count."""
+    of_group: dict[str, list[Any]] = {}
+    for results, num_real in parts:
+        for name, result in jax.device_get(dict(results)).items():
+            of_group.setdefault(name, []).append(jax.tree.map(lambda leaf, n=num_real: leaf[:n], result))
+    return {name: jax.tree.map(lambda *leaves: np.concatenate(leaves), *those) for name, those in of_group.items()}

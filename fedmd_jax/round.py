@@ -18,7 +18,15 @@ from fedmd_jax.local import Training, digest, revisit, score
 from fedmd_jax.losses import mae
 from fedmd_jax.mapping import ClientsPerChunk, on_every_device
 from fedmd_jax.subset import draw_public_subset
-from fedmd_jax.types import Architecture, Attendance, ClientState, PrivateDataset, PublicDataset, RoundInfo
+from fedmd_jax.types import (
+    Architecture,
+    Attendance,
+    ClientState,
+    PrivateDataset,
+    PublicDataset,
+    RoundInfo,
+    TrainingInfo,
+)
 
 
 class RoundKeys(NamedTuple):
@@ -135,11 +143,13 @@ def _digest(architecture, completed, state, inputs, consensus, anybody, key, *, 
 
     def skip(completed, state, inputs, consensus, key):
         losses = jnp.zeros(training.num_epochs, jnp.promote_types(consensus.dtype, jnp.float32))
-        return state, losses, jnp.array(True)
+        return state, TrainingInfo(losses, jnp.int32(training.num_epochs), jnp.array(True))
 
     digest_one = unless_broken(partial(digest, architecture, training=training, distance=distance))
-    return jax.lax.cond(anybody, digest_one, skip, completed, state, inputs, consensus, key)
+    state, info = jax.lax.cond(anybody, digest_one, skip, completed, state, inputs, consensus, key)
+    return state, info.loss, info.finite
 
 
 def _revisit(architecture, completed, state, private, key, *, training):
-    return unless_broken(partial(revisit, architecture, training=training))(completed, state, private, key)
+    state, info = unless_broken(partial(revisit, architecture, training=training))(completed, state, private, key)
+    return state, info.loss, info.finite

@@ -42,6 +42,21 @@ class ClientState(NamedTuple):
     revisit_opt_state: chex.ArrayTree
 
 
+class TrainingInfo(NamedTuple):
+    """What a phase of training reports of one client; a group holds it stacked: every leaf gains a leading [K]."""
+
+    loss: chex.Array  # [E]: mean of each epoch, penalty included; 0 in epochs after early stopping
+    num_epochs: chex.Array  # [], int32: epochs that ran, E without early stopping
+    finite: chex.Array  # [], bool: False if the phase ended in NaN or infinity; a federation reverts such a client
+
+
+class TransferInfo(NamedTuple):
+    """What transfer learning reports: a `TrainingInfo` for each half, of one client or per group."""
+
+    public: TrainingInfo | dict[str, TrainingInfo]
+    private: TrainingInfo | dict[str, TrainingInfo]
+
+
 class PublicDataset(NamedTuple):
     """What every client can see."""
 

@@ -27,7 +27,7 @@ def setup(groups=GROUPS, **settings):
 def test_the_history_has_one_point_more_than_there_are_rounds(key):
     federation, states, public, private = setup()
     seen = []
-    states = federation.transfer_learn(states, public, private, key)
+    states, _ = federation.transfer_learn(states, public, private, key)
     states, history = fmd.run_federation(
         federation,
         states,
@@ -50,7 +50,7 @@ def test_the_history_has_one_point_more_than_there_are_rounds(key):
 def test_it_learns(key):
     federation, states, public, private = setup()
     before = federation.evaluate(states, TEST)
-    states = federation.transfer_learn(states, public, private, key)
+    states, _ = federation.transfer_learn(states, public, private, key)
     states, _ = fmd.run_federation(federation, states, public, private, key, num_rounds=3, test=TEST)
     after = federation.evaluate(states, TEST)
     for name in GROUPS:
@@ -60,7 +60,7 @@ def test_it_learns(key):
 def test_transfer_learning_is_that_of_every_client(key):
     federation, states, public, private = setup()
     start = jax.tree.map(jnp.copy, states)
-    states = federation.transfer_learn(states, public, private, key)
+    states, _ = federation.transfer_learn(states, public, private, key)
     key_public, key_private = jax.random.split(key)
     for name, group in GROUPS.items():
         for k, client_id in enumerate(group.client_ids):
@@ -79,8 +79,8 @@ def test_transfer_learning_is_that_of_every_client(key):
 def test_everybody_pools_on_the_same_data_and_starts_from_where_it_is(key):
     federation, states, _, _ = setup()
     pooled = fmd.labelled_dataset(*toys.examples(300, 33))
-    after, losses = federation.pool(states, pooled, key)
-    assert all((loss[:, -1] < loss[:, 0]).all() for loss in losses.values())
+    after, infos = federation.pool(states, pooled, key)
+    assert all((info.loss[:, -1] < info.loss[:, 0]).all() for info in infos.values())
     chex.assert_trees_all_equal_shapes(after, states)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(states))  # still needed for private training
 
@@ -98,7 +98,7 @@ def test_every_phase_is_traced_once(key):
 
     groups = {"only": fmd.ArchitectureGroup(counted(toys.linear()), (0, 1))}
     federation, states, public, private = setup(groups)
-    states = federation.transfer_learn(states, public, private, key)
+    states, _ = federation.transfer_learn(states, public, private, key)
     counts = []
     fmd.run_federation(
         federation,
@@ -123,7 +123,7 @@ def test_states_are_donated(key):
 def test_twice_the_same_is_the_same_to_the_bit(key):
     def run():
         federation, states, public, private = setup()
-        states = federation.transfer_learn(states, public, private, key)
+        states, _ = federation.transfer_learn(states, public, private, key)
         return fmd.run_federation(federation, states, public, private, key, num_rounds=2, test=TEST)
 
     chex.assert_trees_all_equal(run()[0], run()[0])
@@ -177,7 +177,7 @@ def everything(federation):
     key, public, private = jax.random.key(1), toys.public(), toys.private(federation.groups)
     states = federation.init(jax.random.key(0), public, private)
     fresh = fmd.gather_clients(jax.tree.map(jnp.copy, states))
-    states = federation.transfer_learn(states, public, private, key)
+    states, _ = federation.transfer_learn(states, public, private, key)
     pooled, losses = federation.pool(states, fmd.labelled_dataset(*toys.examples(300, 33)), key)
     alone = fmd.run_local(federation, jax.tree.map(jnp.copy, states), private, key, num_rounds=1)
     states, history = fmd.run_federation(federation, states, public, private, key, num_rounds=2, test=TEST)

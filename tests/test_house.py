@@ -12,9 +12,9 @@ PACKAGE = pathlib.Path(fedmd_jax.__file__).parent
 FLOORS = [
     {"types", "hints"},
     {"checks"},
-    {"losses", "optimizers", "stopping", "subset", "data", "packing", "placement", "processes"},
+    {"losses", "optimizers", "stopping", "subset", "data", "packing", "placement", "processes", "isolation"},
     {"models"},
-    {"local", "clients", "isolation", "mapping", "spread"},
+    {"local", "clients", "mapping", "spread"},
     {"consensus", "cohorts", "evaluate", "communication", "datasets", "devices"},
     {"attendance", "metrics"},
     {"round"},

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fedmd_jax as fmd
-from fedmd_jax.isolation import all_finite, unless_broken
+from fedmd_jax.clients import group_client_ids
+from fedmd_jax.isolation import all_finite, unless_broken, zero_where_not_finite_before
 
 PUBLIC = toys.public()
 TEST = fmd.labelled_dataset(*toys.examples(200, 30))
@@ -238,16 +239,18 @@ def test_a_mask_of_infinities_is_no_nonsense():
 
     def train(state, step):
         model_state = {"mask": jnp.where(step > 0, state.model_state["mask"], 0.0), "count": state.model_state["count"]}
-        return state._replace(params=state.params + step, model_state=model_state), jnp.zeros(1)
+        new = state._replace(params=state.params + step, model_state=model_state)
+        finite = all_finite(jax.tree.map(zero_where_not_finite_before, new, state))
+        return new, fmd.TrainingInfo(jnp.zeros(1), jnp.int32(1), finite)
 
     client = fmd.ClientState(jnp.zeros(2), {"mask": jnp.array([-jnp.inf, 0.0]), "count": jnp.array(1)}, {}, {})
     trained = jax.jit(unless_broken(train))
-    state, _, finite = trained(True, client, 1.0)
-    assert bool(finite)
+    state, info = trained(True, client, 1.0)
+    assert bool(info.finite)
     assert state.params.tolist() == [1.0, 1.0]
     for completed, step in ((True, jnp.inf), (False, jnp.inf), (False, 1.0)):
-        state, _, finite = trained(completed, client, step)
-        assert bool(finite) == (step == 1)  # also of what is not kept
+        state, info = trained(completed, client, step)
+        assert bool(info.finite) == (step == 1)  # also of what is not kept
         chex.assert_trees_all_equal(state, client)
 
 
@@ -267,11 +270,11 @@ def test_other_phases_undo_nonsense_too(plain, phase):
 
     def after(broken):
         states = jax.tree.map(jnp.copy, faults.switched(GROUPS, plain.states, broken))
-        states, losses = getattr(plain.federation, phase)(states, data, KEY)
-        return plain.by_client((states, losses)), fmd.federation.undone_clients(GROUPS, losses)
+        states, info = getattr(plain.federation, phase)(states, data, KEY)
+        return plain.by_client((states, info)), fmd.federation.undone_clients(group_client_ids(GROUPS), info)
 
     (broken, undone), (sound, nobody) = after({1: fault, 3: -fault}), after({})
-    assert (undone, nobody) == ({1, 3}, set())
+    assert (undone, nobody) == ([1, 3], [])
     for client_id, before in plain.before({}).items():
         if client_id in (1, 3):
             chex.assert_trees_all_equal(broken[client_id][0], before[0])
@@ -289,29 +292,32 @@ def test_the_control_tells_whose_training_was_undone(plain):
         fmd.run_local(federation, states, plain.private, KEY, on_undone=on_undone, **settings)
         return heard
 
-    assert told(plain.federation, {1: faults.REVISIT, 3: -faults.REVISIT}) == [(1, {1, 3}), 1, (2, {1, 3}), 2]
+    assert told(plain.federation, {1: faults.REVISIT, 3: -faults.REVISIT}) == [(1, [1, 3]), 1, (2, [1, 3]), 2]
     assert told(plain.federation, {}) == [1, 2]
     # Of those who are not there nothing is undone.
-    losses = {"stack": jnp.array([[0.0, 1.0], [jnp.nan, jnp.nan], [jnp.nan, 1.0]]), "alone": jnp.full((1, 2), jnp.nan)}
-    failing = dataclasses.replace(plain.federation, revisit=lambda states, *_, attendance: (states, losses))
+    finite = {"stack": jnp.array([True, False, True]), "alone": jnp.array([False])}
+    info = {
+        name: fmd.TrainingInfo(jnp.zeros((len(each), 2)), jnp.full(len(each), 2), each) for name, each in finite.items()
+    }
+    failing = dataclasses.replace(plain.federation, revisit=lambda states, *_, attendance: (states, info))
     attendance = [
         faults.attendance(GROUPS),
         faults.attendance(GROUPS, absent=[3]),
         faults.attendance(GROUPS, stragglers=[1]),
     ]
     heard = told(failing, {}, attendance=lambda round_, _: attendance[round_])
-    assert heard == [(1, {1}), 1, (2, {3}), 2]
+    assert heard == [(1, [1]), 1, (2, [3]), 2]
 
 
 def test_early_stopping_may_leave_out_losses(plain):
-    """Epochs that are saved have no loss, which undoes nothing."""
+    """Epochs after early stopping have no loss, which reverts no client."""
     training = fmd.Training(
         num_epochs=6, batch_size=4, optimizer=toys.sgd(1).optimizer, early_stopping=fmd.EarlyStopping(patience=1)
     )
     federation = toys.federation(GROUPS, private_training=training)
-    states, losses = federation.personalize(jax.tree.map(jnp.copy, plain.states), plain.private, KEY, TEST)
-    assert any(jnp.isnan(loss).any() for loss in losses.values())
-    assert fmd.federation.undone_clients(GROUPS, losses) == set()
+    states, info = federation.personalize(jax.tree.map(jnp.copy, plain.states), plain.private, KEY, TEST)
+    assert any((each.num_epochs < 6).any() for each in info.values())
+    assert fmd.federation.undone_clients(group_client_ids(GROUPS), info) == []
     after = plain.by_client((states,))
     assert all(changed(after[i][0], before[0], "params") for i, before in plain.before({}).items())
 

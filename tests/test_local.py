@@ -67,10 +67,10 @@ def test_padding_changes_nothing_neither_loss_nor_statistics_nor_optimizer(num_e
     training = toys.sgd(4, 2, shuffle=False)
     alone = dataset(3, num_examples)
     start = client(architecture, key, training)
-    expected, expected_loss = fmd.revisit(architecture, start, alone, key, training=training)
-    actual, loss = fmd.revisit(architecture, start, padded(alone, num_rows, 1e6), key, training=training)
+    expected, expected_info = fmd.revisit(architecture, start, alone, key, training=training)
+    actual, info = fmd.revisit(architecture, start, padded(alone, num_rows, 1e6), key, training=training)
     chex.assert_trees_all_close(actual, expected, rtol=1e-5, atol=1e-6)
-    chex.assert_trees_all_close(loss, expected_loss, rtol=1e-5)
+    chex.assert_trees_all_close(info, expected_info, rtol=1e-5)
     num_batches = 2 * -(-num_examples // 4)
     assert int(actual.model_state["num_batches"]) == num_batches
 
@@ -79,9 +79,9 @@ def test_a_client_without_examples_stays_as_it_is(key):
     architecture = toys.normed()
     start = client(architecture, key)
     private = dataset(3, 6)._replace(num_examples=jnp.int32(0))
-    state, loss = fmd.revisit(architecture, start, private, key, training=TRAINING)
+    state, info = fmd.revisit(architecture, start, private, key, training=TRAINING)
     chex.assert_trees_all_equal(state, start)
-    assert loss.tolist() == [0.0, 0.0]
+    assert info.loss.tolist() == [0.0, 0.0]
 
 
 def test_digest_and_revisit_have_a_memory_each(key):
@@ -104,8 +104,8 @@ def test_digest_approaches_the_consensus(key):
     training = toys.sgd(8, 30)
     for distance in (fmd.mae, partial(fmd.kl, temperature=2.0)):
         digest = jax.jit(partial(fmd.digest, architecture, training=training, distance=distance))
-        _, loss = digest(student, public.inputs, consensus, key)
-        assert loss[-1] < 0.6 * loss[0]
+        _, info = digest(student, public.inputs, consensus, key)
+        assert info.loss[-1] < 0.6 * info.loss[0]
 
 
 def test_scores_do_not_depend_on_the_scoring_batch(key):
@@ -132,14 +132,14 @@ def test_training_noise_comes_from_the_key_and_scoring_has_none(key):
 def test_transfer_learning_is_public_then_private_and_forgets_the_public_optimizer(key):
     architecture, public, private = toys.linear(), toys.public(), dataset(3, 6)
     start = client(architecture, key)
-    state, losses = fmd.transfer_learn(
+    state, info = fmd.transfer_learn(
         architecture, start, public, private, key, public_training=TRAINING, private_training=TRAINING
     )
     key_public, key_private = jax.random.split(key)
-    half, public_loss = fmd.pretrain(architecture, start, public, key_public, training=TRAINING)
+    half, public_info = fmd.pretrain(architecture, start, public, key_public, training=TRAINING)
     chex.assert_trees_all_equal(half.revisit_opt_state, start.revisit_opt_state)
-    whole, private_loss = fmd.revisit(architecture, half, private, key_private, training=TRAINING)
-    chex.assert_trees_all_equal((state, losses), (whole, (public_loss, private_loss)))
+    whole, private_info = fmd.revisit(architecture, half, private, key_private, training=TRAINING)
+    chex.assert_trees_all_equal((state, info), (whole, fmd.TransferInfo(public_info, private_info)))
 
 
 def test_numpy_arrays_will_do(key):

@@ -53,8 +53,8 @@ def test_everybody_is_the_federation(key, home):
     assert all(isinstance(leaf, np.ndarray if home == "host" else jax.Array) for leaf in jax.tree.leaves(population))
     chex.assert_trees_all_close(jax.device_get(population.states), jax.device_get(states), **TOLERANCE)
 
-    population = fmd.transfer_learn_population(FEDERATION, population, PUBLIC, key, cohort_size=COHORT)
-    states = FEDERATION.transfer_learn(states, PUBLIC, PRIVATE, key)
+    population, _ = fmd.transfer_learn_population(FEDERATION, population, PUBLIC, key, cohort_size=COHORT)
+    states, _ = FEDERATION.transfer_learn(states, PUBLIC, PRIVATE, key)
     chex.assert_trees_all_close(jax.device_get(population.states), jax.device_get(states), **TOLERANCE)
     evaluation = fmd.evaluate_population(FEDERATION, population, TEST, cohort_size=COHORT)
     chex.assert_trees_all_close(evaluation, jax.device_get(FEDERATION.evaluate(states, TEST)), rtol=1e-5)
@@ -174,7 +174,7 @@ def test_on_a_mesh(key):
     def end(mesh):
         federation = toys.federation(groups, mesh=mesh)
         population = start(federation, private, cohort_size=8)
-        population = fmd.transfer_learn_population(federation, population, PUBLIC, key, cohort_size=8)
+        population, _ = fmd.transfer_learn_population(federation, population, PUBLIC, key, cohort_size=8)
         return run(key, population, federation=federation, cohort_size=8, num_rounds=2)[0].states
 
     chex.assert_trees_all_close(end(fmd.client_mesh(4)), end(None), rtol=1e-4, atol=1e-5)

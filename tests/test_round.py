@@ -180,8 +180,8 @@ def test_a_round_without_any_weight_leaves_all_undigested_and_says_so(key):
     for name, group in nobody.items():
         one = partial(fmd.revisit, group.architecture, training=toys.sgd(3, 2))
         keys = fmd.client_keys(key_revisit, group.client_ids)
-        expected, loss = fmd.map_clients(one, (0, 0, 0))(states[name], PRIVATE[name], keys)
-        chex.assert_trees_all_close((after[name], info.revisit_loss[name]), (expected, loss), **TOLERANCE)
+        expected, own = fmd.map_clients(one, (0, 0, 0))(states[name], PRIVATE[name], keys)
+        chex.assert_trees_all_close((after[name], info.revisit_loss[name]), (expected, own.loss), **TOLERANCE)
         assert not info.digest_loss[name].any()
 
 

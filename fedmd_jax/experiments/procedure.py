@@ -18,7 +18,7 @@ from fedmd_jax.experiments.prepared import Prepared, client_shapes
 from fedmd_jax.experiments.side_by_side import Meeting
 from fedmd_jax.experiments.stopwatch import Stopwatch
 from fedmd_jax.federation import Federation, States, run_federation, run_local
-from fedmd_jax.metrics import RoundMetrics, round_metrics, undone_clients, with_faults
+from fedmd_jax.metrics import PRIVATE_FAULT, PUBLIC_FAULT, RoundMetrics, round_metrics, undone_clients, with_faults
 from fedmd_jax.types import PrivateDataset, PublicDataset
 
 
@@ -78,7 +78,7 @@ def _done_before(prepared: Prepared, kept: Kept) -> set[str]:
 
 
 # What can go wrong in transfer learning, in this order.
-_FAULTS = _PUBLIC_FAULT, _PRIVATE_FAULT = ("public training not finite", "private training not finite")
+_FAULTS = PUBLIC_FAULT, PRIVATE_FAULT
 
 
 class _PublicCall(NamedTuple):
@@ -194,9 +194,9 @@ def _load_shared(run: _Run, names: Collection[str]) -> States:
 def _pretrain(run: _Run, states: States) -> tuple[States, set[int]]:
     """Clients of some groups, trained, and the ids of those among them whose training was undone."""
     validation = _named(run.prepared.validation, "pretrain")
-    states, losses = run.federation.pretrain(states, run.prepared.pretraining, run.keys.public, *validation)
-    undone = undone_clients(run.federation.groups, losses)
-    run.faults[_PUBLIC_FAULT] = sorted({*run.faults.get(_PUBLIC_FAULT, []), *undone})
+    states, info = run.federation.pretrain(states, run.prepared.pretraining, run.keys.public, *validation)
+    undone = undone_clients(group_client_ids(run.federation.groups), info)
+    run.faults[PUBLIC_FAULT] = sorted({*run.faults.get(PUBLIC_FAULT, []), *undone})
     return states, undone
 
 
@@ -208,8 +208,8 @@ def _clients_transferred(run: _Run) -> States:
     states = _clients_pretrained(run)
     run.observer.phase(PRIVATE_HALF)
     validation = _named(run.prepared.validation, "personalize")
-    states, losses = run.federation.personalize(states, run.prepared.private, run.keys.private, *validation)
-    run.faults[_PRIVATE_FAULT] = sorted(undone_clients(run.federation.groups, losses))
+    states, info = run.federation.personalize(states, run.prepared.private, run.keys.private, *validation)
+    run.faults[PRIVATE_FAULT] = undone_clients(group_client_ids(run.federation.groups), info)
     run.kept.save(TRANSFERRED, 0, states, note=run.faults)
     return states
 
@@ -279,10 +279,10 @@ def _pool(run: _Run) -> None:
     states = _clients_pretrained(run)
     run.observer.phase(UPPER_BOUND)
     validation = _named(run.prepared.validation, "pool")
-    states, losses = run.federation.pool(states, run.prepared.pooling, run.keys.pooled, *validation)
+    states, info = run.federation.pool(states, run.prepared.pooling, run.keys.pooled, *validation)
     accuracy = _accuracy(run.federation, states, run.prepared.datasets.test)
     # Who did not get through the training has no bound: it is where it was before.
-    undone = undone_clients(run.federation.groups, losses)
+    undone = undone_clients(group_client_ids(run.federation.groups), info)
     run.observer.pooled({client_id: None if client_id in undone else accuracy[client_id] for client_id in accuracy})
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from fedmd_jax.attendance import AttendancePolicy, attendance_or_everybody
-from fedmd_jax.checks import check_count, check_positive, told
+from fedmd_jax.checks import check_count, check_positive
 from fedmd_jax.clients import Groups, check_groups, group_client_ids, group_keys
 from fedmd_jax.datasets import Private, check_data, check_optimizers
 from fedmd_jax.devices import map_groups
@@ -347,7 +347,7 @@ class TakesStates:
     def __call__(self, states, *arguments, **settings):
         """Compiles the function for these shapes, if needed, and calls it."""
         if not isinstance(states, Mapping):
-            raise ValueError(f"the states of each group are needed, got {told(states)}")
+            raise ValueError(f"the states of each group are needed, in a mapping, got a {type(states).__name__}")
         check_not_donated(states)
         return self._compiled(states, *arguments, **settings)
 

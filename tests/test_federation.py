@@ -418,3 +418,57 @@ def test_several_federations_at_once_do_what_each_does(key):
 def test_federations_on_a_mesh_are_not_batched():
     with pytest.raises(ValueError, match="federations are batched on one device, got one on a mesh of 2"):
         fmd.vmap_federation(toys.federation(GROUPS, mesh=fmd.client_mesh(2)))
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        lambda f, states, public, private, key: f.transfer_learn(states, public, private, key),
+        lambda f, states, public, private, key: f.round(states, public, private, key),
+        lambda f, states, public, private, key: f.revisit(states, private, key),
+        lambda f, states, public, private, key: f.evaluate(states, TEST),
+        lambda f, states, public, private, key: fmd.run_local(f, states, private, key, num_rounds=1),
+        lambda f, states, public, private, key: fmd.run_federation(
+            f, states, public, private, key, num_rounds=1, test=TEST
+        ),
+    ],
+)
+def test_running_a_cell_twice_ends_in_one_clear_line(setup_once, again):
+    federation, states, public, private = setup_once
+    with pytest.raises(ValueError, match=r"these states were donated to an earlier call .*: use what it returned"):
+        again(federation, states, public, private, jax.random.key(1))
+
+
+@pytest.fixture(scope="module")
+def setup_once():
+    federation, states, public, private = setup()
+    federation.personalize(states, private, jax.random.key(1))
+    return federation, states, public, private
+
+
+def test_states_that_are_none_are_refused(setup_once):
+    federation, states, _, _ = setup_once
+    with pytest.raises(ValueError, match="the states of each group are needed, in a mapping, got a tuple"):
+        federation.evaluate((states, None), TEST)
+
+
+def test_transfer_learning_that_is_reverted_is_told_by_what_it_returns_and_by_the_history():
+    """Private labels of client 1 that no finite training can follow: its inputs overflow."""
+    federation, states, public, private = setup()
+    broken = jax.tree.map(jnp.copy, private)
+    broken["linear"] = broken["linear"]._replace(inputs=broken["linear"].inputs.at[1].set(3e38))
+    key = jax.random.key(1)
+    before = jax.tree.map(jnp.copy, states)
+    with pytest.warns(UserWarning, match=r"private training not finite for clients \[1\]"):
+        states, info = federation.transfer_learn(states, public, broken, key)
+    assert info.private["linear"].finite.tolist() == [True, False, True]
+    assert all(each.finite.all() for each in (*info.public.values(), info.private["mlp"]))
+    assert info.public["linear"].loss.shape == (3, 2)
+    assert info.private["mlp"].num_epochs.tolist() == [2, 2]
+    own_opt_state = jax.tree.map(lambda leaf: leaf[1], (states["linear"], before["linear"]))
+    chex.assert_trees_all_equal(own_opt_state[0].revisit_opt_state, own_opt_state[1].revisit_opt_state)
+    states, history = fmd.run_federation(
+        federation, states, public, private, key, num_rounds=1, test=TEST, transfer=info
+    )
+    assert [client.status for client in history[0].clients] == ["ok", "private training not finite", "ok", "ok", "ok"]
+    assert {client.status for client in history[1].clients} == {"ok"}

@@ -183,3 +183,41 @@ def test_a_whole_digest_is_differentiable(key):
 def test_a_training_that_cannot_run_is_refused(setting):
     with pytest.raises(ValueError, match=r"must be an integer of at least 1, got"):
         fmd.Training(**setting)
+
+
+@pytest.mark.parametrize("batch_size", [3, toys.NUM_CLASSES, 7])
+@pytest.mark.parametrize(
+    ("name", "distance", "shape"),
+    [
+        ("mean of all", lambda logits, targets: jnp.mean(jnp.abs(logits - targets)), r"\(\)"),
+        ("per class", optax.squared_error, rf"\(\d+, {toys.NUM_CLASSES}\)"),
+        (
+            "wrong axis",
+            lambda logits, targets: jnp.mean(jnp.abs(logits - targets), axis=0),
+            rf"\({toys.NUM_CLASSES},\)",
+        ),
+        (
+            "kept axis",
+            lambda logits, targets: jnp.mean(jnp.abs(logits - targets), axis=1, keepdims=True),
+            r"\(\d+, 1\)",
+        ),
+        ("two", lambda logits, targets: (fmd.mae(logits, targets),) * 2, "None"),
+    ],
+)
+def test_a_distance_of_another_shape_than_one_number_per_example_is_refused(name, distance, shape, batch_size):
+    """Also where a batch has as many rows as there are classes."""
+    architecture, inputs, key = toys.linear(), toys.public(10).inputs, jax.random.key(0)
+    start, consensus = client(architecture, key), jnp.ones((10, toys.NUM_CLASSES))
+    with pytest.raises(ValueError, match=rf"must give one number per example, shape \[B\], got {shape} for logits"):
+        fmd.digest(architecture, start, inputs, consensus, key, training=toys.sgd(batch_size, 1), distance=distance)
+
+
+def test_a_distance_of_the_callers_own_is_averaged_over_real_rows(key):
+    """20 rows in batches of 16, without a step: the loss is the mean over all of them."""
+    architecture, inputs = toys.linear(), toys.public(20).inputs
+    training = fmd.Training(batch_size=16, optimizer=optax.sgd(0.0))
+    start, consensus = client(architecture, key, training), jnp.ones((20, toys.NUM_CLASSES))
+    own = lambda logits, targets: optax.squared_error(logits, targets).sum(axis=-1)  # noqa: E731
+    _, info = fmd.digest(architecture, start, inputs, consensus, key, training=training, distance=own)
+    logits = np.asarray(inputs, np.float64) @ np.asarray(start.params["w"]) + np.asarray(start.params["b"])
+    np.testing.assert_allclose(info.loss[0], ((logits - 1) ** 2).sum(-1).mean(), rtol=1e-5)

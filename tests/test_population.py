@@ -220,3 +220,26 @@ def test_examples_may_stay_on_the_host():
 def test_what_cannot_be_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("home", ["host", "device"])
+def test_a_population_that_was_consumed_is_refused(home, key):
+    population = fmd.init_population(FEDERATION, key, PUBLIC, PRIVATE, cohort_size=COHORT, home=home)
+    rounds = {"cohort_size": COHORT, "num_rounds": 1, "test": TEST}
+    after, _ = fmd.run_population(FEDERATION, population, PUBLIC, key, **rounds)
+    for again in (
+        lambda: fmd.run_population(FEDERATION, population, PUBLIC, key, **rounds),
+        lambda: fmd.transfer_learn_population(FEDERATION, population, PUBLIC, key, cohort_size=COHORT),
+        lambda: fmd.evaluate_population(FEDERATION, population, TEST, cohort_size=COHORT),
+    ):
+        with pytest.raises(ValueError, match=r"(consumed by|donated to) an earlier call.*: use what it returned"):
+            again()
+    fmd.evaluate_population(FEDERATION, after, TEST, cohort_size=COHORT)
+
+
+def test_transfer_learning_of_a_population_reports_every_client(key):
+    population = fmd.init_population(FEDERATION, key, PUBLIC, PRIVATE, cohort_size=COHORT)
+    _, info = fmd.transfer_learn_population(FEDERATION, population, PUBLIC, key, cohort_size=COHORT)
+    states = FEDERATION.init(key, PUBLIC, PRIVATE)
+    _, expected = FEDERATION.transfer_learn(states, PUBLIC, PRIVATE, key)
+    chex.assert_trees_all_close(info, jax.device_get(expected), rtol=1e-4, atol=1e-5)

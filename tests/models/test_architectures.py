@@ -52,7 +52,7 @@ class NnxPlain(nnx.Module):
     def __init__(self, rngs):
         self.linear = nnx.Linear(64, 3, rngs=rngs)
 
-    def __call__(self, x, train, mask=None):
+    def __call__(self, x, train):
         assert isinstance(train, bool)
         return self.linear(x.reshape(x.shape[0], -1))
 

@@ -81,8 +81,8 @@ def _output_shape(name: str, architecture: Architecture, inputs: chex.Array) -> 
         raise
     if not isinstance(scores, jax.ShapeDtypeStruct):
         raise ValueError(
-            f"group {name!r}: the network must give scores [B, C] alone, got {jax.tree.map(jnp.shape, scores)}: wrap it "
-            "in a module whose `__call__` returns the logits only, such as `self.network(x)[0]`"
+            f"group {name!r}: the network must give logits [B, C] alone, got {jax.tree.map(jnp.shape, scores)}: "
+            "wrap it in a module whose `__call__` returns the logits only, such as `self.network(x)[0]`"
         )
     return scores.shape
 

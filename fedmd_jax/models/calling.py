@@ -61,8 +61,8 @@ class Watch:
         active = bool(value) == FLAGS[flag]
         if active and not self.train:
             raise ValueError(
-                f"{name} is active in scoring, with {flag}={value}: accept `train` in `__call__` and hand it on, or name "
-                'the flag of your network with train_argument="..."'
+                f"{name} is active in scoring, with {flag}={value}: accept `train` in `__call__` and hand it on, or "
+                'name the flag of your network with train_argument="..."'
             )
         self.layers[name] = self.layers[name] or active
         return active
@@ -83,8 +83,8 @@ class Watch:
         unknown = sorted("/".join(map(str, path)) or network for path in set(owners) - self.handled)
         if self.mask is not None and unknown:
             raise ValueError(
-                f"padding rows would reach the batch statistics of {', '.join(unknown)}, which is no batch norm of flax: "
-                'use the row mask there and name the argument that takes it, mask_argument="..."'
+                f"padding rows would reach the batch statistics of {', '.join(unknown)}, which is no batch norm of "
+                'flax: use the row mask there and name the argument that takes it, mask_argument="..."'
             )
 
 
@@ -141,8 +141,8 @@ class Convention:
             return attempt((), named)  # under `nn.jit(..., static_argnames="train")` names count, not positions
         except Exception:
             failure.add_note(
-                f"If this is about a training flag of {self.network}: under nn.remat and nn.jit it must be static, such "
-                "as nn.remat(Net, static_argnums=(2,))."
+                f"If this is about a training flag of {self.network}: under nn.remat and nn.jit it must be static, "
+                "such as nn.remat(Net, static_argnums=(2,))."
             )
             raise failure from None
 
@@ -150,12 +150,12 @@ class Convention:
         """A ValueError if nothing that trains in another way than it scores was told to."""
         if watch.layers and not any(watch.layers.values()) and not self._trusted:
             raise ValueError(
-                f"{self.network} trains as it scores, without {', '.join(watch.layers)}: accept `train` in its `__call__` "
+                f"{self.network} trains as it scores, without {', '.join(watch.layers)}: accept `train` in `__call__` "
                 'and hand it on, or name its flag with train_argument="..." (train_argument=None if this is meant)'
             )
 
     def _in_order(self, named: dict) -> tuple[tuple, dict]:
-        """By position as far as possible: static arguments of `nn.remat` have no names, `nn.vmap` ignores named ones."""
+        """By position as far as possible, since `nn.remat` and `nn.vmap` have no use for names."""
         args, rest = [], dict(named)
         by_position = [p for p in self._parameters[1:] if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         for parameter in by_position:

@@ -72,7 +72,7 @@ def architecture_from_nnx(
     flags = {**training_values("auto"), **training_values(train_argument)}
     elsewhere = [name for name in flags if any(_takes(layer, name) for _, layer in _modules(module))]
     convention = Convention(type(module).__name__, type(module).__call__, train_argument, mask_argument, elsewhere)
-    statistics = [path for path, leaf in nnx.iter_graph(module) if isinstance(leaf, nnx.BatchStat)]
+    statistics = _statistics(module)
 
     def init(key, inputs):
         del inputs  # nnx modules know their input sizes
@@ -88,8 +88,8 @@ def architecture_from_nnx(
             return logits, model_state
         new_state = _keep_structure(_split(module)[3], model_state)
         if mask_argument is None:
-            moved = {path[:-1] for path in statistics if _at(path, new_state) is not _at(path, model_state)}
-            watch.check_statistics(convention.network, moved)
+            moved = [path for path in statistics if _at(path, new_state) is not _at(path, model_state)]
+            watch.check_statistics(convention.network, {statistics[path] for path in moved})
         return logits, new_state
 
     return Architecture(init, watched(convention, run), penalty)
@@ -129,6 +129,18 @@ def _seed(streams, key, train):
         else:
             seeds.append(jnp.zeros_like(leaf))
     return treedef.unflatten(seeds)
+
+
+def _statistics(module):
+    """Paths of batch statistics, and those of the modules that they belong to; not those of weights."""
+    owners = dict(_modules(module))
+    statistics = {}
+    for path, leaf in nnx.iter_graph(module):
+        if isinstance(leaf, nnx.BatchStat):
+            owner = next(path[:n] for n in range(len(path), -1, -1) if path[:n] in owners)
+            if not isinstance(owners[owner], getattr(nnx, "SpectralNorm", ())):
+                statistics[path] = owner
+    return statistics
 
 
 def _keep_structure(new_state, old_state):

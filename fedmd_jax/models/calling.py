@@ -141,8 +141,8 @@ class Convention:
             return attempt((), named)  # under `nn.jit(..., static_argnames="train")` names count, not positions
         except Exception:
             failure.add_note(
-                f"If this is about a training flag of {self.network}: under nn.remat and nn.jit it must be static, "
-                "such as nn.remat(Net, static_argnums=(2,))."
+                f"If this is about a training flag of {self.network}: nn.remat and nn.jit need it static, nn.remat "
+                "also by position, such as __call__(self, x, train) and nn.remat(Net, static_argnums=(2,))."
             )
             raise failure from None
 

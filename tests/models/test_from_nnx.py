@@ -33,6 +33,10 @@ def test_training_needs_a_key_where_it_draws(key):
         architecture.apply(params, model_state, X, train=True)
 
 
+MODES = pytest.mark.skipif(not hasattr(nnx, "set_graph_mode"), reason="flax 0.11 has graph mode alone")
+
+
+@MODES
 @pytest.mark.parametrize("graph", [True, False])
 def test_graph_mode_and_tree_mode(graph, key):
     """nnx will leave graph mode; nothing here may depend on it."""
@@ -86,6 +90,7 @@ def test_batch_norm_of_something_else_than_the_batch_is_refused(key):
         architecture.apply(params, model_state, X, train=True, mask=MASK)
 
 
+@MODES
 def test_shared_layers_share_their_parameters(key):
     """In graph mode; flax refuses them in tree mode."""
 

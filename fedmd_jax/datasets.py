@@ -48,11 +48,15 @@ def labelled_dataset(inputs: Any, labels: Any) -> PrivateDataset:
 
 
 def num_outputs(groups: Groups, inputs: chex.Array) -> int:
-    """C, the number of scores that the networks of all groups give; a `ValueError` where they do not agree.
+    """C, the number of scores that the networks of all groups give; a `ValueError` if they do not agree.
 
     Args:
       groups: the architecture groups.
       inputs: any batch, [B, ...]; only shape and dtype are used, nothing is computed.
+
+    Raises:
+      ValueError: a network gives something else than scores [B, C], or the networks do not agree on C. What a network
+        itself raises is raised as it is, with a note that names the group.
     """
     shapes = {name: _output_shape(name, group.architecture, inputs) for name, group in groups.items()}
     for name, shape in shapes.items():
@@ -73,9 +77,16 @@ def _output_shape(name: str, architecture: Architecture, inputs: chex.Array) -> 
         return architecture.apply(params, model_state, inputs, train=False)[0]
 
     try:
-        return jax.eval_shape(forward, jax.ShapeDtypeStruct(inputs.shape, inputs.dtype)).shape
-    except TypeError as error:  # what JAX raises where shapes do not go together
-        raise ValueError(f"group {name!r}: the network does not take inputs of shape {inputs.shape}") from error
+        scores = jax.eval_shape(forward, jax.ShapeDtypeStruct(inputs.shape, inputs.dtype))
+    except Exception as error:
+        error.add_note(f"group {name!r}: raised by the network for inputs {told(inputs)}")
+        raise
+    if not isinstance(scores, jax.ShapeDtypeStruct):
+        raise ValueError(
+            f"group {name!r}: the network must give logits [B, C] alone, got {jax.tree.map(jnp.shape, scores)}: "
+            "wrap it in a module whose `__call__` returns the logits only, such as `self.network(x)[0]`"
+        )
+    return scores.shape
 
 
 def check_data(

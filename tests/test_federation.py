@@ -328,7 +328,7 @@ def test_a_network_for_other_inputs_is_refused(key):
     groups = {
         "narrow": fmd.ArchitectureGroup(fmd.architecture_from_nnx(lambda rngs: nnx.Linear(3, 4, rngs=rngs)), (0,))
     }
-    with pytest.raises(ValueError, match=r"group 'narrow': the network does not take inputs of shape \(2, 5\)"):
+    with pytest.raises(TypeError, match=r"group 'narrow': raised by the network for inputs float32 of shape \(2, 5\)"):
         toys.federation(groups).init(key, toys.public(), toys.private(groups))
 
 

@@ -106,13 +106,12 @@ class CNN(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, x: chex.Array, *, train: bool, mask: chex.Array | None = None) -> chex.Array:
+    def __call__(self, x: chex.Array, *, train: bool) -> chex.Array:
         """Scores of images.
 
         Args:
           x: images, [B, H, W, channels].
           train: dropout (stream "dropout") is on, batch-norm uses and moves the statistics of the batch.
-          mask: [B], bool; False where a row is padding.
 
         Returns:
           Raw scores, [B, C].
@@ -124,12 +123,12 @@ class CNN(nn.Module):
                 x = avg_pool(x, (2, 2), (layer.stride, layer.stride), layer.padding)
                 continue
             number += 1
-            x = self._normalised_conv(layer, number, x, train, mask)
+            x = self._normalised_conv(layer, number, x, train)
             x = ReLUDropout(self.dropout)(x, train=train)
         x = x.reshape(x.shape[0], -1)
         return nn.Dense(self.num_classes, use_bias=False, kernel_init=glorot_uniform, name="head")(x)
 
-    def _normalised_conv(self, layer: _Conv, number: int, x: chex.Array, train: bool, mask: chex.Array | None):
+    def _normalised_conv(self, layer: _Conv, number: int, x: chex.Array, train: bool):
         shape = (layer.size, layer.size, x.shape[-1], self.filters[number - 1])
         kernel, bias = _ConvParameters(shape, name=f"conv{number}")()
         return ConvBatchNorm(name=f"bn{number}")(
@@ -140,7 +139,6 @@ class CNN(nn.Module):
             padding=layer.padding,
             conv=self.conv_general_dilated,
             train=train,
-            mask=mask,
         )
 
     def _check_image(self, shape):

@@ -1,40 +1,69 @@
 """From a `flax.linen` module to an `Architecture`."""
 
 import inspect
+import itertools
 from collections.abc import Callable
 
 import jax
 from flax import linen as nn
 
-from fedmd_jax.models.layers import BatchNorm
-from fedmd_jax.models.masking import keep_if_all_padding, row_mask
+from fedmd_jax.models.calling import Convention, Watch, watched
+from fedmd_jax.models.cnn import CNN
+from fedmd_jax.models.layers import BatchNorm, Dropout
+from fedmd_jax.models.masking import row_mask
+from fedmd_jax.models.mlp import MLP
+from fedmd_jax.models.resnet import ResNet
 from fedmd_jax.types import Architecture, no_penalty
 
-_BATCH_NORMS = (nn.BatchNorm, BatchNorm)
+# Layers that train in another way than they score, their flag, and the rate that may be zero.
+_WATCHED = (
+    (nn.Dropout, "deterministic", "rate"),
+    (nn.MultiHeadDotProductAttention, "deterministic", "dropout_rate"),
+    (nn.BatchNorm, "use_running_average", None),
+    (Dropout, "train", "rate"),
+    (BatchNorm, "train", None),
+)
+_BATCH_FIRST = (CNN, MLP, ResNet)  # their batch norms get the batch as the leading axis
+_traces = itertools.count()
 
 
-def architecture_from_linen(module: nn.Module, *, penalty: Callable = no_penalty) -> Architecture:
+def architecture_from_linen(
+    module: nn.Module,
+    *,
+    train_argument: str | None = "auto",
+    mask_argument: str | None = None,
+    penalty: Callable = no_penalty,
+) -> Architecture:
     """Makes pure functions of a linen module.
 
-    The module is called as `module(inputs, train=..., mask=...)`, with those of the two arguments that its `__call__`
-    has. `train` switches dropout and batch-norm, as usual: `nn.BatchNorm(use_running_average=not train)`,
-    `nn.Dropout(rate, deterministic=not train)`. A module without `train` behaves in training as in inference.
+    The module is called as `module(inputs, train=...)`. The flag may also be called `training`, `is_training`,
+    `deterministic` or `use_running_average` (the last two are False in training), or have a name of your own,
+    `train_argument`. It switches dropout and batch norm, as usual: `nn.BatchNorm(use_running_average=not train)`,
+    `nn.Dropout(rate, deterministic=not train)`. Whether it does so is verified while the module is traced.
 
-    The module need not know of `mask`: wherever it calls `nn.BatchNorm` on [B, ...], the mask is handed in, so that
-    the padding of a partial batch cannot reach the statistics. A `mask` that the module itself gives is left alone.
+    A last, smaller batch is padded. Rows of a batch must not influence each other, with these exceptions: batch norms
+    of flax and of this package on [B, ...] leave padding rows out of their statistics, and so does a module that takes
+    the row mask [B] itself, `mask_argument`. A `mask` that the module itself gives to a batch norm is left alone.
 
     Every variable collection but `params` is the model state; the collections that the module sows into are dropped.
     Random streams (`dropout` and any other) come from `key`, and exist in training only.
 
     Args:
       module: an unbound linen module that returns raw scores [B, C].
+      train_argument: name of the training flag of its `__call__`, True in training unless it is `deterministic` or
+        `use_running_average`; "not name" for one that is False in training. "auto" sets all known names that
+        `__call__` has, None sets none: the module is called in the same way in training and in scoring.
+      mask_argument: name of the argument of its `__call__` that takes the row mask, [B], False for padding rows; it is
+        None in scoring.
       penalty: params -> scalar, added to the digest and to the revisit loss.
 
     Returns:
       The architecture.
 
     Raises:
-      ValueError: if `module` is no linen module; `init` raises it for batch statistics in a module without `train`.
+      ValueError: if `module` is no linen module, or has no argument of these names. `apply` raises it if a dropout or
+        batch norm is active in scoring, or none is in training and no flag is known, and if padding rows would reach
+        batch statistics: of a batch norm without the batch as its leading axis, of an unknown layer.
 
     >>> import jax.numpy as jnp
     >>> from fedmd_jax.models import MLP
@@ -46,37 +75,26 @@ def architecture_from_linen(module: nn.Module, *, penalty: Callable = no_penalty
     """
     if not isinstance(module, nn.Module):
         raise ValueError(f"wanted a flax.linen module, got {module}")
-    accepted = inspect.signature(type(module).__call__).parameters
-
-    def keywords(train, mask):
-        return {name: value for name, value in (("train", train), ("mask", mask)) if name in accepted}
+    convention = Convention(type(module).__name__, type(module).__call__, train_argument, mask_argument)
 
     def init(key, inputs):
-        variables = dict(module.init(_streams(key), inputs, **keywords(False, None)))
+        variables = dict(convention.call(lambda a, kw: module.init(_streams(key), inputs, *a, **kw), train=False))
         params = variables.pop("params", {})
-        model_state = {name: tree for name, tree in variables.items() if not _is_sown(tree)}
-        if "batch_stats" in model_state and "train" not in accepted:
-            raise ValueError(
-                f"{type(module).__name__}.__call__ must accept `train`, because it has batch statistics: "
-                "nn.BatchNorm(use_running_average=not train)"
-            )
-        return params, model_state
+        return params, {name: tree for name, tree in variables.items() if not _is_sown(tree)}
 
-    def apply(params, model_state, inputs, *, train, mask=None, key=None):
+    def run(params, model_state, inputs, args, kwargs, watch, key):
+        # `nn.jit` keeps what it traced, with the mask of that trace: a new name among the mutable collections makes it
+        # trace again.
+        mutable = [f"trace {next(_traces)}", *(model_state if watch.train else ())]
+        rngs = _streams(key) if watch.train and key is not None else None
         variables = {"params": params, **model_state}
-        if not train:
-            return module.apply(variables, inputs, **keywords(train, mask)), model_state
-        with nn.intercept_methods(_mask_batch_norm(mask)):
-            logits, new_state = module.apply(
-                variables,
-                inputs,
-                **keywords(train, mask),
-                rngs=None if key is None else _streams(key),
-                mutable=list(model_state),
-            )
-        return logits, keep_if_all_padding(mask, model_state, {**model_state, **new_state})
+        with nn.intercept_methods(_interceptor(watch, isinstance(module, _BATCH_FIRST))):
+            logits, new_state = module.apply(variables, inputs, *args, **kwargs, rngs=rngs, mutable=mutable)
+        if mask_argument is None:
+            watch.check_statistics(convention.network, watch.seen & _owners(model_state.get("batch_stats", {})))
+        return logits, {**model_state, **new_state}
 
-    return Architecture(init, apply, penalty)
+    return Architecture(init, watched(convention, run), penalty)
 
 
 def _streams(key):
@@ -90,15 +108,44 @@ def _is_sown(collection) -> bool:
     return any(isinstance(leaf, tuple) for leaf in jax.tree.leaves(collection, is_leaf=lambda x: isinstance(x, tuple)))
 
 
-def _mask_batch_norm(mask):
-    """An interceptor that gives `mask` [B] to every batch-norm that was called without one."""
+def _owners(collection):
+    """Paths of the modules that have variables in a collection."""
+    return {tuple(key.key for key in path[:-1]) for path, _ in jax.tree_util.tree_leaves_with_path(collection)}
+
+
+def _interceptor(watch: Watch, batch_first: bool):
+    """Tells `watch` what is called, and gives its mask to every active batch norm that is called without one."""
 
     def intercept(call, args, kwargs, context):
-        wanted = isinstance(context.module, _BATCH_NORMS) and context.method_name == "__call__"
-        if mask is None or not wanted or kwargs.get("mask") is not None:
+        layer = context.module
+        watch.seen.add(layer.path)
+        if isinstance(layer, nn.SpectralNorm):  # its statistics are those of its weights
+            watch.handled.add(layer.path)
+        flag = _flag(layer) if context.method_name == "__call__" else None
+        if flag is None:
             return call(*args, **kwargs)
-        x = args[0] if args else kwargs["x"]
-        per_row = mask if isinstance(context.module, BatchNorm) else row_mask(mask, x)
-        return call(*args, **{**kwargs, "mask": per_row})
+        signature = inspect.signature(context.orig_method)  # of a base class, if a subclass calls it
+        given = signature.bind(*args, **kwargs).arguments
+        value = getattr(layer, flag, None) if given.get(flag) is None else given[flag]
+        active = value is not None and watch.active(type(layer).__name__, layer.path, flag, value)
+        if isinstance(layer, nn.BatchNorm | BatchNorm) and "mask" in signature.parameters:
+            watch.handled.add(layer.path)
+            if active and watch.mask is not None and given.get("mask") is None:
+                kwargs = {**kwargs, "mask": _mask_for(layer, given["x"], watch, batch_first)}
+        return call(*args, **kwargs)
 
     return intercept
+
+
+def _flag(layer) -> str | None:
+    """The flag of a layer that trains in another way than it scores."""
+    for kind, flag, rate in _WATCHED:
+        if isinstance(layer, kind) and (rate is None or getattr(layer, rate) > 0):
+            return flag
+    return None
+
+
+def _mask_for(layer, x, watch, batch_first):
+    if isinstance(layer, BatchNorm):
+        return watch.rows(layer.path, x, known=batch_first)
+    return row_mask(watch.rows(layer.path, x), x)

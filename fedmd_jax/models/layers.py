@@ -212,7 +212,7 @@ def _row(channels: chex.Array, x: chex.Array) -> chex.Array:
 
 
 class GroupNorm(nn.Module):
-    """`flax.linen.GroupNorm` with the call of `BatchNorm`: no row sees another, so it needs neither `train` nor `mask`.
+    """`flax.linen.GroupNorm` with the call of `BatchNorm`: no row sees another, so it does not need `train`.
 
     Attributes:
       num_groups: wanted number of channel groups; the largest divisor of it that also divides the channels is taken.
@@ -221,9 +221,9 @@ class GroupNorm(nn.Module):
     num_groups: int = 8
 
     @nn.compact
-    def __call__(self, x: chex.Array, *, train: bool, mask: chex.Array | None = None) -> chex.Array:
+    def __call__(self, x: chex.Array, *, train: bool) -> chex.Array:
         """Normalises [B, ..., C] within each row."""
-        del train, mask
+        del train
         return nn.GroupNorm(num_groups=math.gcd(self.num_groups, x.shape[-1]))(x)
 
 

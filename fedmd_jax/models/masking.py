@@ -6,17 +6,13 @@ import jax.numpy as jnp
 
 
 def row_mask(mask: chex.Array, x: chex.Array) -> chex.Array:
-    """[B] -> [B, 1, ..., 1], the rank of `x`; all True where no row is real, to keep flax from dividing by zero."""
-    if x.shape[0] != mask.shape[0]:
-        raise ValueError(
-            f"the batch has {mask.shape[0]} rows, but a batch-norm got {x.shape}: give it a `mask` in the module itself"
-        )
+    """[B] -> [B, 1, ..., 1], the rank of `x`; all True if no row is real, to keep flax from dividing by zero."""
     mask = mask | ~jnp.any(mask)
     return mask.reshape((-1,) + (1,) * (x.ndim - 1))
 
 
 def keep_if_all_padding(mask, old_state, new_state):
-    """`new_state`, but `old_state` where no row of the batch is real."""
+    """`new_state`, but `old_state` if no row of the batch is real."""
     if mask is None:
         return new_state
     return jax.tree.map(lambda new, old: jnp.where(jnp.any(mask), new, old), new_state, old_state)

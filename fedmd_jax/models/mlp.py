@@ -34,9 +34,8 @@ class MLP(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, x: chex.Array, *, train: bool, mask: chex.Array | None = None) -> chex.Array:
-        """Scores [B, C] of examples [B, ...]; rows are independent, so `mask` is not needed."""
-        del mask
+    def __call__(self, x: chex.Array, *, train: bool) -> chex.Array:
+        """Scores [B, C] of examples [B, ...]."""
         x = x.reshape(x.shape[0], -1)
         for number, units in enumerate(self.hidden, start=1):
             x = nn.Dense(units, name=f"dense{number}")(x)

@@ -11,7 +11,7 @@ from fedmd_jax.models.convolution import conv_general_dilated
 from fedmd_jax.models.initializers import he_normal
 from fedmd_jax.models.layers import BatchNorm, check_positive
 
-# norm(name=...) makes a module that is called as module(x, train=train, mask=mask)
+# norm(name=...) makes a module that is called as module(x, train=train)
 Norm = Callable[..., nn.Module]
 
 
@@ -27,7 +27,7 @@ class ResNet(nn.Module):
       num_classes: scores per image.
       filters: of each stage, not decreasing.
       norm: makes the normalisation, `BatchNorm`, `GroupNorm` or your own: `norm(name=...)` is a module that is called
-        as `module(x, train=train, mask=mask)`.
+        as `module(x, train=train)`.
       conv_general_dilated: the convolution, as `jax.lax.conv_general_dilated`.
 
     References:
@@ -54,26 +54,26 @@ class ResNet(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, x: chex.Array, *, train: bool, mask: chex.Array | None = None) -> chex.Array:
-        """Scores [B, C] of images [B, H, W, channels]; `mask` [B] is False where a row is padding."""
+    def __call__(self, x: chex.Array, *, train: bool) -> chex.Array:
+        """Scores [B, C] of images [B, H, W, channels]."""
         if x.ndim != 4:
             raise ValueError(f"a ResNet wants images [B, H, W, channels], got {x.shape}")
-        x = self._conv_norm("stem", x, self.filters[0], 1, train, mask)
+        x = self._conv_norm("stem", x, self.filters[0], 1, train)
         x = nn.relu(x)
         for stage, filters in enumerate(self.filters, start=1):
             for block in range(1, self.num_blocks + 1):
                 stride = 2 if stage > 1 and block == 1 else 1
-                x = self._block(f"stage{stage}_block{block}", x, filters, stride, train, mask)
+                x = self._block(f"stage{stage}_block{block}", x, filters, stride, train)
         return nn.Dense(self.num_classes, name="head")(jnp.mean(x, axis=(1, 2)))
 
-    def _block(self, name, x, filters, stride, train, mask):
-        y = nn.relu(self._conv_norm(f"{name}_1", x, filters, stride, train, mask))
-        y = self._conv_norm(f"{name}_2", y, filters, 1, train, mask)
+    def _block(self, name, x, filters, stride, train):
+        y = nn.relu(self._conv_norm(f"{name}_1", x, filters, stride, train))
+        y = self._conv_norm(f"{name}_2", y, filters, 1, train)
         shortcut = x[:, ::stride, ::stride, :]
         shortcut = jnp.pad(shortcut, ((0, 0), (0, 0), (0, 0), (0, filters - x.shape[-1])))
         return nn.relu(y + shortcut)
 
-    def _conv_norm(self, name, x, filters, stride, train, mask):
+    def _conv_norm(self, name, x, filters, stride, train):
         x = nn.Conv(
             filters,
             (3, 3),
@@ -83,7 +83,7 @@ class ResNet(nn.Module):
             conv_general_dilated=self.conv_general_dilated,
             name=f"{name}_conv",
         )(x)
-        return self.norm(name=f"{name}_norm")(x, train=train, mask=mask)
+        return self.norm(name=f"{name}_norm")(x, train=train)
 
 
 def resnet8(num_classes: int, *, width: float = 1.0, norm: Norm = BatchNorm) -> ResNet:

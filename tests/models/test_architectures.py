@@ -37,7 +37,8 @@ class NnxNet(nnx.Module):
         self.conv = nnx.Conv(1, 4, (3, 3), strides=2, rngs=rngs)
         self.norm = nnx.BatchNorm(4, momentum=0.9, rngs=rngs)
         self.dropout = nnx.Dropout(rate, rngs=rngs)
-        self.layers = nnx.List([nnx.Linear(4 * 4 * 4, 5, rngs=rngs), nnx.Linear(5, 3, rngs=rngs)])
+        layers = [nnx.Linear(4 * 4 * 4, 5, rngs=rngs), nnx.Linear(5, 3, rngs=rngs)]
+        self.layers = nnx.List(layers) if hasattr(nnx, "List") else layers  # flax 0.11
         self.offset = jnp.ones((1, 3))  # an array that is no Variable
 
     def __call__(self, x):
@@ -52,7 +53,7 @@ class NnxPlain(nnx.Module):
     def __init__(self, rngs):
         self.linear = nnx.Linear(64, 3, rngs=rngs)
 
-    def __call__(self, x, train, mask=None):
+    def __call__(self, x, train):
         assert isinstance(train, bool)
         return self.linear(x.reshape(x.shape[0], -1))
 

@@ -56,11 +56,15 @@ def rounds(prepared: Prepared, num_rounds: int) -> Iterator[tuple[int, str, Accu
     score_clients = jax.jit(map_groups(fmd.score, (0, None), **on_all))
     digest_one = partial(fmd.digest, training=experiment.digest.training(), distance=experiment.distance_function())
     digest_clients = jax.jit(map_groups(digest_one, (0, None, None, 0), **on_all))
-    client_ids, weights = group_client_ids(federation.groups), fmd.consensus_weights(federation.groups)
+    bound, client_ids, weights = (
+        experiment.score_bound,
+        group_client_ids(federation.groups),
+        fmd.all_clients(federation.groups).weights,
+    )
     draw_subset, test = experiment.subset_function(), prepared.datasets.test
 
     def consensus(scores: dict[str, jax.Array]) -> jax.Array:
-        bounded = {name: bound_scores(each, experiment.score_bound) for name, each in scores.items()}
+        bounded = scores if bound is None else {name: bound_scores(each, bound=bound) for name, each in scores.items()}
         return fmd.weighted_consensus(bounded, weights)
 
     def accuracy(states: States) -> Accuracy:

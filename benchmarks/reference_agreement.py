@@ -236,7 +236,7 @@ def rounds(replay: Replay) -> Iterator[Found]:
     score, digest, revisit = map(jax.jit, (replay.score, replay.digest, replay.revisit))
     for r in range(1, replay.num_rounds + 1):
         scores = score(states, replay.public)
-        consensus = fmd.weighted_consensus(scores, fmd.consensus_weights(replay.groups))
+        consensus = fmd.weighted_consensus(scores, fmd.all_clients(replay.groups).weights)
         yield Found(f"round{r}/scores", f"round{r}/scores", np.stack(replay.by_client(scores)))
         yield Found(f"round{r}/consensus", f"round{r}/consensus", consensus)
         states, infos = digest(states, consensus)

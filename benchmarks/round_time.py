@@ -76,7 +76,7 @@ class Ours:
             groups, subset_size=work.num_public, digest_training=digest, revisit_training=revisit
         )
         self.states = self.federation.init(jax.random.key(0), self.public, self.private)
-        self._consensus = jax.jit(partial(fmd.weighted_consensus, weights=fmd.consensus_weights(groups)))
+        self._consensus = jax.jit(partial(fmd.weighted_consensus, weights=fmd.all_clients(groups).weights))
         self.mean_scores = jax.random.normal(jax.random.key(1), (work.num_public, NUM_CLASSES))
         self._phases = {name: phases(group, digest, revisit) for name, group in groups.items()}
 

@@ -7,12 +7,12 @@ Reference:
   Li and Wang, FedMD: Heterogenous Federated Learning via Model Distillation, 2019 (arXiv 1910.03581).
 """
 
-from fedmd_jax.attendance import draw_attendance, simulate_attendance
+from fedmd_jax.attendance import all_clients, draw_attendance, simulate_attendance
 from fedmd_jax.checkpoint import CheckpointError, Checkpoints, load_tree, save_tree
 from fedmd_jax.clients import ArchitectureGroup, client_keys, stack_private
 from fedmd_jax.cohorts import Cohort, cohort_sizes, draw_cohort, put_clients, take_clients
 from fedmd_jax.communication import Communication, communication_bytes
-from fedmd_jax.consensus import weighted_consensus
+from fedmd_jax.consensus import bound_scores, weighted_consensus
 from fedmd_jax.datasets import labelled_dataset, public_dataset
 from fedmd_jax.devices import client_costs, map_groups, sum_groups
 from fedmd_jax.evaluate import Evaluation, evaluate
@@ -32,7 +32,7 @@ from fedmd_jax.population import (
     transfer_learn_population,
 )
 from fedmd_jax.processes import on_host
-from fedmd_jax.round import consensus_weights, fedmd_round
+from fedmd_jax.round import fedmd_round
 from fedmd_jax.spread import Spread, gather_clients, share_with_clients, spread_clients
 from fedmd_jax.stopping import EarlyStopping
 from fedmd_jax.subset import draw_public_subset, draw_stratified_subset, take_in_order
@@ -40,6 +40,7 @@ from fedmd_jax.types import (
     Architecture,
     Attendance,
     ClientState,
+    Participants,
     PrivateDataset,
     PublicDataset,
     RoundInfo,
@@ -62,6 +63,7 @@ __all__ = [
     "EarlyStopping",
     "Evaluation",
     "Federation",
+    "Participants",
     "Population",
     "PrivateDataset",
     "PublicDataset",
@@ -72,14 +74,15 @@ __all__ = [
     "TrainingInfo",
     "TransferInfo",
     "adam",
+    "all_clients",
     "architecture_from_linen",
     "architecture_from_nnx",
+    "bound_scores",
     "client_costs",
     "client_keys",
     "client_mesh",
     "cohort_sizes",
     "communication_bytes",
-    "consensus_weights",
     "cross_entropy",
     "digest",
     "draw_attendance",

@@ -10,11 +10,12 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from fedmd_jax.checks import is_number, told
-from fedmd_jax.clients import as_client_ids
-from fedmd_jax.consensus import check_per_client
-from fedmd_jax.types import Attendance
+from fedmd_jax.clients import Groups, as_client_ids, check_per_client, group_client_ids
+from fedmd_jax.mapping import on_every_device
+from fedmd_jax.types import Attendance, Participants
 
 ClientIds = Mapping[str, chex.Array]
 # (number of the round, per group the ids [K] of those who could take part) -> who does.
@@ -45,6 +46,36 @@ def attendance_or_everybody(attendance: Attendance | None, client_ids: ClientIds
     for what, masks in (("availability", available), ("completion", completed)):
         check_per_client(what, masks, num_clients)
     return Attendance(available, {name: completed[name] & available[name] for name in num_clients})
+
+
+def all_clients(groups: Groups, attendance: Attendance | None = None) -> Participants:
+    """The participants of a whole federation, with the weights of its groups.
+
+    Args:
+      groups: the architecture groups.
+      attendance: of one round, per group [K]; by default all clients take part to the end.
+    """
+    weights = {name: jnp.asarray(group.weights, dtype=jnp.float32) for name, group in groups.items()}
+    return Participants(group_client_ids(groups), weights, *(attendance or ()))
+
+
+def complete_participants(participants: Participants | None, groups: Groups, mesh: Mesh | None = None) -> Participants:
+    """The record with nothing left out, checked: weights of clients that are not available are zero.
+
+    Args:
+      participants: as a caller gives them; None is all clients of the groups.
+      groups: the architecture groups.
+      mesh: over which clients are sharded; who is available is replicated then.
+
+    Raises:
+      ValueError: a part is of other groups, or of other numbers of clients, than the client ids.
+    """
+    client_ids, weights, *masks = all_clients(groups) if participants is None else participants
+    check_per_client("weight", weights, {name: len(ids) for name, ids in client_ids.items()})
+    attendance = Attendance(*masks) if all(mask is not None for mask in masks) else None
+    available, completed = on_every_device(attendance_or_everybody(attendance, client_ids), mesh)
+    weights = {name: jnp.where(available[name], weights[name], 0.0) for name in client_ids}
+    return Participants(dict(client_ids), weights, available, completed)
 
 
 def draw_attendance(

@@ -179,3 +179,13 @@ def stack_examples(examples: Sequence[tuple[np.ndarray, np.ndarray]], num_rows: 
         labels=np.stack([pad(labels) for _, labels in examples]),
         num_examples=np.asarray([len(labels) for _, labels in examples], dtype=np.int32),
     )
+
+
+def check_per_client(what: str, values: Mapping[str, chex.Array], num_clients: Mapping[str, int]) -> None:
+    """A `ValueError` where the groups, or the numbers of their clients, are not those of the values."""
+    wanted, found = (
+        {name: (k,) for name, k in num_clients.items()},
+        {name: getattr(v, "shape", None) for name, v in values.items()},
+    )
+    if wanted != found:
+        raise ValueError(f"one {what} per client is needed, of shapes {wanted}, got {found}")

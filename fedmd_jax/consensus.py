@@ -1,17 +1,88 @@
-"""The server's part: many clients' scores become one consensus, without leaving the device."""
+"""Aggregators: how the reports of all clients become one consensus, without leaving the device.
+
+An aggregator is a function `(report, in_axes, **over) -> aggregate`, given to a round as `aggregator=`. `report`
+computes the report of one client, scores [M, C], and `in_axes` says which of its arguments are per client (0) or shared
+(None); `over` are the `groups`, `mesh` and `clients_per_chunk` of `map_groups`. `aggregate(weights, *arguments)`
+returns an `Aggregate`.
+"""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from fedmd_jax.checks import check_numbers
+from fedmd_jax.checks import check_numbers, check_positive
+from fedmd_jax.clients import check_per_client
+from fedmd_jax.devices import map_groups, sum_groups
 from fedmd_jax.mapping import ClientSums, add_devices, only_usable, weighted_sum_clients
 
 PerGroup = Mapping[str, chex.Array]
+
+
+class Aggregate(NamedTuple):
+    """What the server makes of the reports of all clients."""
+
+    consensus: chex.Array  # [M, C]; zeros if there is none
+    exists: chex.Array  # [], bool: False if no client with a weight reported finite scores; no client digests then
+    finite: PerGroup  # per group [K], bool: whether all scores of a client were finite; others are excluded
+
+
+Aggregator = Callable[..., Callable[..., Aggregate]]
+
+
+def weighted_mean(report: Callable, in_axes: Sequence[int | None], *, mesh: Mesh | None = None, **over) -> Callable:
+    """The aggregator of FedMD: the weighted mean, summed while the clients report, so that no device holds all scores.
+
+    One all-reduce of [M + 1, C] crosses devices. Arguments and result as of every aggregator (see this module).
+
+    References:
+      Li and Wang 2019, Algorithm 1, "Aggregate".
+    """
+    sum_reports = sum_groups(report, in_axes, mesh=mesh, **over)
+
+    def aggregate(weights, *arguments):
+        sums = sum_reports(scale_weights(weights), *arguments)
+        return Aggregate(*mean_of_sums([sums], mesh), sums.finite)
+
+    return aggregate
+
+
+def from_all_scores(rule: Callable[[chex.Array, chex.Array], chex.Array]) -> Aggregator:
+    """An aggregator out of a rule that needs the scores of all clients at once, such as a median.
+
+    All scores are held on, and sent to, every device: [K, M, C] of all K clients instead of their sum.
+
+    Args:
+      rule: (scores [K, M, C], weights [K]) -> consensus [M, C]. Weights are zero for clients that are excluded; their
+        scores are zeros then.
+
+    Example:
+      >>> import fedmd_jax as fmd
+      >>> def median(scores, weights):
+      ...     return jnp.nanmedian(jnp.where(weights[:, None, None] > 0, scores, jnp.nan), axis=0)
+      >>> aggregate = from_all_scores(median)(lambda architecture, own: own, (0,), groups={"a": None, "b": None})
+    """
+
+    def aggregator(report, in_axes, *, groups, mesh=None, **over):
+        map_reports = map_groups(report, in_axes, groups=groups, mesh=mesh, **over)
+
+        def aggregate(weights, *arguments):
+            scores = map_reports(*arguments)
+            finite = {name: jnp.isfinite(scores[name]).all(axis=(1, 2)) for name in groups}
+            heard = [jnp.where(finite[name], only_usable(weights[name]), 0.0) for name in groups]
+            weight = jnp.concatenate(heard)
+            every = jnp.concatenate([scores[name] for name in groups])
+            exists = jnp.any(weight > 0)
+            consensus = rule(jnp.where(weight[:, None, None] > 0, every, 0.0), weight)
+            return Aggregate(jnp.where(exists, consensus, 0.0), exists, finite)
+
+        return aggregate
+
+    return aggregator
 
 
 def weighted_consensus(scores: PerGroup, weights: PerGroup, *, mesh: Mesh | None = None) -> chex.Array:
@@ -99,29 +170,27 @@ def scale_weights(weights: PerGroup) -> dict[str, chex.Array]:
     return {name: weight * unit for name, weight in weights.items()}
 
 
-def bound_scores(scores: chex.Array, bound: float | None) -> chex.Array:
-    """Every score between -bound and bound; what is not finite stays so, since that is no score.
+def bound_scores(scores: chex.Array, key: chex.PRNGKey | None = None, *, bound: float) -> chex.Array:
+    """Clips every score to [-bound, bound]; non-finite scores stay non-finite, so that their client is excluded.
+
+    A transform: `fedmd(..., transforms=(partial(bound_scores, bound=10.0),))`.
 
     Args:
       scores: [M, C].
-      bound: positive; None leaves scores as they are. One of n clients of equal weight then moves no entry of the
-        consensus by more than 2 * bound / n, whatever it sends.
+      key: not used; every transform is given one.
+      bound: positive and finite. One of n clients of equal weight then moves no entry of the consensus by more than
+        2 * bound / n, whatever it sends.
+
+    Raises:
+      ValueError: a bound that is not positive and finite.
 
     References:
       Not in Li and Wang 2019. Norm bounding of contributions: Sun et al. 2019, "Can You Really Backdoor Federated
       Learning?", there of weight updates.
 
-    >>> bound_scores(jnp.array([[1.0, -9.0, jnp.inf]]), 2.0).tolist()
+    >>> bound_scores(jnp.array([[1.0, -9.0, jnp.inf]]), bound=2.0).tolist()
     [[1.0, -2.0, inf]]
     """
-    return scores if bound is None else jnp.where(jnp.isfinite(scores), jnp.clip(scores, -bound, bound), scores)
-
-
-def check_per_client(what: str, values: PerGroup, num_clients: Mapping[str, int]) -> None:
-    """A `ValueError` where the groups, or the numbers of their clients, are not those of the values."""
-    wanted, found = (
-        {name: (k,) for name, k in num_clients.items()},
-        {name: getattr(v, "shape", None) for name, v in values.items()},
-    )
-    if wanted != found:
-        raise ValueError(f"one {what} per client is needed, of shapes {wanted}, got {found}")
+    del key
+    check_positive("bound", bound)
+    return jnp.where(jnp.isfinite(scores), jnp.clip(scores, -bound, bound), scores)

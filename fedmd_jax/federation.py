@@ -2,7 +2,7 @@
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,38 +11,47 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from fedmd_jax.attendance import AttendancePolicy, attendance_or_everybody
-from fedmd_jax.checks import check_count, check_positive
+from fedmd_jax.attendance import AttendancePolicy, all_clients, complete_participants
+from fedmd_jax.checks import check_count
 from fedmd_jax.clients import Groups, check_groups, group_client_ids, group_keys
+from fedmd_jax.consensus import Aggregator, weighted_mean
 from fedmd_jax.datasets import Private, check_data, check_optimizers
 from fedmd_jax.devices import map_groups
 from fedmd_jax.evaluate import Evaluation, evaluate
 from fedmd_jax.isolation import unless_broken
 from fedmd_jax.local import Distance, Training, check_validation, init_client, pretrain, revisit
 from fedmd_jax.losses import mae
-from fedmd_jax.mapping import ClientsPerChunk, check_chunks, on_every_device
+from fedmd_jax.mapping import ClientsPerChunk, check_chunks
 from fedmd_jax.metrics import RoundMetrics, reverted_clients, round_metrics, undone_clients, with_faults
 from fedmd_jax.placement import check_costs
-from fedmd_jax.round import fedmd_round, round_keys
+from fedmd_jax.round import Transform, fedmd_round, learn, report, round_keys
 from fedmd_jax.spread import share_with_clients, spread_clients
 from fedmd_jax.subset import draw_public_subset
-from fedmd_jax.types import ClientState, PrivateDataset, PublicDataset, RoundInfo, TrainingInfo, TransferInfo
+from fedmd_jax.types import (
+    ClientState,
+    Participants,
+    PrivateDataset,
+    PublicDataset,
+    RoundInfo,
+    TrainingInfo,
+    TransferInfo,
+)
 
 States = Mapping[str, ClientState]
 Validation = PrivateDataset | Private  # one for everybody, or per group a stacked one
 
 
 # The compiled functions of a federation, in the order in which a run goes through them.
-PROGRAMS = ("new_states", "pretrain", "personalize", "round", "evaluate", "revisit", "pool")
+PROGRAMS = ("new_states", "pretrain", "personalize", "round", "evaluate", "revisit", "pool", "score", "learn")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Federation:
-    """Compiled functions over all groups; every `states` argument but those of `pool` and `evaluate` is donated.
+    """Compiled functions over all groups; all but `pool`, `score` and `evaluate` donate their `states` argument.
 
-    `new_states`, `pretrain`, `personalize`, `pool`, `revisit` and `round` take `client_ids=`, per group [n], where the
-    clients given are not all of the groups; `round` then wants their `weights=`, too. `round` also takes `attendance=`.
-    On one device all clients of some of the groups may be trained without it.
+    `pretrain`, `personalize`, `pool`, `revisit`, `round`, `score` and `learn` take `participants=`: the clients that
+    are given, if these are not all clients of the groups, and how far each gets in a round. `new_states` takes
+    `client_ids=`, per group [n]. On one device all clients of some of the groups may be trained without it.
 
     A client that ends a phase of training with NaN or infinity is reverted: it stays as it was before that phase, and
     `finite` of that phase's `TrainingInfo` is False.
@@ -61,6 +70,11 @@ class Federation:
         private examples of all clients together; from pretrained states this is the upper bound of the paper.
       revisit: (states, private, key) -> (states, TrainingInfo per group): the private half of the round with this key.
       round: (states, public, private, key) -> (states, RoundInfo): `fedmd_round`.
+      score: (states, public, key) -> scores per group [K, M, C]: what the clients send in the round with this key, on
+        the public subset that the key draws.
+      learn: (states, public, private, consensus [M, C], key) -> (states, RoundInfo): the other half of that round, from
+        the consensus on. `score`, an average of your own and `learn` are a round; a client that is deployed alone is a
+        federation of one client.
       evaluate: (states, test) -> Evaluation per group, [K]; `test` is one unstacked dataset for everybody, or per group
         a stacked one.
       spread: (what is per group, [K, ...]) -> the same on the devices of its clients, a `Spread` where there is a mesh:
@@ -80,6 +94,8 @@ class Federation:
     pool: Callable[[States, PrivateDataset, chex.PRNGKey], tuple[States, Mapping[str, TrainingInfo]]]
     revisit: Callable[[States, Private, chex.PRNGKey], tuple[States, Mapping[str, TrainingInfo]]]
     round: Callable[[States, PublicDataset, Private, chex.PRNGKey], tuple[States, RoundInfo]]
+    score: Callable[[States, PublicDataset, chex.PRNGKey], Mapping[str, chex.Array]]
+    learn: Callable[[States, PublicDataset, Private, chex.Array, chex.PRNGKey], tuple[States, RoundInfo]]
     evaluate: Callable[[States, PrivateDataset | Private], Mapping[str, Evaluation]]
     spread: Callable[[Mapping[str, Any]], Mapping[str, Any]]
     groups: Groups
@@ -104,7 +120,7 @@ class Federation:
         public_validation: Validation | None = None,
         private_validation: Validation | None = None,
         *,
-        client_ids: Mapping[str, chex.Array] | None = None,
+        participants: Participants | None = None,
     ) -> tuple[States, TransferInfo]:
         """Both halves of transfer learning: the public dataset, then each client's own.
 
@@ -116,7 +132,7 @@ class Federation:
           public_validation: where the first half stops early, what it looks at: one unstacked dataset for everybody, or
             per group a stacked one.
           private_validation: the same for the second half.
-          client_ids: per group, [n], where these are not all clients.
+          participants: the clients that are given, if these are not all clients.
 
         Returns:
           The clients, and the `TrainingInfo` of each half, per group. `run_federation(..., transfer=info)` takes note
@@ -132,10 +148,10 @@ class Federation:
         check_validation(self.public_training, public_validation, "public_training: ")
         check_validation(self.private_training, private_validation, "private_training: ")
         key_public, key_private = jax.random.split(key)
-        states, first = self.pretrain(states, public, key_public, public_validation, client_ids=client_ids)
-        states, second = self.personalize(states, private, key_private, private_validation, client_ids=client_ids)
+        states, first = self.pretrain(states, public, key_public, public_validation, participants=participants)
+        states, second = self.personalize(states, private, key_private, private_validation, participants=participants)
         info = TransferInfo(first, second)
-        ids = group_client_ids({name: self.groups[name] for name in states}) if client_ids is None else client_ids
+        ids = group_client_ids(self.groups) if participants is None else participants.client_ids
         for phase, reverted in reverted_clients(ids, info).items():
             warnings.warn(f"{phase} for clients {reverted}: they stay as they were before it", stacklevel=2)
         return states, info
@@ -152,7 +168,8 @@ def fedmd(
     revisit_training: Training = Training(num_epochs=2, batch_size=5),
     distance: Distance = mae,
     draw_subset: Callable = draw_public_subset,
-    score_bound: float | None = None,
+    transforms: Sequence[Transform] = (),
+    aggregator: Aggregator = weighted_mean,
     clients_per_chunk: ClientsPerChunk = "auto",
     mesh: Mesh | None = None,
     costs: Mapping[str, float] | None = None,
@@ -169,8 +186,9 @@ def fedmd(
       revisit_training: towards the private labels, each round.
       distance: `mae`, `kl` or any (logits [B, C], targets [B, C]) -> [B].
       draw_subset: which public subset a round uses.
-      score_bound: scores are clipped to this size before they are averaged, so that no client moves the consensus
-        further; None leaves them as they are.
+      transforms: what each client does to its scores before they leave it, in this order: (scores [M, C], key) ->
+        scores. `partial(bound_scores, bound=10.0)` is one.
+      aggregator: how the scores of all clients become the consensus; see `consensus`.
       clients_per_chunk: in every phase, how many clients of a group run at once on a device, the others one chunk after
         the other: one number for all groups, or per group; None is all, "auto" what is fastest (`choose_chunk`).
         Bounds memory, changes no more than rounding.
@@ -192,25 +210,11 @@ def fedmd(
     check_groups(groups)
     check_count("subset_size", subset_size)
     check_chunks(clients_per_chunk, groups)
-    if score_bound is not None:
-        check_positive("score_bound", score_bound)
     if digest_training.early_stopping or revisit_training.early_stopping:
         raise ValueError("early stopping is of transfer learning and of the pooled bound, not of digest and revisit")
     if costs is not None:
         check_costs(costs, groups)
     init_one = partial(init_client, digest=digest_training, revisit=revisit_training)
-    round_ = partial(
-        fedmd_round,
-        groups=groups,
-        subset_size=subset_size,
-        digest_training=digest_training,
-        revisit_training=revisit_training,
-        distance=distance,
-        draw_subset=draw_subset,
-        score_bound=score_bound,
-        clients_per_chunk=clients_per_chunk,
-        mesh=mesh,
-    )
 
     def check(public, private, *others):
         check_data(groups, subset_size, public, private, *others)
@@ -241,12 +245,13 @@ def fedmd(
             one = unless_broken(partial(one_client, architecture, training=training), losses_count=losses_count)
             return one(*arguments)
 
-        def train_groups(states, data, key, validation=None, *, client_ids=None, attendance=None):
-            client_ids = group_client_ids({name: groups[name] for name in states}) if client_ids is None else client_ids
+        def train_groups(states, data, key, validation=None, *, participants=None):
             completed_axis, completed = None, jnp.array(True)
-            if attendance is not None:
-                attendance = on_every_device(attendance_or_everybody(attendance, client_ids), mesh)
-                completed_axis, completed = 0, attendance.completed
+            if participants is not None and participants.completed is not None:
+                participants = complete_participants(participants, groups, mesh)
+                completed_axis, completed = 0, participants.completed
+            given = {name: groups[name] for name in states}
+            client_ids = group_client_ids(given) if participants is None else participants.client_ids
             validation_axis = None if validation is None or isinstance(validation, PrivateDataset) else 0
             in_axes = (completed_axis, 0, data_axis, 0, validation_axis)
             train_clients = map_groups(train_one, in_axes, **everybody)
@@ -254,11 +259,33 @@ def fedmd(
 
         return train_groups
 
-    def revisit_groups(states, private, key, client_ids=None, attendance=None):
+    def revisit_groups(states, private, key, participants=None):
         revisit_as_in_rounds = train(revisit, 0, revisit_training, losses_count=True)
-        return revisit_as_in_rounds(
-            states, private, round_keys(key).revisit, client_ids=client_ids, attendance=attendance
-        )
+        return revisit_as_in_rounds(states, private, round_keys(key).revisit, participants=participants)
+
+    to_learn = {"digest_training": digest_training, "revisit_training": revisit_training, "distance": distance}
+    to_report = {"transforms": transforms}
+    round_ = partial(
+        fedmd_round,
+        subset_size=subset_size,
+        draw_subset=draw_subset,
+        aggregator=aggregator,
+        **to_report,
+        **to_learn,
+        **everybody,
+    )
+
+    def score_groups(states, public, key, participants=None):
+        participants, keys = complete_participants(participants, groups, mesh), round_keys(key)
+        subset = draw_subset(keys.subset, public, subset_size)
+        score_clients = map_groups(partial(report, **to_report), (0, None, 0), **everybody)
+        return score_clients(states, subset.inputs, group_keys(keys.transform, participants.client_ids))
+
+    def learn_groups(states, public, private, consensus, key, participants=None):
+        participants, keys = complete_participants(participants, groups, mesh), round_keys(key)
+        inputs = draw_subset(keys.subset, public, subset_size).inputs
+        half = partial(learn, **to_learn, **everybody)
+        return half(states, inputs, consensus, jnp.array(True), private, keys, participants)
 
     def evaluate_groups(states, test):
         evaluate_clients = map_groups(evaluate, (0, None if isinstance(test, PrivateDataset) else 0), **everybody)
@@ -272,6 +299,8 @@ def fedmd(
         "revisit": revisit_groups,
         "round": round_,
         "evaluate": evaluate_groups,
+        "score": score_groups,
+        "learn": learn_groups,
     }
     programs = {name: compile_program(name, program) for name, program in programs.items()}
 
@@ -364,7 +393,7 @@ def check_not_donated(states: chex.ArrayTree) -> None:
 
 def _jit_options(program: str) -> dict[str, Any]:
     """How each program of a federation is compiled, of one or of several."""
-    donates = program in ("pretrain", "personalize", "revisit", "round")
+    donates = program in ("pretrain", "personalize", "revisit", "round", "learn")
     once = program == "new_states"
     return ({"donate_argnums": 0} if donates else {}) | ({"compiler_options": _run_once()} if once else {})
 
@@ -376,6 +405,12 @@ def _run_once() -> dict[str, Any]:
 
 def _check_num_rounds(num_rounds: int) -> None:
     check_count("num_rounds", num_rounds, minimum=0)
+
+
+def _participants(federation: Federation, attendance: AttendancePolicy | None, round_: int) -> Participants | None:
+    if attendance is None:
+        return None
+    return all_clients(federation.groups, attendance(round_, group_client_ids(federation.groups)))
 
 
 def run_federation(
@@ -426,8 +461,12 @@ def run_federation(
     for round_ in range(0 if first_round == 1 else first_round, first_round + num_rounds):
         info = None
         if round_ > 0:
-            attending = {} if attendance is None else {"attendance": attendance(round_, client_ids)}
-            states, info = federation.round(states, public, private, jax.random.fold_in(key, round_), **attending)
+            participants = (
+                None if attendance is None else all_clients(federation.groups, attendance(round_, client_ids))
+            )
+            states, info = federation.round(
+                states, public, private, jax.random.fold_in(key, round_), participants=participants
+            )
         metrics = round_metrics(federation.groups, round_, federation.evaluate(states, test), info)
         if round_ == 0 and transfer is not None:
             metrics = with_faults(metrics, reverted_clients(client_ids, transfer))
@@ -477,11 +516,11 @@ def run_local(
     private = federation.put(private)
     client_ids = group_client_ids(federation.groups)
     for round_ in range(first_round, first_round + num_rounds):
-        attending = {} if attendance is None else {"attendance": attendance(round_, client_ids)}
-        states, info = federation.revisit(states, private, jax.random.fold_in(key, round_), **attending)
+        participants = _participants(federation, attendance, round_)
+        states, info = federation.revisit(states, private, jax.random.fold_in(key, round_), participants=participants)
         if on_undone is not None:
             # What an absent client would have done is thrown away in any case.
-            completed = attending["attendance"].completed if attending else None
+            completed = None if participants is None else participants.completed
             if undone := undone_clients(client_ids, info, completed):
                 on_undone(round_, undone)
         if callback is not None:

@@ -21,7 +21,7 @@ from fedmd_jax.federation import Federation, States, Validation, check_not_donat
 from fedmd_jax.mapping import chunk_rows
 from fedmd_jax.metrics import RoundMetrics, round_metrics
 from fedmd_jax.spread import gather_clients
-from fedmd_jax.types import PrivateDataset, PublicDataset, TransferInfo
+from fedmd_jax.types import Attendance, Participants, PrivateDataset, PublicDataset, TransferInfo
 
 
 class Population(NamedTuple):
@@ -114,7 +114,7 @@ def transfer_learn_population(
         states, private = (_take(federation, tree, cohort) for tree in population)
         validation = (_dataset_of(federation, data, cohort) for data in (public_validation, private_validation))
         states, info = federation.transfer_learn(
-            states, public, private, key, *validation, client_ids=cohort.client_ids
+            states, public, private, key, *validation, participants=_participants(cohort)
         )
         population = _put(population, cohort, states, num_real)
         parts.append(([gather_clients(half) for half in info], num_real))
@@ -232,9 +232,7 @@ def population_round(
         public,
         private,
         jax.random.fold_in(key, round_),
-        client_ids=cohort.client_ids,
-        weights=cohort.weights,
-        attendance=None if attendance is None else attendance(round_, cohort.client_ids),
+        participants=_participants(cohort, None if attendance is None else attendance(round_, cohort.client_ids)),
     )
     evaluations = federation.evaluate(states, _dataset_of(federation, test, cohort))
     metrics = round_metrics(federation.groups, round_, evaluations, info)
@@ -265,6 +263,10 @@ def _everybody(federation: Federation, sizes: dict[str, int]) -> Iterator[tuple[
         for rows, real in zip(*chunks, strict=True):  # as many clients for each device
             rows = (rows[:, None] * num_devices + np.arange(num_devices)).ravel()
             yield cohort_of(federation.groups, {name: rows}), int(real.sum()) * num_devices
+
+
+def _participants(cohort: Cohort, attendance: Attendance | None = None) -> Participants:
+    return Participants(dict(cohort.client_ids), dict(cohort.weights), *(attendance or ()))
 
 
 def _take(federation: Federation, tree: Private | States, cohort: Cohort) -> Private | States:

@@ -1,6 +1,6 @@
 """One round of FedMD, on one screen."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -9,37 +9,42 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from fedmd_jax.attendance import attendance_or_everybody
-from fedmd_jax.clients import Groups, group_client_ids, group_keys
-from fedmd_jax.consensus import bound_scores, check_per_client, mean_of_sums, scale_weights
-from fedmd_jax.devices import map_groups, sum_groups
+from fedmd_jax.attendance import complete_participants
+from fedmd_jax.clients import Groups, group_keys
+from fedmd_jax.consensus import Aggregator, weighted_mean
+from fedmd_jax.devices import map_groups
 from fedmd_jax.isolation import unless_broken
 from fedmd_jax.local import Training, digest, revisit, score
 from fedmd_jax.losses import mae
-from fedmd_jax.mapping import ClientsPerChunk, on_every_device
+from fedmd_jax.mapping import ClientsPerChunk
 from fedmd_jax.subset import draw_public_subset
 from fedmd_jax.types import (
     Architecture,
     Attendance,
     ClientState,
+    Participants,
     PrivateDataset,
     PublicDataset,
     RoundInfo,
     TrainingInfo,
 )
 
+# (scores [M, C], key) -> scores [M, C]: what a client does to its scores before they leave it.
+Transform = Callable[[chex.Array, chex.PRNGKey], chex.Array]
+
 
 class RoundKeys(NamedTuple):
-    """What the random numbers of one round come from."""
+    """The keys of the parts of one round."""
 
     subset: chex.PRNGKey
     digest: chex.PRNGKey
     revisit: chex.PRNGKey
+    transform: chex.PRNGKey
 
 
 def round_keys(key: chex.PRNGKey) -> RoundKeys:
-    """The keys that `fedmd_round` makes of its own, for whoever repeats a part of a round."""
-    return RoundKeys(*jax.random.split(key, 3))
+    """The keys that `fedmd_round` derives from its own, for programs that repeat a part of a round."""
+    return RoundKeys(*jax.random.split(key, 3), jax.random.fold_in(key, 3))
 
 
 def fedmd_round(
@@ -54,18 +59,17 @@ def fedmd_round(
     revisit_training: Training,
     distance: Callable = mae,
     draw_subset: Callable = draw_public_subset,
-    client_ids: Mapping[str, chex.Array] | None = None,
-    weights: Mapping[str, chex.Array] | None = None,
-    attendance: Attendance | None = None,
-    score_bound: float | None = None,
+    transforms: Sequence[Transform] = (),
+    aggregator: Aggregator = weighted_mean,
+    participants: Participants | None = None,
     clients_per_chunk: ClientsPerChunk = "auto",
     mesh: Mesh | None = None,
 ) -> tuple[Mapping[str, ClientState], RoundInfo]:
     """One FedMD round: communicate, aggregate, distribute, digest, revisit.
 
-    A client that sends what is not finite is not heard, and one whose digest or revisit ends in what is not finite
-    stays as it was before: everybody else goes through the same round as without it, to the bit. Where nobody is heard
-    nobody digests, and the revisits go on.
+    A client with non-finite scores is excluded from the aggregation. A client whose digest or revisit ends in NaN or
+    infinity is reverted. The results of all other clients are bitwise those of the same round without that client. If
+    every client is excluded no client digests, and the revisits take place.
 
     Args:
       states: per group, stacked clients [K, ...]; with a mesh best as `spread_clients` gives them, as is `private`.
@@ -78,12 +82,10 @@ def fedmd_round(
       revisit_training: the same towards the private labels.
       distance: of scores and consensus, `mae` or `kl` or the caller's own, [B, C] x [B, C] -> [B].
       draw_subset: (key, public, size) -> the public subset.
-      client_ids: per group, [K]: whose states and private datasets these are; by default all clients of the groups.
-        With `weights` it may come at run time: one compiled round for any cohort of this size.
-      weights: per group, [K]; by default those of the groups.
-      attendance: who scores, and whose training is kept; may come at run time. Those absent stay as they are, to the
-        bit. By default everybody, to the end.
-      score_bound: scores are clipped to this size before they are averaged; None leaves them as they are.
+      transforms: what each client does to its scores before they leave it, in this order.
+      aggregator: how the scores of all clients become the consensus.
+      participants: whose states and private data these are, their weights, and how far they get; may come at run time.
+        Absent clients stay as they are, to the bit. By default all clients of the groups, to the end.
       clients_per_chunk: how many clients of a group run at once on a device, None is all, "auto" what is fastest; one
         setting for all groups or per group.
       mesh: devices along one axis, over which the clients are spread.
@@ -92,61 +94,99 @@ def fedmd_round(
       The clients after the round, and what the round tells about itself; with a mesh what is per client is a `Spread`.
 
     Raises:
-      ValueError: weights or attendance of other groups, or of other numbers of clients, than could take part.
+      ValueError: participants of other groups, or of other numbers of clients, than the states.
 
     References:
       Li and Wang 2019, Algorithm 1.
     """
+    over = {"groups": groups, "mesh": mesh, "clients_per_chunk": clients_per_chunk}
+    participants = complete_participants(participants, groups, mesh)
     keys = round_keys(key)
     subset = draw_subset(keys.subset, public, subset_size)
-    client_ids = group_client_ids(groups) if client_ids is None else client_ids
-    weights = consensus_weights(groups) if weights is None else weights
-    check_per_client("weight", weights, {name: len(ids) for name, ids in client_ids.items()})
-    attendance = on_every_device(attendance_or_everybody(attendance, client_ids), mesh)
-    weights = scale_weights({name: jnp.where(attendance.available[name], weights[name], 0.0) for name in groups})
-    everybody = {"groups": groups, "mesh": mesh, "clients_per_chunk": clients_per_chunk}
-    sum_scores = sum_groups(partial(_score, bound=score_bound), (0, None), **everybody)
+
+    # 1. communicate: every client scores the public subset, 2. aggregate: [M, C]
+    aggregate = aggregator(partial(report, transforms=transforms), (0, None, 0), **over)
+    own_keys = group_keys(keys.transform, participants.client_ids)
+    consensus, exists, finite = aggregate(participants.weights, states, subset.inputs, own_keys)
+    # 3. distribute, 4. digest, 5. revisit
+    how = {"digest_training": digest_training, "revisit_training": revisit_training, "distance": distance}
+    states, info = learn(states, subset.inputs, consensus, exists, private, keys, participants, **how, **over)
+    return states, info._replace(scores_finite=finite)
+
+
+def learn(
+    states: Mapping[str, ClientState],
+    inputs: chex.Array,
+    consensus: chex.Array,
+    exists: chex.Array,
+    private: Mapping[str, PrivateDataset],
+    keys: RoundKeys,
+    participants: Participants,
+    *,
+    digest_training: Training,
+    revisit_training: Training,
+    distance: Callable = mae,
+    **over,
+) -> tuple[Mapping[str, ClientState], RoundInfo]:
+    """The clients' half of a round after the server: digest of the consensus, then revisit.
+
+    Args:
+      states: per group, stacked clients [K, ...].
+      inputs: the public subset of the round, [M, ...].
+      consensus: [M, C].
+      exists: whether there is a consensus, []; if not, no client digests.
+      private: per group, stacked private datasets [K, N, ...].
+      keys: of the round.
+      participants: complete, from `complete_participants`.
+      digest_training: as of `fedmd_round`.
+      revisit_training: as of `fedmd_round`.
+      distance: as of `fedmd_round`.
+      **over: `groups`, `mesh` and `clients_per_chunk` of `map_groups`.
+
+    Returns:
+      The clients, and the info of the round, in which `scores_finite` is True for all clients.
+    """
+    client_ids, _, available, completed = participants
     digest_one = partial(_digest, training=digest_training, distance=distance)
-    digest_clients = map_groups(digest_one, (0, 0, None, None, None, 0), **everybody)
-    revisit_clients = map_groups(partial(_revisit, training=revisit_training), (0, 0, 0, 0), **everybody)
+    digest_clients = map_groups(digest_one, (0, 0, None, None, None, 0), **over)
+    revisit_clients = map_groups(partial(_revisit, training=revisit_training), (0, 0, 0, 0), **over)
 
-    # 1. communicate: every client scores the public subset; what is kept is a sum, [devices, M, C]
-    sums = sum_scores(weights, states, subset.inputs)
-    # 2. aggregate [M, C]; where there is nobody there is nothing to digest
-    consensus, anybody = mean_of_sums([sums], mesh)
-    # 3. distribute, 4. digest
     own_keys = group_keys(keys.digest, client_ids)
-    states, digest_loss, digest_finite = digest_clients(
-        attendance.completed, states, subset.inputs, consensus, anybody, own_keys
-    )
-    # 5. revisit
+    states, digest_loss, digest_finite = digest_clients(completed, states, inputs, consensus, exists, own_keys)
     own_keys = group_keys(keys.revisit, client_ids)
-    states, revisit_loss, revisit_finite = revisit_clients(attendance.completed, states, private, own_keys)
+    states, revisit_loss, revisit_finite = revisit_clients(completed, states, private, own_keys)
 
-    finite = sums.finite, digest_finite, revisit_finite
-    return states, RoundInfo(digest_loss, revisit_loss, dict(client_ids), anybody, attendance, *finite)
-
-
-def consensus_weights(groups: Groups) -> dict[str, chex.Array]:
-    """The weights of the groups as arrays, [K] each."""
-    return {name: jnp.asarray(group.weights, dtype=jnp.float32) for name, group in groups.items()}
+    scores_finite = {name: jnp.ones(len(ids), bool) for name, ids in client_ids.items()}
+    finite = scores_finite, digest_finite, revisit_finite
+    return states, RoundInfo(digest_loss, revisit_loss, client_ids, exists, Attendance(available, completed), *finite)
 
 
-def _score(architecture: Architecture, state: ClientState, inputs: chex.Array, *, bound: float | None) -> chex.Array:
+def report(
+    architecture: Architecture,
+    state: ClientState,
+    inputs: chex.Array,
+    key: chex.PRNGKey,
+    *,
+    transforms: Sequence[Transform] = (),
+) -> chex.Array:
+    """What one client sends to the server: its scores of the public subset [M, C], transformed."""
     scores = score(architecture, state, inputs)
     # Networks of several precisions meet in one sum, and on a mesh in one program.
-    return bound_scores(scores.astype(jnp.promote_types(scores.dtype, jnp.float32)), bound)
+    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    for number, transform in enumerate(transforms):
+        scores = transform(scores, jax.random.fold_in(key, number))
+    return scores
 
 
-def _digest(architecture, completed, state, inputs, consensus, anybody, key, *, training, distance):
-    """One client's digest; where there is no consensus it stays as it is, with a loss of zero in every epoch."""
+def _digest(architecture, completed, state, inputs, consensus, exists, key, *, training, distance):
+    """One client's digest; if there is no consensus it stays as it is, with a loss of zero in every epoch."""
 
     def skip(completed, state, inputs, consensus, key):
         losses = jnp.zeros(training.num_epochs, jnp.promote_types(consensus.dtype, jnp.float32))
         return state, TrainingInfo(losses, jnp.int32(training.num_epochs), jnp.array(True))
 
     digest_one = unless_broken(partial(digest, architecture, training=training, distance=distance))
-    state, info = jax.lax.cond(anybody, digest_one, skip, completed, state, inputs, consensus, key)
+    state, info = jax.lax.cond(exists, digest_one, skip, completed, state, inputs, consensus, key)
     return state, info.loss, info.finite
 
 

@@ -79,6 +79,19 @@ class Attendance(NamedTuple):
     completed: dict[str, chex.Array]  # per group [K], bool: digest and revisit are kept, too; of those available only
 
 
+class Participants(NamedTuple):
+    """The clients that a call is about, what their scores weigh, and how far they get in this round.
+
+    One record for a whole federation or for a cohort; it may come at run time, so that one compiled round serves any
+    cohort of the same size.
+    """
+
+    client_ids: dict[str, chex.Array]  # per group [K], uint32: the clients whose states and private data are given
+    weights: dict[str, chex.Array]  # per group [K]: of their scores in the consensus
+    available: dict[str, chex.Array] | None = None  # as of `Attendance`; None: all of them
+    completed: dict[str, chex.Array] | None = None
+
+
 class RoundInfo(NamedTuple):
     """What a round tells about itself; nothing in it is carried on."""
 

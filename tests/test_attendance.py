@@ -71,7 +71,7 @@ def test_an_attendance_of_others_is_refused(key):
     states = federation.init(key, PUBLIC, private)
     attendance = fmd.draw_attendance(key, {"linear": jnp.arange(2), "mlp": jnp.arange(2)})
     with pytest.raises(ValueError, match=r"one availability per client is needed.*'linear': \(3,\).*'linear': \(2,\)"):
-        federation.round(states, PUBLIC, private, key, attendance=attendance)
+        federation.round(states, PUBLIC, private, key, participants=fmd.all_clients(groups, attendance))
 
 
 def test_a_federation_and_a_population_with_dropouts_and_stragglers(key):

@@ -80,7 +80,7 @@ NUMBERS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 @settings(max_examples=30, deadline=None)
 def test_with_a_bound_one_of_n_clients_moves_the_consensus_by_two_nths_of_it_at_most(client, sent, bound):
     def consensus(scores):
-        bounded = jax.vmap(lambda own: bound_scores(own, bound))(scores)
+        bounded = jax.vmap(lambda own: bound_scores(own, bound=bound))(scores)
         return fmd.weighted_consensus({"b": bounded}, {"b": jnp.ones(8)})
 
     moved = consensus(SCORES["b"].at[client].set(jnp.reshape(jnp.array(sent, jnp.float32), (6, 3))))
@@ -91,8 +91,9 @@ def test_with_a_bound_one_of_n_clients_moves_the_consensus_by_two_nths_of_it_at_
 def test_a_bound_leaves_what_is_within_and_what_is_no_score():
     scores = jnp.array([[-3.0, 0.5, jnp.nan], [jnp.inf, -jnp.inf, 2.0]])
     expected = [[-2.0, 0.5, np.nan], [np.inf, -np.inf, 2.0]]
-    np.testing.assert_array_equal(bound_scores(scores, 2.0), expected)
-    assert bound_scores(scores, None) is scores
+    np.testing.assert_array_equal(bound_scores(scores, bound=2.0), expected)
+    with pytest.raises(ValueError, match=r"bound must be positive and finite, got 0\.0"):
+        bound_scores(scores, bound=0.0)
 
 
 @given(st.lists(st.just(0.0) | st.floats(2.0**-20, 2.0**30, width=32), min_size=1, max_size=9))

@@ -43,7 +43,7 @@ class Rounds:
         # Memories of a life before, so that it shows where one of them is lost.
         self.states = jax.tree.map(lambda leaf: leaf + 0.01, self.states)
         self.private = fmd.shard_clients(self.private, mesh)
-        self.weights, self.all = fmd.consensus_weights(groups), faults.attendance(groups)
+        self.weights, self.all = fmd.all_clients(groups).weights, faults.attendance(groups)
         self.mesh, self.compiled = mesh, None
 
     def __call__(self, broken=None, *, weights=None, **attending):
@@ -51,9 +51,9 @@ class Rounds:
         states = faults.switched(self.groups, self.states, broken or {})
         states = fmd.shard_clients(jax.tree.map(jnp.copy, states), self.mesh)
         runtime = {
-            "client_ids": fmd.clients.group_client_ids(self.groups),
-            "weights": weights or self.weights,
-            "attendance": faults.attendance(self.groups, **attending),
+            "participants": fmd.all_clients(self.groups, faults.attendance(self.groups, **attending))._replace(
+                weights=weights or self.weights
+            ),
         }
         arguments = (states, PUBLIC, self.private, KEY)
         if self.compiled is None:
@@ -299,7 +299,7 @@ def test_the_control_tells_whose_training_was_undone(plain):
     info = {
         name: fmd.TrainingInfo(jnp.zeros((len(each), 2)), jnp.full(len(each), 2), each) for name, each in finite.items()
     }
-    failing = dataclasses.replace(plain.federation, revisit=lambda states, *_, attendance: (states, info))
+    failing = dataclasses.replace(plain.federation, revisit=lambda states, *_, participants: (states, info))
     attendance = [
         faults.attendance(GROUPS),
         faults.attendance(GROUPS, absent=[3]),

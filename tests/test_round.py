@@ -15,6 +15,7 @@ import pytest
 import toys
 
 import fedmd_jax as fmd
+from fedmd_jax.consensus import from_all_scores
 
 GROUPS = toys.groups()
 PUBLIC = toys.public()
@@ -72,12 +73,14 @@ def test_two_rounds_against_numpy_loops(key, absent_and_stragglers):
             params = jax.tree.map(lambda leaf, k=k: np.asarray(leaf[k]), states[name].params)
             clients[client_id] = oracle.Client(params, *toys.examples(client_id, 7 + client_id), weight)
     in_order = {"digest_training": toys.sgd(5, 2, shuffle=False), "revisit_training": toys.sgd(3, 2, shuffle=False)}
-    bounded = round_of(groups, draw_subset=fmd.take_in_order, score_bound=0.8, **in_order)
-    step = jax.jit(lambda states, attendance: bounded(states, PUBLIC, private, key, attendance=attendance))
+    transforms = (partial(fmd.bound_scores, bound=0.8),)
+    bounded = round_of(groups, draw_subset=fmd.take_in_order, transforms=transforms, **in_order)
+    step = jax.jit(lambda states, attending: bounded(states, PUBLIC, private, key, participants=attending))
     subset = np.asarray(PUBLIC.inputs[:12], np.float64)
     for round_ in range(2):
         absent, stragglers = (sets[round_] if sets else set() for sets in absent_and_stragglers)
-        states, info = step(states, faults.attendance(groups, absent=absent, stragglers=stragglers))
+        attendance = faults.attendance(groups, absent=absent, stragglers=stragglers)
+        states, info = step(states, fmd.all_clients(groups, attendance))
         for client_id, client in clients.items():
             client.available = client_id not in absent
             client.completed = client.available and client_id not in stragglers
@@ -188,7 +191,9 @@ def test_a_round_without_any_weight_leaves_all_undigested_and_says_so(key):
 def test_weights_may_come_at_run_time(key):
     """One compiled round for any participation."""
     private, states = PRIVATE, start(GROUPS, PRIVATE)
-    step = jax.jit(lambda weights: round_of(GROUPS, weights=weights)(states, PUBLIC, private, key)[0])
+    everybody = fmd.all_clients(GROUPS)
+    round_ = partial(round_of(GROUPS), states, PUBLIC, private, key)
+    step = jax.jit(lambda weights: round_(participants=everybody._replace(weights=weights))[0])
     given = {"linear": jnp.array([1.0, 0.0, 2.0]), "mlp": jnp.array([0.0, 3.0])}
     fixed = run(toys.groups(linear=(1.0, 0.0, 2.0), mlp=(0.0, 3.0)), key)["state"]
     chex.assert_trees_all_close(by_client(GROUPS, step(given)), fixed, **TOLERANCE)
@@ -259,8 +264,9 @@ def sharded(request):
     key = jax.random.key(3)
     spread = (fmd.spread_clients(states, mesh), PUBLIC, fmd.spread_clients(private, mesh), key)
     step = jax.jit(round_of(groups, mesh=mesh, clients_per_chunk=clients_per_chunk))
-    program = step.lower(*spread, attendance=attendance).compile()
-    return Sharded(groups, program, ((states, PUBLIC, private, key), attendance), (spread, attendance))
+    participants = fmd.all_clients(groups, attendance)
+    program = step.lower(*spread, participants=participants).compile()
+    return Sharded(groups, program, ((states, PUBLIC, private, key), participants), (spread, participants))
 
 
 @pytest.mark.parametrize("clients_per_chunk", [1, 2, {"mlp": 3}])
@@ -283,15 +289,16 @@ def test_scores_of_all_clients_are_never_held_in_chunks(clients_per_chunk, held)
 def test_weights_that_do_not_go_with_the_clients_are_refused(key):
     one_less = {"linear": jnp.ones(2), "mlp": jnp.ones(2)}
     for weights in (one_less, {"linear": jnp.ones(3)}):
+        some = fmd.all_clients(GROUPS)._replace(weights=weights)
         with pytest.raises(ValueError, match="one weight per client is needed"):
-            round_of(GROUPS, weights=weights)(start(GROUPS, PRIVATE), PUBLIC, PRIVATE, key)
+            round_of(GROUPS, participants=some)(start(GROUPS, PRIVATE), PUBLIC, PRIVATE, key)
 
 
 def test_sharded_is_unsharded(sharded):
-    arguments, attendance = sharded.arguments
-    expected, expected_info = jax.jit(round_of(sharded.groups))(*arguments, attendance=attendance)
-    arguments, attendance = sharded.spread
-    actual, info = sharded.program(*arguments, attendance=attendance)
+    arguments, participants = sharded.arguments
+    expected, expected_info = jax.jit(round_of(sharded.groups))(*arguments, participants=participants)
+    arguments, participants = sharded.spread
+    actual, info = sharded.program(*arguments, participants=participants)
     chex.assert_trees_all_close(fmd.gather_clients(actual), expected, **TOLERANCE)
     for name, field in expected_info._asdict().items():
         there = getattr(info, name)
@@ -323,3 +330,88 @@ def switches(jaxpr):
             yield len(equation.params["branches"])
         for inner in jax.extend.core.jaxprs_in_params(equation.params):
             yield from switches(inner)
+
+
+def test_the_halves_of_a_round_are_the_round_and_a_client_alone_does_its_half(key):
+    """Each client in a federation of its own scores and learns; the server averages what they send."""
+    settings = {"transforms": (partial(fmd.bound_scores, bound=0.8),)}
+    whole = toys.federation(GROUPS, **settings)
+    expected, expected_info = whole.round(start(GROUPS, PRIVATE), PUBLIC, PRIVATE, key)
+    sent, alone = {}, {}
+    for name, group in GROUPS.items():
+        for k, client_id in enumerate(group.client_ids):
+            own = {name: fmd.ArchitectureGroup(group.architecture, [client_id], [group.weights[k]])}
+            private = {name: jax.tree.map(lambda leaf, k=k: leaf[k : k + 1], PRIVATE[name])}
+            federation = toys.federation(own, **settings)
+            alone[client_id] = federation, federation.init(jax.random.key(0), PUBLIC, private), private
+            sent[client_id] = federation.score(alone[client_id][1], PUBLIC, key)[name]
+    weights = {client_id: jnp.ones(1) for client_id in sent}
+    consensus = fmd.weighted_consensus(sent, weights)
+    assert jnp.abs(consensus).max() <= 0.8
+    infos = {}
+    for client_id, (federation, states, private) in alone.items():
+        states, infos[client_id] = federation.learn(states, PUBLIC, private, consensus, key)
+        (name,) = federation.groups
+        one = jax.tree.map(lambda leaf: leaf[0], states[name])
+        chex.assert_trees_all_close(one, by_client(GROUPS, expected)[client_id], **TOLERANCE)
+        loss = by_client(GROUPS, expected_info.digest_loss)[client_id]
+        np.testing.assert_allclose(infos[client_id].digest_loss[name][0], loss, rtol=1e-5)
+    together = whole.score(start(GROUPS, PRIVATE), PUBLIC, key)
+    for client_id, scores in by_client(GROUPS, together).items():
+        np.testing.assert_allclose(scores, sent[client_id][0], rtol=1e-5, atol=1e-6)
+
+
+def test_transforms_are_applied_in_order_with_a_key_of_each_client(key):
+    def noise(scores, key):
+        return scores + jax.random.normal(key, scores.shape)
+
+    def double(scores, key):
+        return 2 * scores
+
+    def sent(*transforms):
+        federation = toys.federation(GROUPS, transforms=transforms)
+        return by_client(GROUPS, federation.score(start(GROUPS, PRIVATE), PUBLIC, key))
+
+    plain, noisy, noisy_first, noisy_last = sent(), sent(noise), sent(noise, double), sent(double, noise)
+    drawn = {client_id: noisy[client_id] - plain[client_id] for client_id in plain}
+    assert len({float(each[0, 0]) for each in drawn.values()}) == len(plain)
+    for client_id, scores in plain.items():
+        np.testing.assert_allclose(noisy_first[client_id], 2 * (scores + drawn[client_id]), rtol=1e-5, atol=1e-5)
+        assert jnp.abs(noisy_last[client_id] - 2 * scores).max() < 6
+        assert jnp.abs(noisy_last[client_id] - 2 * scores - drawn[client_id]).max() > 0.1  # a key for each transform
+
+
+def test_an_aggregator_of_the_callers_own(key):
+    """The median of all scores, on one device and on four: of a client with NaN as if it were not there."""
+
+    def median(scores, weights):
+        return jnp.nanmedian(jnp.where(weights[:, None, None] > 0, scores, jnp.nan), axis=0)
+
+    groups = toys.groups(linear=(1.0, 1.0, 0.0))
+    states = start(groups, PRIVATE)
+    broken = dict(states)
+    broken["mlp"] = states["mlp"]._replace(
+        params=jax.tree.map(lambda leaf: leaf.at[1].set(jnp.nan), states["mlp"].params)
+    )
+    # Not the absolute error: a median is the score of one client, where its gradient is the sign of rounding.
+    plain = toys.federation(groups, distance=fmd.mse)
+    sent = by_client(groups, plain.score(broken, PUBLIC, key))
+    consensus = np.median([sent[client_id] for client_id in (0, 1, 3)], axis=0)
+    expected, _ = plain.learn(jax.tree.map(jnp.copy, broken), PUBLIC, PRIVATE, jnp.asarray(consensus), key)
+    for mesh in (None, fmd.client_mesh(4)):
+        federation = toys.federation(groups, distance=fmd.mse, aggregator=from_all_scores(median), mesh=mesh)
+        after, info = federation.round(
+            federation.spread(jax.tree.map(jnp.copy, broken)), PUBLIC, federation.spread(PRIVATE), key
+        )
+        assert [bool(finite) for finite in info.scores_finite["mlp"]] == [True, False]
+        for client_id, one in by_client(groups, fmd.gather_clients(after)).items():
+            if client_id != 4:
+                chex.assert_trees_all_close(one, by_client(groups, expected)[client_id], **TOLERANCE)
+
+
+def test_an_aggregator_out_of_all_scores_that_is_the_mean_is_the_default(key):
+    def mean(scores, weights):
+        return jnp.einsum("k,kmc->mc", weights / weights.sum(), scores)
+
+    actual, expected = run(GROUPS, key, aggregator=from_all_scores(mean)), run(GROUPS, key)
+    chex.assert_trees_all_close(actual, expected, **TOLERANCE)

@@ -84,7 +84,7 @@ def compiling(
       seeds_at_once: where it is more than one, the programs are those of `vmap_federation`, for so many.
       **data: `public`, `private`, `pooled` and `test`, as they will be given, or their shapes; `pretraining` where
         transfer learning is on other public examples, `validation` by the name of a program that stops early, and
-        `attendance` where not everybody takes part in all rounds.
+        `participants` where not everybody takes part in all rounds.
     """
     key = jax.random.key(0)
     one_input = federation.put(jax.eval_shape(lambda inputs: inputs[:1], data["public"].inputs))
@@ -103,7 +103,7 @@ def compiling(
         "revisit": ("local", [(states, private, key)]),
         "pool": ("pooled", [(states, pooled, key)]),
     }
-    attending = {"attendance": data["attendance"]} if "attendance" in data else {}
+    attending = {"participants": data["participants"]} if "participants" in data else {}
     named = {"round": attending, "revisit": attending}
     if seeds_at_once > 1:
         federation = vmap_federation(federation)

@@ -2,6 +2,7 @@
 
 import pathlib
 from collections.abc import Mapping
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ from jax.sharding import Mesh
 
 from fedmd_jax.clients import ArchitectureGroup, Groups, stack_private
 from fedmd_jax.communication import Communication, communication_bytes
+from fedmd_jax.consensus import bound_scores
 from fedmd_jax.devices import client_costs
 from fedmd_jax.experiments import together
 from fedmd_jax.experiments.datasets import Datasets, hold_out, load, pool
@@ -55,6 +57,7 @@ def prepare(experiment: Experiment) -> Prepared:
     groups = group_clients(experiment, datasets.num_classes)
     mesh = choose_mesh(experiment.devices)
     costs = None if mesh is None else client_costs(groups, datasets.public.inputs[:1])
+    bound = experiment.score_bound
     federation = fedmd(
         groups,
         subset_size=experiment.subset_size,
@@ -65,7 +68,7 @@ def prepare(experiment: Experiment) -> Prepared:
         revisit_training=experiment.revisit.training(),
         distance=experiment.distance_function(),
         draw_subset=experiment.subset_function(),
-        score_bound=experiment.score_bound,
+        transforms=() if bound is None else (partial(bound_scores, bound=bound),),
         clients_per_chunk=experiment.clients_per_chunk or "auto",
         mesh=mesh,
         costs=costs,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax
 
-from fedmd_jax.attendance import AttendancePolicy, attendance_or_everybody, simulate_attendance
+from fedmd_jax.attendance import AttendancePolicy, all_clients, attendance_or_everybody, simulate_attendance
 from fedmd_jax.clients import group_client_ids
 from fedmd_jax.experiments import together
 from fedmd_jax.experiments.ahead import compiling
@@ -50,7 +50,8 @@ def compiled_once(
     idle = {"round", "revisit"} if experiment.num_rounds == 0 else set()
     needed |= {name for name, is_wanted in wanted.items() if is_wanted} - idle
     if experiment.probabilities() is not None:
-        shapes["attendance"] = attendance_or_everybody(None, group_client_ids(federation.groups))
+        everybody = attendance_or_everybody(None, group_client_ids(federation.groups))
+        shapes["participants"] = all_clients(federation.groups, everybody)
     at_once = 1 if meeting is None else meeting.size
     with compiling(federation, watch, needed=needed, later=later, seeds_at_once=at_once, **shapes) as federation:
         yield partial(_run_phases, federation if meeting is None else meeting.attend(federation))

@@ -345,14 +345,14 @@ def fit(
             # A client with few examples sits out the last batches of the others: even a zero gradient would move
             # it, through the momentum of its optimizer.
             moved = jax.tree.map(lambda new, old: jnp.where(num_real > 0, new, old), moved, learner)
-        return moved, (loss, num_real)
+        return moved, (loss, num_real.astype(loss.dtype))
 
     num_epochs, num_steps, _ = indices.shape
     if training.early_stopping is not None:
 
         def epoch(learner, number):
             learner, (loss, num_real) = jax.lax.scan(step, learner, (indices[number], mask, keys[number]))
-            return learner, jnp.sum(loss * num_real) / jnp.maximum(num_examples, 1)
+            return learner, jnp.sum(loss * num_real) / jnp.maximum(num_examples, 1).astype(loss.dtype)
 
         return _fit_until_stopped(architecture, epoch, learner, num_epochs, training.early_stopping, validation)
 
@@ -360,7 +360,7 @@ def fit(
     batches = (indices.reshape(num_epochs * num_steps, -1), jnp.tile(mask, (num_epochs, 1)), keys.reshape(-1))
     learner, (loss, num_real) = jax.lax.scan(step, learner, batches)
     total = jnp.sum((loss * num_real).reshape(num_epochs, num_steps), axis=1)
-    return learner, total / jnp.maximum(num_examples, 1)
+    return learner, total / jnp.maximum(num_examples, 1).astype(total.dtype)
 
 
 def check_validation(training: Training, validation: object | None, where: str = "") -> None:
@@ -449,7 +449,7 @@ def _batch_loss(architecture, example_loss, params, model_state, inputs, targets
     logits, model_state = architecture.apply(params, model_state, inputs, train=True, mask=mask, key=key)
     losses = example_loss(logits, targets)
     losses = jnp.where(mask, losses.astype(jnp.promote_types(losses.dtype, jnp.float32)), 0.0)
-    return jnp.sum(losses) / jnp.maximum(jnp.sum(mask), 1) + architecture.penalty(params), model_state
+    return jnp.sum(losses) / jnp.maximum(jnp.sum(mask), 1).astype(losses.dtype) + architecture.penalty(params), model_state
 
 
 def _pad_rows(rows, num_rows):

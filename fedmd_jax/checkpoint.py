@@ -57,7 +57,7 @@ class CheckpointError(ValueError):
     """A checkpoint cannot be used; the message is one line and names the checkpoint and the reason."""
 
 
-def save_tree(path: pathlib.Path, tree: chex.ArrayTree, *, record: Mapping[str, Any] | None = None) -> None:
+def save_tree(path: str | os.PathLike, tree: chex.ArrayTree, *, record: Mapping[str, Any] | None = None) -> None:
     """Writes a tree of arrays as a directory that appears when it is complete.
 
     All arrays are one run of bytes for Orbax: a fifth of the time for the hundreds of small arrays of a federation, and
@@ -73,10 +73,10 @@ def save_tree(path: pathlib.Path, tree: chex.ArrayTree, *, record: Mapping[str, 
       ValueError: a leaf is no array of numbers.
       OSError: it cannot be written; what was there before is as it was.
     """
-    _write(path, *_host_copy(tree), record or {})
+    _write(pathlib.Path(path), *_host_copy(tree), record or {})
 
 
-def load_tree(path: pathlib.Path, like: chex.ArrayTree) -> chex.ArrayTree:
+def load_tree(path: str | os.PathLike, like: chex.ArrayTree) -> chex.ArrayTree:
     """Reads what `save_tree` has written.
 
     Args:
@@ -91,7 +91,7 @@ def load_tree(path: pathlib.Path, like: chex.ArrayTree) -> chex.ArrayTree:
       CheckpointError: it is missing, damaged, of another format, or of a tree with other leaves.
     """
     like = _gathered(like)
-    layout, content = _layout(like), _checked(path, like)
+    layout, content = _layout(like), _checked(pathlib.Path(path), like)
     leaves, offset = [], 0
     for leaf, (_, dtype, shape) in zip(jax.tree.leaves(like), layout, strict=True):
         size = _num_bytes((None, dtype, shape))
@@ -101,14 +101,14 @@ def load_tree(path: pathlib.Path, like: chex.ArrayTree) -> chex.ArrayTree:
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
-def check_tree(path: pathlib.Path, like: chex.ArrayTree) -> None:
+def check_tree(path: str | os.PathLike, like: chex.ArrayTree) -> None:
     """Reads a checkpoint as `load_tree` would, and says nothing, or a `CheckpointError`."""
-    _checked(path, _gathered(like))
+    _checked(pathlib.Path(path), _gathered(like))
 
 
-def read_record(path: pathlib.Path) -> Record:
+def read_record(path: str | os.PathLike) -> Record:
     """The record of a checkpoint, without its arrays; `CheckpointError` as in `load_tree`."""
-    return _read_note(path)["record"]
+    return _read_note(pathlib.Path(path))["record"]
 
 
 class Checkpoints:

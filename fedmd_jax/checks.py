@@ -4,6 +4,7 @@ Every complaint is a `ValueError` of one line: what was wanted and what came.
 """
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -20,43 +21,120 @@ def check_examples(what: str, inputs: Any, labels: Any) -> tuple[np.ndarray, np.
 
     Args:
       what: how the message names them, such as "client 3".
-      inputs: [N, ...], N at least 1, finite.
+      inputs: [N, ...], N at least 1, as of `check_inputs`.
       labels: [N], integers from 0.
 
     Returns:
-      Inputs as they are in float32 (integers are converted), labels in int32.
+      Inputs as `check_inputs` returns them, labels in int32.
 
     Raises:
       ValueError: anything else.
     """
-    inputs = check_inputs(what, inputs)
+    given, inputs = inputs, check_inputs(what, inputs)
     labels = as_array(f"{what}: labels", labels)
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+    if labels.ndim != 1 or not _is_integer(labels.dtype):
         raise ValueError(f"{what}: labels must be integers of shape [N], got {labels.dtype} of shape {labels.shape}")
     if len(inputs) != len(labels):
-        raise ValueError(f"{what}: as many labels as inputs are needed, got {len(inputs)} inputs, {len(labels)} labels")
+        several = isinstance(given, (tuple, list)) and inputs.shape[1] == len(labels)
+        hint = "; inputs must be one array, not several" if several else ""
+        raise ValueError(
+            f"{what}: as many labels as inputs are needed, got {len(inputs)} inputs, {len(labels)} labels{hint}"
+        )
     if labels.min() < 0:
         raise ValueError(f"{what}: labels must not be negative, got {labels.min()}")
-    if labels.max() > np.iinfo(np.int32).max:
-        raise ValueError(f"{what}: labels must fit into int32, got {labels.max()}")
-    return inputs, labels.astype(np.int32)
+    return inputs, _as_int32(f"{what}: labels", labels)
 
 
 def check_inputs(what: str, inputs: Any) -> np.ndarray:
-    """Inputs in float32, [N, ...]; a `ValueError` where there are none, or where one is not finite."""
-    inputs = as_array(f"{what}: inputs", inputs)
+    """Inputs of a dtype that networks take, or the reason why there is none.
+
+    Args:
+      what: how the message names them.
+      inputs: one array, [N, ...], N at least 1. Integers must fit into int32, floats must be finite.
+
+    Returns:
+      Integers of any width in int32, so that `x - 128` of a pixel does not wrap and a token id is exact; float16,
+      bfloat16 and float32 as they are; wider floats in float32, as JAX converts them.
+
+    Raises:
+      ValueError: anything else, such as bool, float8, a pytree, or images [N, C, H, W].
+    """
+    given, inputs = inputs, as_array(f"{what}: inputs", inputs)
+    if inputs.dtype == object or hasattr(given, "_fields"):  # a NamedTuple of arrays of one shape would be stacked
+        raise ValueError(f"{what}: inputs must be one array of numbers, no other pytree, got {told(given)}")
     if inputs.ndim < 2 or 0 in inputs.shape[1:]:
         raise ValueError(f"{what}: inputs must have shape [N, ...], got {inputs.shape}")
     if len(inputs) == 0:
         raise ValueError(f"{what}: at least one example is needed, got none")
-    if inputs.dtype.kind not in "fiu":
-        raise ValueError(f"{what}: inputs must be numbers, got dtype {inputs.dtype}")
-    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is told of below
-        inputs = inputs.astype(np.float32, copy=False)
+    check_channels_last(what, inputs.shape)
+    if _is_integer(inputs.dtype):
+        return _as_int32(f"{what}: inputs", inputs)
+    inputs = _as_float(what, inputs)
     bad = np.flatnonzero(~np.isfinite(inputs).reshape(len(inputs), -1).all(axis=1))
     if bad.size:
         raise ValueError(f"{what}: inputs must be finite, got NaN or infinity in {bad.size} rows, first row {bad[0]}")
     return inputs
+
+
+def check_channels_last(what: str, shape: tuple[int, ...]) -> None:
+    """A `ValueError` if images look like [N, C, H, W].
+
+    Shapes that also occur with the channels last pass: [N, 1, 1, 512] and [N, 3, 3, 64] (features), [N, 1, 128, 9]
+    (a signal of nine channels).
+
+    >>> check_channels_last("images", (60, 28, 28, 1))
+    """
+    if len(shape) != 4 or shape[1] not in (1, 3):
+        return
+    shorter, longer = sorted(shape[2:])
+    if shorter > 4 and longer <= 2 * shorter:
+        raise ValueError(
+            f"{what}: images must be [N, H, W, C], got {shape}, which looks like [N, C, H, W]: "
+            "np.moveaxis(inputs, 1, -1) converts them"
+        )
+
+
+def check_one_dtype(dtypes: Mapping[str, Any]) -> None:
+    """A `ValueError` if the inputs of a federation are of several dtypes, which a network would treat differently.
+
+    Args:
+      dtypes: name of a part of the data -> its dtype.
+    """
+    first: dict[str, str] = {}
+    for part, dtype in dtypes.items():
+        # As JAX takes them: arrays that were not made by our own functions may be of 64 bits.
+        first.setdefault(jax.dtypes.canonicalize_dtype(dtype).name, part)
+    if len(first) > 1:
+        found = " and ".join(f"{name} ({part})" for name, part in first.items())
+        raise ValueError(f"all inputs of a federation must have one dtype, got {found}")
+
+
+def _is_integer(dtype):
+    return jnp.issubdtype(dtype, jnp.integer) and dtype.kind != "m"  # NumPy counts time differences among the integers
+
+
+def _as_int32(what, integers):
+    limits = np.iinfo(np.int32)
+    for value in (integers.min(), integers.max()):
+        if not limits.min <= int(value) <= limits.max:
+            raise ValueError(f"{what} must fit into int32, got {value}")
+    return integers.astype(np.int32, copy=False)
+
+
+def _as_float(what, inputs):
+    dtype = inputs.dtype.newbyteorder("=")
+    if dtype in (np.float16, jnp.bfloat16, np.float32):
+        return inputs.astype(dtype, copy=False)
+    if dtype in (np.float64, np.longdouble):
+        with np.errstate(over="ignore"):  # too large values become infinite, and are refused by the caller
+            return inputs.astype(np.float32)
+    if jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(
+            f"{what}: inputs must be of a dtype that JAX combines with float32 parameters, got {dtype}: "
+            "inputs.astype(np.float32) converts them exactly"
+        )
+    hint = ": inputs.astype(np.float32) or inputs.astype(np.int32) converts them" if dtype.kind == "b" else ""
+    raise ValueError(f"{what}: inputs must be numbers, got dtype {inputs.dtype}{hint}")
 
 
 def as_array(what: str, value: Any) -> np.ndarray:
@@ -64,7 +142,7 @@ def as_array(what: str, value: Any) -> np.ndarray:
     try:
         return np.asarray(value)
     except (ValueError, TypeError, OverflowError) as error:
-        raise ValueError(f"{what} must be an array, got {told(value)}") from error
+        raise ValueError(f"{what} must be one array, got {told(value)}") from error
 
 
 def as_list(what: str, values: Any) -> list:

@@ -21,7 +21,7 @@ from fedmd_jax.experiments.errors import SettingsError, UsageError, bad_input
 from fedmd_jax.experiments.interrupts import CtrlC
 from fedmd_jax.experiments.prepared import choose_seeds_at_once
 from fedmd_jax.experiments.results import sweep as sweeps
-from fedmd_jax.experiments.results.figures import plot, plot_seeds
+from fedmd_jax.experiments.results.figures import plot, plot_seeds, write_plot
 from fedmd_jax.experiments.results.listing import list_runs
 from fedmd_jax.experiments.results.report import describe
 from fedmd_jax.experiments.results.seeds import (
@@ -343,11 +343,11 @@ def _run_combination(
 
 
 def _write_sweep(path: pathlib.Path, name: str, rows: Sequence[Record]) -> None:
-    contents = {sweeps.TABLE: sweeps.to_csv(rows), sweeps.PLOT: sweeps.plot_sweep(rows, f"{name}: sweep")}
+    table = sweeps.to_csv(rows)
     if not path.exists():  # the first combination has failed before it could write anything
-        files.create(path, contents)
-    for file, content in contents.items():
-        files.replace_file(path / file, content)
+        files.create(path, {sweeps.TABLE: table})
+    files.replace_file(path / sweeps.TABLE, table)
+    write_plot(path / sweeps.PLOT, sweeps.plot_sweep, rows, f"{name}: sweep")
 
 
 def _at_least_one(num_seeds: int) -> int:
@@ -380,14 +380,14 @@ def _report(argv: list[str]) -> int:
     if (seeds := read_seeds(path)) is not None:
         summary, runs = seeds
         print(_marked(describe_seeds, files.is_smoke(path), summary))
-        files.replace_file(path / files.PLOT, plot_seeds(runs))
+        write_plot(path / files.PLOT, plot_seeds, runs)
         return 0
     if not (path / files.SUMMARY).is_file() and (lines := list_runs(path)):
         print("\n".join(lines))
         return 0
     summary, metrics = files.read_run(path)
     print(_marked(describe, files.is_smoke(path), summary))
-    files.replace_file(path / files.PLOT, plot(summary, metrics))
+    write_plot(path / files.PLOT, plot, summary, metrics)
     return 0
 
 

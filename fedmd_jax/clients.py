@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedmd_jax.checks import as_array, as_list, check_examples, is_number, told
+from fedmd_jax.checks import as_array, as_list, check_examples, check_one_dtype, is_number, told
 from fedmd_jax.types import Architecture, PrivateDataset
 
 
@@ -124,11 +124,14 @@ def stack_private(
       home: "host" for NumPy arrays, where everybody's examples do not fit on the device.
 
     Returns:
-      Per group, inputs [K, N, ...] in float32, labels [K, N] and num_examples [K].
+      Per group, inputs [K, N, ...], labels [K, N] and num_examples [K]. Integer inputs are in int32; float16,
+      bfloat16 and float32 keep their dtype, float64 becomes float32. A row of padding repeats the client's last
+      example, so that it is finite in every network in which the example is.
 
     Raises:
       ValueError: a client without examples, examples without a client, lengths that differ between inputs and labels,
-        shapes that differ between clients, NaN, labels that are not integers from 0, an unknown home.
+        shapes or dtypes that differ between clients, NaN, integers beyond int32, images [N, C, H, W], labels that are
+        not integers from 0, an unknown home.
     """
     check_home(home)
     check_groups(groups)
@@ -147,7 +150,7 @@ def stack_private(
 
 
 def check_private(examples: Mapping[int, tuple[Any, Any]]) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """Inputs in float32 and labels in int32 of each client; a `ValueError` where they are no examples, or do not agree.
+    """Inputs and labels of each client as of `check_examples`; a `ValueError` if they are no examples, or do not agree.
 
     Args:
       examples: for each client id its inputs [n, ...] and integer labels [n].
@@ -159,11 +162,12 @@ def check_private(examples: Mapping[int, tuple[Any, Any]]) -> dict[int, tuple[np
     shapes = {inputs.shape[1:] for inputs, _ in checked.values()}
     if len(shapes) > 1:
         raise ValueError(f"the inputs of all clients must have one shape, got {sorted(shapes)}")
+    check_one_dtype({f"client {client_id}": inputs.dtype for client_id, (inputs, _) in checked.items()})
     return checked
 
 
 def stack_examples(examples: Sequence[tuple[np.ndarray, np.ndarray]], num_rows: int | None = None) -> PrivateDataset:
-    """Examples of some clients, checked already, as a stack on the host, [K, N, ...].
+    """Examples of some clients, checked already, as a stack on the host, [K, N, ...]; padding repeats the last example.
 
     Args:
       examples: inputs and labels of each client.
@@ -172,7 +176,7 @@ def stack_examples(examples: Sequence[tuple[np.ndarray, np.ndarray]], num_rows: 
     num_rows = max(len(labels) for _, labels in examples) if num_rows is None else num_rows
 
     def pad(rows):
-        return np.pad(rows, [(0, num_rows - len(rows))] + [(0, 0)] * (rows.ndim - 1))
+        return rows[np.minimum(np.arange(num_rows), len(rows) - 1)]
 
     return PrivateDataset(
         inputs=np.stack([pad(inputs) for inputs, _ in examples]),

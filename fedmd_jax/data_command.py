@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fedmd_jax import hints
 from fedmd_jax.data.catalogue import CATALOGUE, DataSet, find_data_set, find_files
-from fedmd_jax.data.files import DataError
+from fedmd_jax.data.files import DataError, idx_names
 from fedmd_jax.data.preparing import prepare_data
 from fedmd_jax.data.sources import data_folder, find_arrays, find_idx, find_tfds, records_info
 
@@ -99,6 +99,8 @@ def files_of(data_set: DataSet) -> str:
     for source in data_set.sources:
         lines.append(f"* {source.title}: there, or under {' or '.join(source.folders)},")
         lines += [f"  {file}" for file in source.checksums]
+        if any(len(idx_names(file)) > 1 for file in source.checksums):
+            lines.append("  (or unzipped, or named like train-images.idx3-ubyte)")
     download = "has no download" if data_set.url is None else f"is downloaded from {data_set.url} without --from"
     return "\n".join([*lines, f"{data_set.name} {download}"])
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedmd_jax.checks import as_array, check_examples, check_inputs, check_labels_in_head, told
+from fedmd_jax.checks import as_array, check_examples, check_inputs, check_labels_in_head, check_one_dtype, told
 from fedmd_jax.clients import Groups
 from fedmd_jax.optimizers import is_hyperparameter, is_key
 from fedmd_jax.spread import clients_here, group_sizes
@@ -22,11 +22,13 @@ def public_dataset(inputs: Any, labels: Any = None) -> PublicDataset:
     """The public dataset from arrays of the caller's.
 
     Args:
-      inputs: [P, ...].
+      inputs: one array, [P, ...]: integers, such as token ids, are stored in int32; float16, bfloat16 and float32 keep
+        their dtype, float64 becomes float32.
       labels: [P], integers from 0; without them clients cannot be pretrained, but rounds can run.
 
     Raises:
-      ValueError: no rows, NaN, lengths that differ, labels that are not integers from 0.
+      ValueError: no rows, NaN, integers beyond int32, bool, a pytree, images [N, C, H, W], lengths that differ, labels
+        that are not integers from 0.
     """
     if labels is None:
         return PublicDataset(jnp.asarray(check_inputs("public dataset", inputs)), None)
@@ -37,11 +39,11 @@ def labelled_dataset(inputs: Any, labels: Any) -> PrivateDataset:
     """One unstacked set of examples, such as a test set, from arrays of the caller's.
 
     Args:
-      inputs: [N, ...].
+      inputs: one array, [N, ...], as of `public_dataset`.
       labels: [N], integers from 0.
 
     Raises:
-      ValueError: no rows, NaN, lengths that differ, labels that are not integers from 0.
+      ValueError: as of `public_dataset`.
     """
     inputs, labels = check_examples("labelled dataset", inputs, labels)
     return PrivateDataset(jnp.asarray(inputs), jnp.asarray(labels), jnp.int32(len(labels)))
@@ -115,6 +117,7 @@ def check_data(
         raise ValueError(
             f"the public subset of a round must be at most the public dataset, {num_public} examples, got {subset_size}"
         )
+    dtypes = {"public dataset": public.inputs.dtype}
     num_classes = num_outputs(groups, public.inputs[:2])
     if public.labels is not None:
         check_labels_in_head("public dataset", public.labels, num_classes)
@@ -129,10 +132,12 @@ def check_data(
             raise ValueError(f"labelled dataset {number}: one per group is needed, {sorted(groups)}, got {found}")
         parts = {"shared": dataset} if shared else clients_here(dataset)
         for name, part in parts.items():
-            _check_labelled(_what(number, name), part, tuple(shape), num_classes)
+            what = _what(number, name)
+            dtypes[what] = _check_labelled(what, part, tuple(shape), num_classes)
         for name, size in ({} if shared else group_sizes(dataset)).items():
             if size != groups[name].num_clients:
                 raise ValueError(f"{_what(number, name)}: {groups[name].num_clients} clients, but data of {size}")
+    check_one_dtype(dtypes)
 
 
 def _what(number: int, name: str) -> str:
@@ -140,8 +145,8 @@ def _what(number: int, name: str) -> str:
     return f"group {name!r}" if number == 0 else f"labelled dataset {number}, {name}"
 
 
-def _check_labelled(what: str, dataset: PrivateDataset, shape: tuple[int, ...], num_classes: int) -> None:
-    """One dataset, stacked or not; a client without examples is padding, and passes."""
+def _check_labelled(what: str, dataset: PrivateDataset, shape: tuple[int, ...], num_classes: int) -> np.dtype:
+    """The dtype of the inputs of one dataset, stacked or not; a client without examples is padding, and passes."""
     if not isinstance(dataset, PrivateDataset):
         raise ValueError(f"{what}: a PrivateDataset is needed, got {told(dataset)}")
     inputs, labels, num_examples = map(as_array, (f"{what}: {part}" for part in dataset._fields), dataset)
@@ -158,6 +163,7 @@ def _check_labelled(what: str, dataset: PrivateDataset, shape: tuple[int, ...], 
         raise ValueError(f"{what}: num_examples must be between 0 and {labels.shape[-1]}, got {num_examples.tolist()}")
     check_examples(what, inputs.reshape(-1, *shape), labels.reshape(-1))
     check_labels_in_head(what, labels, num_classes)
+    return inputs.dtype
 
 
 def check_optimizers(

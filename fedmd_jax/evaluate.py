@@ -45,4 +45,5 @@ def evaluate(
     real = jnp.arange(test.labels.shape[0]) < test.num_examples
     num_real = jnp.maximum(test.num_examples, 1)
     accuracy = share_correct(logits, test)
-    return Evaluation(accuracy, jnp.sum(jnp.where(real, cross_entropy(logits, test.labels), 0.0)) / num_real)
+    loss = jnp.sum(jnp.where(real, cross_entropy(logits, test.labels), 0.0))
+    return Evaluation(accuracy, loss / num_real.astype(loss.dtype))

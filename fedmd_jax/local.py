@@ -371,7 +371,7 @@ def fit(
             # A client with few examples skips the last batches of the others: even a zero gradient would move it,
             # through the momentum of its optimizer.
             moved = jax.tree.map(lambda new, old: jnp.where(num_real > 0, new, old), moved, learner)
-        return moved, (loss, num_real)
+        return moved, (loss, num_real.astype(loss.dtype))
 
     num_epochs, num_steps, _ = indices.shape
     if training.early_stopping is None:
@@ -379,12 +379,12 @@ def fit(
         batches = (indices.reshape(num_epochs * num_steps, -1), jnp.tile(mask, (num_epochs, 1)), keys.reshape(-1))
         learner, (loss, num_real) = jax.lax.scan(step, start, batches)
         total = jnp.sum((loss * num_real).reshape(num_epochs, num_steps), axis=1)
-        loss, num_run = total / jnp.maximum(num_examples, 1), jnp.int32(num_epochs)
+        loss, num_run = total / jnp.maximum(num_examples, 1).astype(total.dtype), jnp.int32(num_epochs)
     else:
 
         def epoch(learner, number):
             learner, (loss, num_real) = jax.lax.scan(step, learner, (indices[number], mask, keys[number]))
-            return learner, jnp.sum(loss * num_real) / jnp.maximum(num_examples, 1)
+            return learner, jnp.sum(loss * num_real) / jnp.maximum(num_examples, 1).astype(loss.dtype)
 
         learner, loss, num_run = _fit_until_stopped(
             architecture, epoch, start, num_epochs, training.early_stopping, validation
@@ -483,7 +483,8 @@ def _batch_loss(architecture, example_loss, params, model_state, inputs, targets
     _check_example_loss(example_loss, logits, targets)
     losses = example_loss(logits, targets)
     losses = jnp.where(mask, losses.astype(jnp.promote_types(losses.dtype, jnp.float32)), 0.0)
-    return jnp.sum(losses) / jnp.maximum(jnp.sum(mask), 1) + architecture.penalty(params), model_state
+    mean = jnp.sum(losses) / jnp.maximum(jnp.sum(mask), 1).astype(losses.dtype)
+    return mean + architecture.penalty(params), model_state
 
 
 def _check_example_loss(example_loss, logits, targets):

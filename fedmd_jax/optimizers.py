@@ -42,7 +42,8 @@ def adam(
         count = state.count + 1
         mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
         nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, grads)
-        step = learning_rate * jnp.sqrt(1 - b2**count) / (1 - b1**count)
+        # `lax.pow` takes an integer exponent, also if dtypes are not promoted; 1.0, since a rate may be an integer.
+        step = learning_rate * jnp.sqrt(1 - jax.lax.pow(1.0 * b2, count)) / (1 - jax.lax.pow(1.0 * b1, count))
         updates = jax.tree.map(lambda m, v: -step * m / (jnp.sqrt(v) + eps), mu, nu)
         return updates, optax.ScaleByAdamState(count, mu, nu)
 

@@ -53,6 +53,13 @@ def test_what_is_read_is_what_was_written(tmp_path):
     assert names(tmp_path) == ["a"]
 
 
+def test_a_path_may_be_a_string(tmp_path):
+    save_tree(f"{tmp_path}/folder/a", {"w": np.arange(3)}, record={"round": 2})
+    np.testing.assert_array_equal(load_tree(f"{tmp_path}/folder/a", {"w": np.zeros(3, int)})["w"], np.arange(3))
+    check_tree(f"{tmp_path}/folder/a", {"w": np.zeros(3, int)})
+    assert read_record(f"{tmp_path}/folder/a") == {"round": 2}
+
+
 def test_orbax_is_asked_once_for_what_does_not_change(tmp_path, monkeypatch):
     asked, metadata = [], ocp.metadata
     monkeypatch.setattr(ocp, "metadata", lambda path: asked.append(path.name) or metadata(path))

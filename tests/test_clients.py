@@ -29,7 +29,8 @@ def test_stacking_keeps_every_example_and_pads_the_rest(sizes, seed):
     for k, n in enumerate(sizes):
         np.testing.assert_array_equal(stacked.inputs[k, :n], data[10 + k][0])
         np.testing.assert_array_equal(stacked.labels[k, :n], data[10 + k][1])
-        assert not stacked.inputs[k, n:].any()
+        np.testing.assert_array_equal(stacked.inputs[k, n:], np.repeat(data[10 + k][0][-1:], max(sizes) - n, axis=0))
+        assert (stacked.labels[k, n:] == data[10 + k][1][-1]).all()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Callable
 
 from fedmd_jax.data import originals
-from fedmd_jax.data.files import DataError
+from fedmd_jax.data.files import DataError, open_unzipped, reading, stored
 from fedmd_jax.data.originals import Original
 from fedmd_jax.hints import unknown
 
@@ -18,7 +18,8 @@ class Source:
     Attributes:
       title: what a user looks for.
       folders: where they may be under the folder that the user names; that folder itself is tried last.
-      checksums: sha256 by name of file; None for what differs from user to user, and for folders.
+      checksums: sha256 by name of file, of the unzipped content if it is an idx file, which comes zipped in several
+        ways; None for what differs from user to user, and for folders.
       read: reads the files, which are given in this order.
     """
 
@@ -55,23 +56,23 @@ _CIFAR_TERMS = "no explicit licence; cite Krizhevsky 2009"
 
 _MNIST = Source(
     "train-images-idx3-ubyte.gz and the three files beside it",
-    ("mnist",),
+    ("mnist", "MNIST/raw"),  # the last as in torchvision
     {
-        "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-        "train-labels-idx1-ubyte.gz": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-        "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-        "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+        "train-images-idx3-ubyte.gz": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        "train-labels-idx1-ubyte.gz": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        "t10k-images-idx3-ubyte.gz": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        "t10k-labels-idx1-ubyte.gz": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
     },
     originals.read_idx_files,
 )
 _EMNIST = Source(
     "emnist-letters-train-images-idx3-ubyte.gz and the three files beside it",
-    ("emnist_letters", "emnist/letters", "gzip"),  # the last as in NIST's zip file
+    ("emnist_letters", "emnist/letters", "gzip", "EMNIST/raw"),  # the last two as in NIST's zip file and in torchvision
     {
-        "emnist-letters-train-images-idx3-ubyte.gz": "6288f418a917e007bf5fddb823a2dc7a5c6a35031401b93292a539cb12bd881f",
-        "emnist-letters-train-labels-idx1-ubyte.gz": "9759af91ea6bccdf07a6040fd085861f2ec88e37f7c3f5760f6feb57106fbe5c",
-        "emnist-letters-test-images-idx3-ubyte.gz": "50f0e93d75b99b463e9760b8345866f22587fa2c2fba472730a5ba09c693412d",
-        "emnist-letters-test-labels-idx1-ubyte.gz": "924955c31fe7fd809b7303b5c0141282955f4b8390c74cdfd5d80435e0f4b4cb",
+        "emnist-letters-train-images-idx3-ubyte.gz": "7a786db773b2096a7b9a3f3275388a27711f4451548c3ca8be96f09ae94371ae",
+        "emnist-letters-train-labels-idx1-ubyte.gz": "e8e94c3f4353d5532fd9604b939cb4c76e7847945b9b0d9ff7884d881dead6bc",
+        "emnist-letters-test-images-idx3-ubyte.gz": "d5895e82d14765b22a84342337bc5c25f1affd61cc97d3821d4e65504bbf8dbc",
+        "emnist-letters-test-labels-idx1-ubyte.gz": "22dbcde0a929a7f166bdac863b9195b2994d840a1e082f8f6daaeac5606376a6",
     },
     originals.read_idx_files,
 )
@@ -194,7 +195,7 @@ def find_files(data_set: DataSet, folder: pathlib.Path) -> tuple[Source, list[pa
     """
     for source in data_set.sources:
         for place in (*(folder / name for name in source.folders), folder):
-            paths = [place / name for name in source.checksums]
+            paths = [stored(place / name) for name in source.checksums]
             if any(path.exists() for path in paths):
                 return source, paths
     return None
@@ -242,7 +243,8 @@ def read_original(data_set: DataSet, folder: pathlib.Path, *, checksums: bool = 
 
 
 def _check_sum(path, expected):
-    with path.open("rb") as file:
+    is_idx = "idx" in path.name
+    with reading(path), open_unzipped(path) if is_idx else path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != expected:
         raise DataError(

@@ -6,11 +6,11 @@ import math
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from fedmd_jax.checks import as_array
+from fedmd_jax.checks import as_array, check_channels_last
 from fedmd_jax.hints import one_line
 
 # Of what is unpacked: no more than this, or so many times the file. MNIST's digits are packed to a fifth.
@@ -42,6 +42,10 @@ def checked(images: np.ndarray, labels: np.ndarray, where: Any) -> Images:
     images, labels = _as_arrays(where, images=images, labels=labels)
     if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
         raise DataError(f"{where}: images must be uint8 [N, H, W, C], got {images.dtype} {list(images.shape)}")
+    try:
+        check_channels_last(str(where), images.shape)
+    except ValueError as error:
+        raise DataError(str(error)) from error
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
         raise DataError(f"{where}: labels must be integers [N], got {labels.dtype} {list(labels.shape)}")
     if len(images) != len(labels):
@@ -144,17 +148,42 @@ def read_npz(path: pathlib.Path, keys: Sequence[str]) -> tuple[np.ndarray, ...]:
         return tuple(arrays.values())
 
 
+def idx_names(name: str) -> tuple[str, ...]:
+    """The names that an idx file has: as published, unzipped, and with a dot; only the name itself of any other file.
+
+    >>> idx_names("train-images-idx3-ubyte.gz")[1:]
+    ('train-images-idx3-ubyte', 'train-images.idx3-ubyte.gz', 'train-images.idx3-ubyte')
+    """
+    if not name.endswith("-ubyte.gz"):
+        return (name,)
+    plain = name.removesuffix(".gz")
+    return tuple(stem + suffix for stem in (plain, plain.replace("-idx", ".idx")) for suffix in (".gz", ""))
+
+
+def stored(path: pathlib.Path) -> pathlib.Path:
+    """The file of the first of its `idx_names` that exists; the path itself if none does."""
+    # No folder: some archives have the file in a folder of its name.
+    return next((found for found in map(path.with_name, idx_names(path.name)) if found.is_file()), path)
+
+
+def open_unzipped(path: pathlib.Path) -> BinaryIO:
+    """The content of a file, zipped or not, whatever its name says: browsers unzip without changing it."""
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path) if zipped else path.open("rb")
+
+
 def read_idx(path: pathlib.Path, rank: int) -> np.ndarray:
     """An array of bytes in the format of MNIST's first publication.
 
     Args:
-      path: the gzipped file.
+      path: the file, gzipped or not.
       rank: 3 for images [N, H, W], 1 for labels [N].
 
     Raises:
       DataError: the file is damaged or something else.
     """
-    with reading(path), gzip.open(path) as file:
+    with reading(path), open_unzipped(path) as file:
         header = file.read(4 + 4 * rank)
         # Two zeros, 8 for unsigned bytes, the rank; then the sizes.
         if len(header) < 4 + 4 * rank or header[:4] != bytes([0, 0, 8, rank]):

@@ -7,8 +7,9 @@ Datasets) and takes the first of these that is there:
    [N, H, W, C], `labels`, integers [N] from 0, and columns [N] of any other name for `load_column`. For a name with a
    configuration, such as `emnist/letters`, the folder is `emnist/letters` or `emnist_letters`. This is the way to bring
    your own data.
-2. The original files of the MNIST family, gzipped idx: `mnist/train-images-idx3-ubyte.gz`, `mnist/t10k-...` and, for
-   EMNIST, `emnist_letters/emnist-letters-train-images-idx3-ubyte.gz` and so on.
+2. The original files of the MNIST family, in idx format: `mnist/train-images-idx3-ubyte.gz`, `mnist/t10k-...` and, for
+   EMNIST, `emnist_letters/emnist-letters-train-images-idx3-ubyte.gz` and so on. They may be unzipped
+   (`train-images-idx3-ubyte`) and have a dot in their names (`train-images.idx3-ubyte`).
 3. A data set that TensorFlow Datasets has prepared as array_record, `mnist/3.0.1/`. Reading the records needs no
    tensorflow, but is slow (MNIST takes 9 s). `fedmd-jax data prepare` therefore puts plain arrays of the same rows
    beside them, `mnist/3.0.1/train.npz`, which count as plain arrays (0.3 s).
@@ -36,6 +37,7 @@ from fedmd_jax.data.files import (
     read_npz,
     reading,
     reason,
+    stored,
     write_npz,
 )
 
@@ -249,7 +251,8 @@ def _idx_files(folder, name, split):
         return []
     base, _, config = name.partition("/")
     stem = f"{base}-{config}-{split}" if config else {"train": "train", "test": "t10k"}[split]
-    return [folder / name.replace("/", "_") / f"{stem}-{kind}-ubyte.gz" for kind in ("images-idx3", "labels-idx1")]
+    place = folder / name.replace("/", "_")
+    return [stored(place / f"{stem}-{kind}-ubyte.gz") for kind in ("images-idx3", "labels-idx1")]
 
 
 def find_idx(folder: pathlib.Path, name: str, split: str) -> list[pathlib.Path] | None:

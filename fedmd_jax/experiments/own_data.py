@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import chex
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -42,8 +43,7 @@ def take_own(
     for (name, k), client_id in ids.items():
         stack_of_one = stack_examples([private[client_id]], num_rows[name])
         own[name, k] = jax.tree.map(lambda leaf: leaf[0], stack_of_one)
-    shape = datasets.public.inputs.shape[1:]
-    shapes = {name: _shapes(sizes[name], num_rows[name], shape) for name in groups}
+    shapes = {name: _shapes(sizes[name], num_rows[name], datasets.public.inputs) for name in groups}
     return datasets._replace(private=private), spread_own_clients(own, shapes, mesh, costs=costs)
 
 
@@ -61,9 +61,9 @@ def of_everybody(groups: Groups, private: Mapping[str, PrivateDataset]) -> dict[
     return examples
 
 
-def _shapes(num_clients: int, num_rows: int, shape: tuple[int, ...]) -> PrivateDataset:
+def _shapes(num_clients: int, num_rows: int, inputs: chex.Array) -> PrivateDataset:
     return PrivateDataset(
-        jax.ShapeDtypeStruct((num_clients, num_rows, *shape), np.float32),
+        jax.ShapeDtypeStruct((num_clients, num_rows, *inputs.shape[1:]), inputs.dtype),
         jax.ShapeDtypeStruct((num_clients, num_rows), np.int32),
         jax.ShapeDtypeStruct((num_clients,), np.int32),
     )

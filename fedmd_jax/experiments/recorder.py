@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from fedmd_jax.communication import Communication
 from fedmd_jax.experiments import run_directory as files
 from fedmd_jax.experiments.observer import Observer
-from fedmd_jax.experiments.results.figures import plot
+from fedmd_jax.experiments.results.figures import plot, write_plot
 from fedmd_jax.experiments.results.report import summarize
 from fedmd_jax.experiments.run_directory import Record
 from fedmd_jax.experiments.settings import Experiment
@@ -134,7 +134,7 @@ class Recorder(Observer):
             **({"continued": list(continued)} if continued else {}),
             **self._origin,
         }
-        files.replace_file(self._path / files.PLOT, plot(summary, self._metrics))
+        write_plot(self._path / files.PLOT, plot, summary, self._metrics)
         files.replace_file(self._path / files.SUMMARY, files.to_json(summary))  # last: it says that all is there
         return summary
 

@@ -260,7 +260,7 @@ def _pad_rows(dataset: PrivateDataset, num_rows: int) -> PrivateDataset:
 
     def pad(leaf):
         widths = [(0, num_rows - leaf.shape[axis] if place == axis else 0) for place in range(leaf.ndim)]
-        return jnp.pad(leaf, widths)
+        return jnp.pad(leaf, widths, mode="edge")  # as `stack_private` does it
 
     return dataset._replace(inputs=pad(dataset.inputs), labels=pad(dataset.labels))
 

@@ -21,6 +21,7 @@ def write_idx():
     def write(path, array):
         header = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(gzip.compress(header + array.astype("u1").tobytes(), mtime=0))
+        content = header + array.astype("u1").tobytes()
+        path.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
 
     return write

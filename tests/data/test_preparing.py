@@ -3,6 +3,8 @@
 import contextlib
 import errno
 import fcntl
+import gzip
+import hashlib
 import importlib.util
 import io
 import json
@@ -264,6 +266,57 @@ def test_classes_have_their_names(source, tmp_path, write_idx):
     assert cifar.features["label"].names == [f"fine{i}" for i in range(100)]
     assert cifar.features["coarse_label"].names == [f"super{i}" for i in range(20)]
     assert "".join(leaf.features["label"].names) == "".join(LEAF_CLASSES)
+
+
+IDX_NAMES = ["{}-idx{}-ubyte", "{}.idx{}-ubyte", "{}.idx{}-ubyte.gz"]
+
+
+@pytest.mark.parametrize("form", IDX_NAMES)
+@pytest.mark.parametrize(("name", "write"), [("mnist", mnist_files), ("emnist/letters", emnist_files)])
+def test_idx_files_have_other_names_and_may_be_unzipped(name, write, form, source, tmp_path, write_idx):
+    expected = write(source, write_idx)
+    for path in list(source.rglob("*.gz")):
+        stem, _, rank = path.name.removesuffix("-ubyte.gz").rpartition("-idx")
+        renamed = path.with_name(form.format(stem, rank))
+        renamed.write_bytes(path.read_bytes() if renamed.suffix == ".gz" else gzip.decompress(path.read_bytes()))
+        path.unlink()
+    prepare_fake(name, source, tmp_path / "data")
+    for folder in (source, tmp_path / "data"):
+        for split, (images, labels, _) in expected.items():
+            loaded = load_images(name, split, data_dir=folder)
+            np.testing.assert_array_equal(loaded.images, images)
+            np.testing.assert_array_equal(loaded.labels, labels)
+
+
+def test_idx_files_may_be_unzipped_under_their_names_and_lie_beside_folders_of_theirs(source, tmp_path, write_idx):
+    """Browsers unzip without a word; one archive of MNIST has every file a second time, in a folder of its name."""
+    expected = mnist_files(source, write_idx)
+    for path in list(source.rglob("*.gz")):
+        content = gzip.decompress(path.read_bytes())
+        path.write_bytes(content)
+        path.with_suffix("").mkdir()
+    path.rename(path.with_name(path.name.removesuffix(".gz").replace("-idx", ".idx")))
+    loaded = load_images("mnist", "test", data_dir=source), load_images("mnist", "train", data_dir=source)
+    for found, split in zip(loaded, ("test", "train"), strict=True):
+        np.testing.assert_array_equal(found.images, expected[split][0])
+        np.testing.assert_array_equal(found.labels, expected[split][1])
+
+
+@pytest.mark.parametrize("form", ["{}-idx{}-ubyte.gz", *IDX_NAMES])
+def test_checksums_of_idx_files_are_of_their_content(form, source, tmp_path, write_idx, monkeypatch):
+    mnist_files(source, write_idx)
+    [known] = CATALOGUE["mnist"].sources
+    for path in list(source.rglob("*.gz")):
+        content = gzip.decompress(path.read_bytes())
+        monkeypatch.setitem(known.checksums, path.name, hashlib.sha256(content).hexdigest())
+        stem, _, rank = path.name.removesuffix("-ubyte.gz").rpartition("-idx")
+        path.unlink()
+        renamed = path.with_name(form.format(stem, rank))
+        renamed.write_bytes(gzip.compress(content, 1) if renamed.suffix == ".gz" else content)
+    assert prepare_data("mnist", source=source, data_dir=tmp_path / "data").sizes == SIZES
+    renamed.write_bytes(renamed.read_bytes()[:-1])
+    message = complaint("mnist", source=source, data_dir=tmp_path / "other")
+    assert message.startswith(f"{renamed}, " if renamed.suffix != ".gz" else f"cannot read {renamed}, ")
 
 
 def test_files_may_lie_in_the_folder_itself(source, tmp_path, write_idx):

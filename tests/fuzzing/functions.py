@@ -36,12 +36,17 @@ some_inputs = odd.maybe(odd.arrays(shapes=[(3, 2), (3, 2, 2)], dtypes=odd.NUMERI
 some_labels = odd.maybe(odd.contents((3,), "int64"), odd.arrays() | odd.things)
 
 
+def check_inputs(inputs, given):
+    kind = np.int32 if given.dtype.kind in "iu" else np.float16 if given.dtype == np.float16 else np.float32
+    assert inputs.dtype == kind
+    assert np.isfinite(inputs).all()
+    np.testing.assert_array_equal(inputs, given if kind == np.int32 else given.astype(kind))
+
+
 def check_examples(inputs, labels, given_inputs, given_labels):
     given_inputs, given_labels = np.asarray(given_inputs), np.asarray(given_labels)
-    assert inputs.dtype == np.float32
+    check_inputs(inputs, given_inputs)
     assert labels.dtype == np.int32
-    assert np.isfinite(inputs).all()
-    np.testing.assert_array_equal(inputs, given_inputs.astype(np.float32))
     np.testing.assert_array_equal(labels, given_labels)
     assert (np.asarray(labels) >= 0).all()
 
@@ -51,7 +56,7 @@ def check_datasets(case):
     if kind == "public":
         dataset = fmd.public_dataset(inputs, labels)
         if labels is None:
-            np.testing.assert_array_equal(dataset.inputs, np.asarray(inputs).astype(np.float32))
+            check_inputs(dataset.inputs, np.asarray(inputs))
             return
     else:
         dataset = fmd.labelled_dataset(inputs, labels)

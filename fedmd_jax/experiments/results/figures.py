@@ -1,13 +1,18 @@
 """Plots of runs, from what their directories hold."""
 
+import contextlib
 import io
-from collections.abc import Mapping, Sequence
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fedmd_jax.experiments.results.report import find_faults, measured_on
-from fedmd_jax.experiments.run_directory import Record
+from fedmd_jax.experiments.run_directory import Record, replace_file
+from fedmd_jax.hints import one_line
 
 Run = tuple[Record, Sequence[Record]]  # the content of summary.json, and the records of metrics.jsonl
 
@@ -19,6 +24,26 @@ class Curve(NamedTuple):
     local: np.ndarray | None  # [S]: without digests
     pooled: np.ndarray | None  # [S]: the upper bound
     faults: np.ndarray  # [R + 1], bool: whether anything went wrong in this round of any run
+
+
+def write_plot(path: pathlib.Path, draw: Callable[..., bytes], *arguments: Any) -> None:
+    """Writes a plot, or prints a warning if it cannot be drawn: the numbers of a run do not depend on it.
+
+    Args:
+      path: the file to write or replace.
+      draw: such as `plot`, whose arguments follow.
+      *arguments: of `draw`.
+
+    Raises:
+      WriteError: the file cannot be written.
+    """
+    try:
+        content = draw(*arguments)
+    except Exception as error:  # matplotlib may be missing, broken, or configured in a way that it does not accept
+        reason = one_line(f"{type(error).__name__}: {error}", longest=300)
+        print(f"fedmd-jax: warning: cannot draw {path.name}: {reason}", file=sys.stderr)
+        return
+    replace_file(path, content)
 
 
 def plot(summary: Record, metrics: Sequence[Record]) -> bytes:
@@ -47,6 +72,7 @@ def plot_seeds(runs: Sequence[Run]) -> bytes:
 def _plot(runs: Sequence[Run], seeds: str) -> bytes:
     summary = runs[0][0]
     clients = summary["clients"]
+    _import_matplotlib()
     colours = _colours([client["architecture"] for client in clients])
     curves = [_curve(runs, position) for position in range(len(clients))]
     mean = _mean(curves)
@@ -67,10 +93,33 @@ def _plot(runs: Sequence[Run], seeds: str) -> bytes:
 
 
 def new_figure(width: float, height: float) -> Any:
-    """An empty figure, in inches."""
-    from matplotlib.figure import Figure  # takes half a second to import, which the help does not need
+    """An empty figure, in inches, that is drawn by Agg whatever backend is set."""
+    _import_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), dpi=150, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _import_matplotlib() -> None:
+    """Takes half a second, which the help does not need; works if MPLBACKEND names a backend that is not there.
+
+    Programs that are started from Jupyter or Colab inherit the name of a backend of their kernels, and an import that
+    has failed cannot be repeated.
+    """
+    if "matplotlib" in sys.modules:
+        return
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    if backend is not None:
+        with contextlib.suppress(ValueError):
+            matplotlib.rcParams["backend"] = backend  # as its import does it: others may show figures later
 
 
 def to_png(figure: Any) -> bytes:

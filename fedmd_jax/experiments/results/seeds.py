@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fedmd_jax.experiments import run_directory as files
-from fedmd_jax.experiments.results.figures import Run, plot_seeds
+from fedmd_jax.experiments.results.figures import Run, plot_seeds, write_plot
 from fedmd_jax.experiments.results.report import ACCURACIES, describe_evaluation
 from fedmd_jax.experiments.run_directory import Record
 from fedmd_jax.experiments.settings import Experiment
@@ -53,7 +53,7 @@ def write_seeds(path: pathlib.Path, paths: Sequence[pathlib.Path], num_seeds: in
     runs = [files.read_run(each) for each in paths]
     summary = {**summarize_seeds([summary for summary, _ in runs], num_seeds), **files.origin()}
     files.replace_file(path / files.SUMMARY, files.to_json(summary))
-    files.replace_file(path / files.PLOT, plot_seeds(runs))
+    write_plot(path / files.PLOT, plot_seeds, runs)
     return summary
 
 

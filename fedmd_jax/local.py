@@ -269,6 +269,7 @@ def transfer_learn(
     *,
     public_training: Training,
     private_training: Training,
+    client_id: int | chex.Array | None = None,
 ) -> tuple[ClientState, TransferInfo]:
     """What each client does before the first round: the public dataset, then its own.
 
@@ -285,6 +286,8 @@ def transfer_learn(
       private_validation: of that in the second half.
       public_training: epochs, batches and optimizer of the first half.
       private_training: those of the second half.
+      client_id: of a client of a federation: with the key of `Federation.transfer_learn` it trains as it does there. None
+        if `key` is this client's alone.
 
     Returns:
       The client, and the losses of the two halves.
@@ -297,7 +300,8 @@ def transfer_learn(
     """
     check_validation(public_training, public_validation, "public_training: ")
     check_validation(private_training, private_validation, "private_training: ")
-    key_public, key_private = jax.random.split(key)
+    keys = jax.random.split(key)
+    key_public, key_private = keys if client_id is None else (jax.random.fold_in(each, client_id) for each in keys)
     state, public_info = pretrain(architecture, state, public, key_public, public_validation, training=public_training)
     state, private_info = revisit(
         architecture, state, private, key_private, private_validation, training=private_training

@@ -76,6 +76,16 @@ def test_transfer_learning_is_that_of_every_client(key):
             )
 
 
+def test_one_client_alone_does_its_transfer_learning_with_the_key_of_the_federation(key):
+    federation, states, public, private = setup()
+    one, mine = (jax.tree.map(lambda leaf: leaf[1], tree["mlp"]) for tree in (states, private))
+    halves = {f"{half}_training": getattr(federation, f"{half}_training") for half in ("public", "private")}
+    alone, info = fmd.transfer_learn(GROUPS["mlp"].architecture, one, public, mine, key, **halves, client_id=4)
+    states, infos = federation.transfer_learn(states, public, private, key)
+    expected = jax.tree.map(lambda leaf: leaf[1], (states["mlp"], infos.public["mlp"], infos.private["mlp"]))
+    chex.assert_trees_all_close((alone, *info), expected, rtol=2e-5, atol=2e-6)
+
+
 def test_everybody_pools_on_the_same_data_and_starts_from_where_it_is(key):
     federation, states, _, _ = setup()
     pooled = fmd.labelled_dataset(*toys.examples(300, 33))

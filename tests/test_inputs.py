@@ -205,7 +205,7 @@ def federate(architectures, given, mesh=None):
     key = jax.random.key(0)
     states = federation.init(key, public, private)
     initial = jax.tree.map(np.array, dict(states))
-    states = federation.transfer_learn(states, public, private, key)
+    states, _ = federation.transfer_learn(states, public, private, key)
     states, history = fmd.run_federation(federation, states, public, private, key, num_rounds=2, test=test)
     return groups, initial, fmd.gather_clients(states), history
 

@@ -286,8 +286,8 @@ def transfer_learn(
       private_validation: of that in the second half.
       public_training: epochs, batches and optimizer of the first half.
       private_training: those of the second half.
-      client_id: of a client of a federation: with the key of `Federation.transfer_learn` it trains as it does there. None
-        if `key` is this client's alone.
+      client_id: of a client of a federation: with the key of `Federation.transfer_learn` it trains as it does there.
+        None if `key` is this client's alone.
 
     Returns:
       The client, and the losses of the two halves.

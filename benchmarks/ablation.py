@@ -19,20 +19,15 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import timing
+import tyro
 
 import fedmd_jax as fmd
-from fedmd_jax.clients import group_client_ids, group_keys
+from fedmd_jax.clients import group_keys
 from fedmd_jax.consensus import bound_scores
 from fedmd_jax.devices import map_groups
-from fedmd_jax.experiments import Experiment
-from fedmd_jax.experiments.compilation_cache import keep_compiled_programs
-from fedmd_jax.experiments.kept import TRANSFERRED, InMemory
-from fedmd_jax.experiments.observer import Observer
-from fedmd_jax.experiments.prepared import Prepared, client_shapes, prepare
-from fedmd_jax.experiments.procedure import compiled_once, keys_of
-from fedmd_jax.experiments.stopwatch import Stopwatch
+from fedmd_jax.experiments import EXPERIMENTS, Experiment, smoke
+from fedmd_jax.experiments.setup import Setup, cache_compiled_programs, prepare
 from fedmd_jax.federation import States
-from fedmd_jax.options import parse
 from fedmd_jax.round import round_keys
 
 Accuracy = dict[str, float]  # "mean" of the clients, "ensemble"; after a digest also the "size" of its consensus
@@ -41,27 +36,26 @@ Accuracy = dict[str, float]  # "mean" of the clients, "ensemble"; after a digest
 def experiment_of(name: str, words: str) -> Experiment:
     """The experiment with these options, on validation data, and without what it is compared with."""
     needed = "--data.evaluate-on validation --no-local --no-pooled --num-rounds 0"
-    experiment = parse(name, shlex.split(f"--data.num-test 1500 {words} {needed}")).experiment
+    given = shlex.split(f"--data.num-test 1500 {words} {needed}")
+    preset = smoke(EXPERIMENTS[name]) if "--smoke" in given else EXPERIMENTS[name]
+    experiment = tyro.cli(Experiment, default=preset, args=[word for word in given if word != "--smoke"])
     if experiment.probabilities() is not None:
         raise SystemExit("everybody takes part here, without --availability and --completion")
     return experiment
 
 
-def rounds(prepared: Prepared, num_rounds: int) -> Iterator[tuple[int, str, Accuracy]]:
+def rounds(setup: Setup, num_rounds: int) -> Iterator[tuple[int, str, Accuracy]]:
     """Round, what is over, and how good the clients are then, as they are in a run; round 0 is transfer learning."""
-    experiment, federation = prepared.experiment, prepared.federation
+    experiment, federation, data = setup.experiment, setup.federation, setup.data
     if federation.mesh is not None:
         raise SystemExit("one device is enough here: --devices 1")
     on_all = {"groups": federation.groups, "clients_per_chunk": experiment.clients_per_chunk or "auto"}
     score_clients = jax.jit(map_groups(fmd.score, (0, None), **on_all))
     digest_one = partial(fmd.digest, training=experiment.digest.training(), distance=experiment.distance_function())
     digest_clients = jax.jit(map_groups(digest_one, (0, None, None, 0), **on_all))
-    bound, client_ids, weights = (
-        experiment.score_bound,
-        group_client_ids(federation.groups),
-        fmd.all_clients(federation.groups).weights,
-    )
-    draw_subset, test = experiment.subset_function(), prepared.datasets.test
+    client_ids, weights, *_ = fmd.all_clients(federation.groups)
+    bound = experiment.score_bound
+    draw_subset, test = experiment.subset_function(), data.test
 
     def consensus(scores: dict[str, jax.Array]) -> jax.Array:
         bounded = scores if bound is None else {name: bound_scores(each, bound=bound) for name, each in scores.items()}
@@ -72,26 +66,30 @@ def rounds(prepared: Prepared, num_rounds: int) -> Iterator[tuple[int, str, Accu
         told = {"mean": jnp.concatenate(list(scores.values())), "ensemble": consensus(scores)[None]}  # [., N, C]
         return {name: float(jnp.mean(jnp.argmax(each, axis=-1) == test.labels[None])) for name, each in told.items()}
 
-    states = transferred(prepared)
+    states = transferred(setup)
     yield 0, "transfer", accuracy(states)
     for round_ in range(1, num_rounds + 1):
-        key = jax.random.fold_in(keys_of(experiment.seed).rounds, round_)
+        key = setup.round_key(round_)
         keys = round_keys(key)
-        subset = draw_subset(keys.subset, prepared.datasets.public, experiment.subset_size)
+        subset = draw_subset(keys.subset, data.public, experiment.subset_size)
         target = consensus(score_clients(states, subset.inputs))
         states, _ = digest_clients(states, subset.inputs, target, group_keys(keys.digest, client_ids))
         size = float(jnp.mean(jnp.abs(target - jnp.mean(target, axis=-1, keepdims=True))))
         yield round_, "digest", {**accuracy(states), "size": size}
-        states, _ = federation.revisit(states, prepared.private, key)
+        states, _ = federation.revisit(states, data.private, key)
         yield round_, "revisit", accuracy(states)
 
 
-def transferred(prepared: Prepared) -> States:
-    """The clients after transfer learning."""
-    kept = InMemory([TRANSFERRED])
-    with compiled_once(prepared, Stopwatch()) as run:
-        run(prepared, Observer(), kept)
-    return kept.load(TRANSFERRED, client_shapes(prepared))
+def transferred(setup: Setup) -> States:
+    """The clients after transfer learning, network by network as in a run."""
+    federation, data, keys = setup.federation, setup.data, setup.keys
+    states = federation.new_states(keys.init, setup.first_input)
+    for name in federation.groups:
+        some = {name: states[name]}
+        trained, _ = federation.pretrain(some, data.pretraining, keys.public, *setup.validation("pretrain"))
+        states = {**states, **trained}
+    states, _ = federation.personalize(states, data.private, keys.private, *setup.validation("personalize"))
+    return states
 
 
 def main() -> None:
@@ -104,12 +102,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--json", type=pathlib.Path, help="append a line for each of the settings to this file")
     options = parser.parse_args()
-    keep_compiled_programs()
+    cache_compiled_programs()
     for words in options.settings:
         print(f"{options.experiment} {options.all} {words}")
         experiment = experiment_of(options.experiment, f"{options.all} {words}")
         found = []
-        for round_, phase, accuracy in rounds(prepare(experiment), options.rounds):
+        for round_, phase, accuracy in rounds(prepare([experiment]), options.rounds):
             found.append({"round": round_, "after": phase, **accuracy})
             told = "  ".join(f"{name} {value:.3f}" for name, value in accuracy.items())
             print(f"  round {round_:2} {phase:8}  {told}", flush=True)

@@ -18,30 +18,29 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
-from typing import get_args
 
 from fedmd_jax.cli import main as fedmd_jax
 from fedmd_jax.experiments import EXPERIMENTS as PRESETS
 from fedmd_jax.experiments.results.figures import new_figure, to_png
-from fedmd_jax.options import Variant
 
 HERE = pathlib.Path(__file__).parent
 RESULTS = HERE / "results" / "paper"
 CURVES = "curves.png"
 README = HERE / "README.md"
 BEGIN, END = "<!-- the table of paper.py -->", "<!-- its end -->"
-VARIANTS = get_args(Variant)
+VARIANTS = ("paper", "released", "tuned")
 EXPERIMENTS = ("letters-iid", "letters-writers", "cifar-iid", "cifar-superclass")
 COLUMNS = ("transfer_accuracy", "local_accuracy", "final_accuracy", "pooled_accuracy")
 
 
 def run(experiment: str, variant: str, width: float, seed: int, *, more: Sequence[str] = ()) -> None:
     """One seed, and its file; `more` are options that change no result by more than rounding."""
-    options = ["--variant", variant, "--width", str(width), "--seed", str(seed)]
+    name = experiment if variant == "paper" else f"{experiment}-{variant}"
+    options = ["--width", str(width), "--seed", str(seed)]
     cpu_seconds = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "run"
-        if fedmd_jax(["run", experiment, *options, *more, "--out", str(path)]) != 0:
+        if fedmd_jax(["run", name, *options, *more, "--out", str(path)]) != 0:
             raise SystemExit(f"{experiment} with seed {seed} has failed")
         summary, config = (json.loads((path / f"{name}.json").read_text()) for name in ("summary", "config"))
         lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
@@ -51,7 +50,7 @@ def run(experiment: str, variant: str, width: float, seed: int, *, more: Sequenc
         for round_ in range(summary["num_rounds_done"] + 1)
     ]
     record = {
-        "command": " ".join(["fedmd-jax", "run", experiment, *options]),
+        "command": " ".join(["fedmd-jax", "run", name, *options]),
         "variant": variant,
         "width": width,
         "commit": commit(),

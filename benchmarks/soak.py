@@ -4,7 +4,7 @@
 
 Run after run of a small federation is started as `fedmd-jax run`, killed (SIGKILL, SIGTERM, SIGINT), resumed, killed
 again, until it ends; one that has been killed as often as was drawn for it is left alone. Where a process is killed is
-drawn first: while it starts, in transfer learning, in the rounds, in the control and at the end; and then when, within
+drawn first: while it starts, in transfer learning, in the rounds and at the end; and then when, within
 the time that this takes in a run that nobody kills, or after which round. Two thirds of the runs are moved to other
 numbers of virtual CPU devices between resumes. In all of them clients are absent, are late, send what is not finite or
 blow up in training, as their keys and the public subset say: on any devices the same ones.
@@ -57,11 +57,9 @@ STAGES = {
     "start": 2,
     "transfer learning: public data": 1,
     "transfer learning: private data": 1,
-    "rounds": 5,
-    "local only": 2,
+    "rounds": 7,
 }
 KILLS = (3, 12)  # of a run, at least and at most, after which it is left alone
-PHASES = ("pretrained", "transferred", "rounds", "local")
 # How far a run on other devices may be from one that stayed: losses as shares, accuracies by one image.
 LOSS, ACCURACY = 1e-3, 1 / NUM_TEST
 
@@ -98,11 +96,12 @@ def faulty(architecture):
 def work(argv: list[str]) -> int:
     """`fedmd-jax` with failing clients."""
     from fedmd_jax import cli
-    from fedmd_jax.experiments import prepared
+    from fedmd_jax.experiments import setup
 
-    plain = prepared.architecture_from_name
-    prepared.architecture_from_name = lambda *names, **settings: faulty(plain(*names, **settings))
-    return cli.main(argv)
+    plain = setup.architecture_from_name
+    setup.architecture_from_name = lambda *names, **settings: faulty(plain(*names, **settings))
+    sys.argv[1:] = argv
+    return cli.main()
 
 
 class Process:
@@ -140,7 +139,7 @@ class Process:
         """
         wait_until = time.perf_counter() + patience
         while after_round is not None and self._process.poll() is None and time.perf_counter() < wait_until:
-            if self.last_round >= after_round or self.stage == "local only":
+            if self.last_round >= after_round:
                 break
             time.sleep(0.005)
         delay += 0 if after_round is None else time.perf_counter() - self.began["start"]
@@ -182,7 +181,6 @@ class Soak:
         self.kills: collections.Counter = collections.Counter()
         self.killed_in: collections.Counter = collections.Counter()
         self.faults: collections.Counter = collections.Counter()
-        self.loaded: collections.Counter = collections.Counter()
         self.problems: list[str] = []
         self.apart = {"loss": 0.0, "accuracy": 0.0}  # the most that a run which was moved is from one that was not
         self._windows: dict[int, dict[str, float]] = {}  # per number of devices, the seconds of each stage
@@ -208,14 +206,14 @@ class Soak:
         done, before, places = b"", self.counts.copy(), []  # numbers of devices that have kept clients, in turn
         num_kills = self._random.randint(*KILLS)
         while not (self.problems or _is_finished(path)):
-            argv = ["run", "--resume", str(path), *(["--elsewhere"] if is_moved else [])]
+            argv = ["run", "--resume", str(path), *(["--allow-environment-change"] if is_moved else [])]
             if not path.exists():
                 argv = ["run", "quickstart", "--seed", str(seed), *OPTIONS, "--out", str(path)]
             elif is_moved and (other := self._random.choice(DEVICES)) != num_devices:
                 num_devices, moves = other, moves + 1
-            kept = _checkpoints(path)
+            kept = _last_checkpoint(path)
             self._part(argv, num_devices, path, is_killed=self.counts["kills"] - before["kills"] < num_kills)
-            if (_checkpoints(path) != kept or _is_finished(path)) and places[-1:] != [num_devices]:
+            if (_last_checkpoint(path) != kept or _is_finished(path)) and places[-1:] != [num_devices]:
                 places.append(num_devices)
             done = self._check_kept(path, done)
         if self.problems:
@@ -237,7 +235,6 @@ class Soak:
             **dict(sorted(self.counts.items())),
             "kills by signal": dict(sorted(self.kills.items())),
             "kills by stage": {stage: self.killed_in[stage] for stage in STAGES},
-            "checkpoints loaded": dict(sorted(self.loaded.items())),
             "faults of clients": dict(sorted(self.faults.items())),
             "most that a moved run is apart": self.apart,
             "lost": self.problems,
@@ -252,7 +249,7 @@ class Soak:
         if stage == "rounds":  # by number: how long they take depends on who else is computing
             after_round, delay = self._random.randrange(_last_round(path), NUM_ROUNDS + 1), self._random.uniform(0, 0.2)
         patience = 60 + 20 * sum(windows.values())
-        found, last = _checkpoints(path), _last_round(path)
+        last = _last_round(path)
         process = Process(argv, num_devices)
         sent = is_killed and process.kill(number, stage, delay, patience, after_round=after_round)
         code = process.wait(patience)
@@ -269,27 +266,22 @@ class Soak:
             self.counts["kills"] += 1
             self.kills[signal.Signals(number).name] += 1
             self.killed_in[process.stage] += 1
-        went_on = next((line for line in process.output if line.startswith(f"{path} goes on ")), None)
+        went_on = next((line for line in process.output if line.startswith(f"{path} is resumed ")), None)
         if "--resume" in argv:
             self.counts["resumes"] += went_on is not None
-        if went_on is not None:
-            self.loaded.update(found.keys())
         began = _round_of(went_on) if went_on else last if "--resume" in argv else 0
         self.counts["rounds made"] += max(_last_round(path) - began, 0)
         self.counts["rounds repeated"] += max(last - began, 0)
 
     def _check_kept(self, path: pathlib.Path, done: bytes) -> bytes:
         """The lines that checkpoints vouch for, now; those of before are among them."""
-        from fedmd_jax.checkpoint import CheckpointError, Checkpoints
-
         if not (path / "metrics.jsonl").exists():
             return done
-        rounds = Checkpoints(path / "checkpoints" / "rounds")
-        try:
-            kept = rounds.record(rounds.latest)["position"]["num_bytes"] if rounds.latest else 0
-        except CheckpointError as error:
-            self.problems.append(f"{path.name}: {error}")
-            return done
+        if (last := _last_checkpoint(path)) is None:
+            kept = 0
+        else:
+            metadata = json.loads((path / "checkpoints" / "rounds" / str(last) / "_CHECKPOINT_METADATA").read_text())
+            [kept] = metadata["custom_metadata"]["record"]["num_bytes"]
         content = (path / "metrics.jsonl").read_bytes()
         if kept > len(content) or not content.startswith(done):
             self.problems.append(f"{path.name}: lines are gone that a checkpoint counted")
@@ -358,10 +350,11 @@ def _round_of(went_on: str) -> int:
     return int(found[1]) if found else 0
 
 
-def _checkpoints(path: pathlib.Path) -> dict[str, int]:
-    """The last round of each phase of which there are checkpoints."""
-    rounds = {phase: [int(each.name) for each in (path / "checkpoints" / phase).glob("[0-9]*")] for phase in PHASES}
-    return {phase: max(found) for phase, found in rounds.items() if found}
+def _last_checkpoint(path: pathlib.Path) -> int | None:
+    """The last round with a checkpoint."""
+    return max(
+        (int(each.name) for each in (path / "checkpoints" / "rounds").glob("*") if each.name.isdigit()), default=None
+    )
 
 
 def main() -> int:

@@ -63,8 +63,7 @@ def first_round(width: float, networks: list[int], num_public: int, started: flo
     import numpy as np
 
     import fedmd_jax as fmd
-    from fedmd_jax.experiments.ahead import compiling
-    from fedmd_jax.experiments.stopwatch import Stopwatch
+    from fedmd_jax.experiments.compile import Programs
     from fedmd_jax.models import TABLE_1, architecture_from_linen, head_l2, paper_cnn
 
     imported = time.time() - started
@@ -85,17 +84,24 @@ def first_round(width: float, networks: list[int], num_public: int, started: flo
     )
     public, test = fmd.public_dataset(*labelled(num_public)), fmd.labelled_dataset(*labelled(num_public))
     private = fmd.stack_private(groups, {k: labelled(18) for k in range(len(networks))})
-    watch, keys = Stopwatch(), jax.random.split(jax.random.key(0), 4)
-    data = {"public": public, "private": private, "pooled": fmd.labelled_dataset(*labelled(18)), "test": test}
-    needed = {"new_states", "pretrain", "personalize", "evaluate", "round"}
-    with compiling(federation, watch, needed=needed, pretrain_calls=[[name] for name in groups], **data) as ahead:
-        states = ahead.new_states(keys[0], public.inputs[:1])
-        for name in groups:
-            trained, _ = ahead.pretrain({name: states[name]}, public, keys[1])
-            states = {**states, **trained}
-        states, _ = ahead.personalize(states, private, keys[2])
-        fmd.run_federation(ahead, states, public, private, keys[3], num_rounds=1, test=test)
-    seconds = watch.seconds()
+    programs, keys = Programs(federation), jax.random.split(jax.random.key(0), 4)
+    states = jax.eval_shape(federation.new_states, keys[0], public.inputs[:1])
+    programs.begin("new_states", keys[0], public.inputs[:1])
+    for name in groups:
+        programs.begin("pretrain", {name: states[name]}, public, keys[1])
+    programs.begin("personalize", states, private, keys[2])
+    programs.begin("evaluate", states, test)
+    programs.begin("round", states, public, private, keys[3])
+    states = programs("new_states", keys[0], public.inputs[:1])
+    for name in groups:
+        trained, _ = programs("pretrain", {name: states[name]}, public, keys[1])
+        states = {**states, **trained}
+    states, _ = programs("personalize", states, private, keys[2])
+    programs("evaluate", states, test)
+    states, _ = programs("round", states, public, private, keys[3])
+    programs("evaluate", states, test)
+    programs.close()
+    seconds = programs.seconds()
     return {
         "total": time.time() - started,
         "imports": imported,

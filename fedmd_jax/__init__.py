@@ -8,7 +8,6 @@ Reference:
 """
 
 from fedmd_jax.attendance import all_clients, draw_attendance, simulate_attendance
-from fedmd_jax.checkpoint import CheckpointError, Checkpoints, load_tree, save_tree
 from fedmd_jax.clients import ArchitectureGroup, client_keys, stack_private
 from fedmd_jax.cohorts import Cohort, cohort_sizes, draw_cohort, put_clients, take_clients
 from fedmd_jax.communication import Communication, communication_bytes
@@ -54,8 +53,6 @@ __all__ = [
     "Architecture",
     "ArchitectureGroup",
     "Attendance",
-    "CheckpointError",
-    "Checkpoints",
     "ClientMetrics",
     "ClientState",
     "Cohort",
@@ -99,7 +96,6 @@ __all__ = [
     "init_population",
     "kl",
     "labelled_dataset",
-    "load_tree",
     "mae",
     "map_clients",
     "map_groups",
@@ -113,7 +109,6 @@ __all__ = [
     "run_federation",
     "run_local",
     "run_population",
-    "save_tree",
     "score",
     "shard_clients",
     "share_with_clients",

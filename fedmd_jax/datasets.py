@@ -12,7 +12,7 @@ import optax
 from fedmd_jax.checks import as_array, check_examples, check_inputs, check_labels_in_head, check_one_dtype, told
 from fedmd_jax.clients import Groups
 from fedmd_jax.optimizers import is_hyperparameter, is_key
-from fedmd_jax.spread import clients_here, group_sizes
+from fedmd_jax.spread import group_sizes
 from fedmd_jax.types import Architecture, PrivateDataset, PublicDataset
 
 Private = Mapping[str, PrivateDataset]
@@ -130,7 +130,7 @@ def check_data(
         if not shared and set(dataset) != set(groups):
             found = told(sorted(dataset, key=str))
             raise ValueError(f"labelled dataset {number}: one per group is needed, {sorted(groups)}, got {found}")
-        parts = {"shared": dataset} if shared else clients_here(dataset)
+        parts = {"shared": dataset} if shared else dict(dataset)
         for name, part in parts.items():
             what = _what(number, name)
             dtypes[what] = _check_labelled(what, part, tuple(shape), num_classes)

@@ -42,16 +42,6 @@ class Placement:
         }
         return [found[position] for position in sorted(found)]
 
-    def clients_on(self, device: int) -> list[Seat]:
-        """All clients of a device, once each; padding is the last client of its group."""
-        sizes = dict(self.sizes)
-        stacked = []
-        for name, padded in self.stacked.items():
-            share = padded // self.num_devices
-            first, last = device * share, sizes[name] - 1
-            stacked += sorted({(name, min(k, last)) for k in range(first, first + share)})
-        return stacked + [seats[device] for seats in self.rows if seats[device] is not None]
-
 
 def place_clients(sizes: Mapping[str, int], num_devices: int, *, costs: Mapping[str, float] | None = None) -> Placement:
     """A place for every client.

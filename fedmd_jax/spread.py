@@ -11,8 +11,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedmd_jax.checks import check_clients
 from fedmd_jax.packing import Buffers, buffer_lengths, pack, unpack
-from fedmd_jax.placement import Placement, Seat, place_clients
-from fedmd_jax.processes import is_elsewhere, on_host, put_global
+from fedmd_jax.placement import Placement, place_clients
+from fedmd_jax.processes import on_host, put_global
 
 PerGroup = Mapping[str, chex.ArrayTree]  # name -> what is stacked, [K, ...]
 
@@ -115,80 +115,6 @@ def gather_clients(clients: PerGroup) -> dict[str, chex.ArrayTree]:
     return dict(clients)
 
 
-def spread_own_clients(
-    own: Mapping[Seat, chex.ArrayTree], shapes: PerGroup, mesh: Mesh, *, costs: Mapping[str, float] | None = None
-) -> Spread:
-    """`spread_clients` where each process has the clients of its own devices only, such as their private data.
-
-    Args:
-      own: group and position of a client -> what is of it, on the host, of all those that `own_clients` names.
-      shapes: of all clients, per group, stacked [K, ...].
-      mesh: also over devices of other processes.
-      costs: as in `spread_clients`.
-    """
-    placement = place_clients(group_sizes(shapes), mesh.size, costs=costs)
-    spread = jax.eval_shape(partial(arrange, placement=placement), dict(shapes))
-    sharding = NamedSharding(mesh, PartitionSpec(*mesh.axis_names))
-
-    def fill(shape, content):
-        return jax.make_array_from_callback(shape.shape, sharding, content)
-
-    stacked = {}
-    for name, tree in spread.stacked.items():
-        leaves, structure = jax.tree.flatten(tree)
-        last = dict(placement.sizes)[name] - 1
-        filled = [fill(leaf, partial(_stack_own, own, name, last, leaf, i)) for i, leaf in enumerate(leaves)]
-        stacked[name] = structure.unflatten(filled)
-    rows = []
-    for seats, buffers in zip(placement.rows, spread.rows, strict=True):
-        lengths = {dtype: buffer.shape[1] for dtype, buffer in buffers.items()}
-        of_row = partial(_pack_own, own, seats, lengths)
-        rows.append({dtype: fill(buffer, partial(of_row, dtype)) for dtype, buffer in buffers.items()})
-    return Spread(stacked, rows, placement, spread.shapes)
-
-
-def is_spread_over_processes(mesh: Mesh | None) -> bool:
-    """Whether a part of the devices is another process's."""
-    return mesh is not None and any(device.process_index != jax.process_index() for device in mesh.devices.flat)
-
-
-def own_clients(sizes: Mapping[str, int], mesh: Mesh, *, costs: Mapping[str, float] | None = None) -> list[Seat]:
-    """Group and position of every client on a device of this process; everybody where there is no other process.
-
-    Args:
-      sizes: clients of each group, K.
-      mesh: over which they are spread.
-      costs: as in `spread_clients`.
-
-    >>> from fedmd_jax.mapping import client_mesh
-    >>> own_clients({"a": 1, "b": 2}, client_mesh(2))
-    [('b', 0), ('a', 0), ('b', 1)]
-    """
-    placement = place_clients(sizes, mesh.size, costs=costs)
-    here = [number for number, device in enumerate(mesh.devices.flat) if device.process_index == jax.process_index()]
-    return list(dict.fromkeys(seat for device in here for seat in placement.clients_on(device)))
-
-
-def clients_here(clients: PerGroup) -> dict[str, chex.ArrayTree]:
-    """Per group what this process has of it, [k, ...]: all, but where some are on devices of other processes.
-
-    A group of which nobody is here is left out. Padding, which repeats the last client of a group, may be among them.
-    """
-    if not isinstance(clients, Spread) or not any(map(is_elsewhere, jax.tree.leaves(clients))):
-        return dict(clients)
-    here = {name: jax.tree.map(_addressable_rows, tree) for name, tree in clients.stacked.items()}
-    of_group = {}
-    for seats, buffers in zip(clients.placement.rows, clients.rows, strict=True):
-        shards = [
-            {shard.index[0].start or 0: shard.data for shard in leaf.addressable_shards} for leaf in buffers.values()
-        ]
-        for device in shards[0]:
-            if (seat := seats[device]) is not None:
-                own = {dtype: np.asarray(shard[device])[0] for dtype, shard in zip(buffers, shards, strict=True)}
-                of_group.setdefault(seat[0], []).append(unpack(own, clients.shapes[seat[0]]))
-    return here | {name: jax.tree.map(_stack, *own) for name, own in of_group.items()}
-
-
 def share_with_clients(tree: chex.ArrayTree, mesh: Mesh | None) -> chex.ArrayTree:
     """What all clients see, put on every device once; as it is where there is no mesh."""
     return tree if mesh is None else _put(tree, NamedSharding(mesh, PartitionSpec()))
@@ -262,23 +188,6 @@ def _read(view, tree):
     if all(isinstance(leaf, (np.ndarray, jax.core.Tracer)) for leaf in leaves):
         return view(tree)
     return jax.tree.map(jnp.array, view(on_host(tree)))  # copies, since states are donated
-
-
-def _stack_own(own, name, last, leaf, number, index):
-    """A part of leaf `number` of a large group: what is beyond the last client repeats it."""
-    clients = [own[name, min(k, last)] for k in range(*index[0].indices(leaf.shape[0]))]
-    return np.stack([jax.tree.leaves(client)[number] for client in clients])
-
-
-def _pack_own(own, seats, lengths, dtype, index):
-    """The buffer of one device in a row."""
-    seat = seats[index[0].start or 0]
-    return np.asarray(pack({} if seat is None else own[seat], lengths)[dtype])[None]
-
-
-def _addressable_rows(leaf):
-    shards = {shard.index[0].start or 0: shard.data for shard in leaf.addressable_shards}
-    return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
 
 
 def _put(tree, sharding):

@@ -1,5 +1,4 @@
 import contextlib
-import dataclasses
 import io
 import json
 import os
@@ -9,17 +8,18 @@ import signal
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from experiments import runs
+from experiments.playing import playing
 
 import fedmd_jax
 from fedmd_jax.cli import main
 from fedmd_jax.data import save_images
-from fedmd_jax.experiments import EXPERIMENTS, recorder, session
+from fedmd_jax.experiments import EXPERIMENTS, train
 from fedmd_jax.experiments import run_directory as files
-from fedmd_jax.experiments.progress import Lines
-from fedmd_jax.options import parse
+from fedmd_jax.experiments.results import figures
 
 TINY = shlex.split(
     "--networks mlp mlp --data.num-public 200 --data.num-test 60 --subset-size 50 --public-training.num-epochs 1 "
@@ -50,7 +50,6 @@ def test_a_run_prints_its_progress_and_a_table(finished):
         "preparing the networks ...",
         "round 0/2  accuracy",
         "round 2/2  accuracy",
-        "local only ...",
         "pooled upper bound ...",
     ):
         assert part in printed
@@ -67,18 +66,6 @@ def test_a_run_writes_its_files_and_nothing_else(finished):
     assert {file.name for file in path.iterdir()} == {*FILES, files.CHECKPOINTS}
     assert [file.name for file in path.parent.iterdir()] == ["run"]
     assert (path / files.PLOT).read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_config_is_enough_to_run_again(finished):
-    _, path, _, argv = finished
-    config = read(path, files.CONFIG)
-    assert (config["experiment"], config["seed"]) == ("quickstart", 3)
-    assert {"jax", "flax", "numpy", "python", "fedmd_jax"} <= set(config["versions"])
-    assert {"platform", "kind", "count"} == set(config["device"])
-    program, command, name, *options = shlex.split(config["command"])
-    assert [program, command, name, *options] == ["fedmd-jax", *argv]
-    again = dataclasses.asdict(parse(name, options).experiment)
-    assert json.loads(json.dumps(again)) == config["settings"]
 
 
 def test_the_metrics_have_every_round_of_every_client(finished):
@@ -98,8 +85,11 @@ def test_the_metrics_have_every_round_of_every_client(finished):
             "digest_loss",
             "revisit_loss",
             "status",
+            "local_accuracy",
+            "local_status",
         }
-        assert record["status"] == "ok"
+        assert (record["status"], record["local_status"]) == ("ok", "ok")
+        assert record["round"] > 0 or record["local_accuracy"] == record["accuracy"]
         assert 0 <= record["accuracy"] <= 1
         losses = [record["digest_loss"], record["revisit_loss"]]
         assert losses == [None, None] if record["round"] == 0 else all(loss > 0 for loss in losses)
@@ -113,7 +103,7 @@ def test_the_summary_agrees_with_the_metrics(finished):
     for client in summary["clients"]:
         own = [record["accuracy"] for record in metrics if record["client_id"] == client["client_id"]]
         assert (client["transfer_accuracy"], client["final_accuracy"]) == (own[0], own[-1])
-        assert 0 <= client["local_accuracy"] <= 1
+        assert client["local_accuracy"] == metrics[-2 + client["client_id"]]["local_accuracy"]
         assert 0 <= client["pooled_accuracy"] <= 1
     mean = summary["mean"]
     for key in ("transfer_accuracy", "final_accuracy", "local_accuracy", "pooled_accuracy"):
@@ -150,78 +140,57 @@ def test_no_rounds_and_no_bound(finished, tmp_path, capsys):
 
 
 @pytest.fixture
-def played(monkeypatch):
-    """`run` without training: the results of `runs`, and in between whatever a test puts in."""
-
-    def play(disturb=lambda stage: None):
-        def run(prepared, observer, kept):
-            observer.phase("transfer learning")
-            disturb("transfer")
-            for round_ in range(prepared.experiment.num_rounds + 1):
-                observer.round(runs.round_metrics(prepared.experiment, round_))
-                disturb(round_)
-            observer.phase("local only")
-            disturb("local")
-            observer.local(dict.fromkeys(range(len(prepared.experiment.networks)), 0.5), {})
-            observer.phase("pooled upper bound")
-            disturb("pooled")
-            observer.pooled(dict.fromkeys(range(len(prepared.experiment.networks)), 0.9))
-
-        monkeypatch.setattr(session, "compiled_once", lambda *_: contextlib.nullcontext(run))
-        monkeypatch.setattr(recorder, "plot", lambda *_: b"a plot")  # takes its time
-
-    return play
+def play():
+    """The command line with programs that train nothing."""
+    with playing() as play_one:
+        yield play_one
 
 
-def interrupt_at(wanted):
-    def disturb(stage):
-        if stage == wanted:
-            raise KeyboardInterrupt
+def test_a_config_is_the_default_and_options_win(finished, play, tmp_path, capsys):
+    _, path, _, _ = finished
+    config = str(path / files.CONFIG)
+    assert play("--config", config, "--out", tmp_path / "again", "--num-rounds", "1")[0] == 0
+    settings = read(path, files.CONFIG)["settings"]
+    assert read(tmp_path / "again", files.CONFIG)["settings"] == {**settings, "num_rounds": 1}
+    assert play("--config", tmp_path / "nothing.json")[0] == 2
+    assert "cannot read" in capsys.readouterr().err
 
-    return disturb
 
-
-def test_without_out_the_directory_has_a_name_of_its_own(played, tmp_path, monkeypatch, capsys):
-    played()
+def test_without_out_the_directory_has_a_name_of_its_own(play, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
-        assert main(["run", *TINY, "--seed", "3"]) == 0
+        assert play(*TINY, "--seed", "3")[0] == 0
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"quickstart-seed3", "quickstart-seed3-2"}
     assert capsys.readouterr().out.splitlines()[-1] == "results in runs/quickstart-seed3-2"
 
 
-def test_a_smoke_run_is_told_as_one(played, tmp_path, monkeypatch, capsys):
-    played()
+def test_a_smoke_run_is_marked(play, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     note = "a smoke run: its settings are tiny, its accuracies mean nothing\n"
-    for options, place in (
-        (["run"], "quickstart-smoke-seed0"),
-        (["run", "--seeds", "2"], "quickstart-smoke-seed0-2seeds"),
-        (["sweep", "--over", "num-rounds=1"], "quickstart-smoke-sweep"),
+    for command, options, place in (
+        ("run", [], "quickstart-smoke-seed0"),
+        ("run", ["--num-seeds", "2"], "quickstart-smoke-seed0-2seeds"),
+        ("sweep", ["--over", "num-rounds=1"], "quickstart-smoke-sweep"),
     ):
         for smoke in ([], ["--smoke"]):
-            assert main([*options, *TINY, *smoke]) == 0
+            assert play(*options, *TINY, *smoke, command=command)[0] == 0
             assert (note in capsys.readouterr().out) == bool(smoke)
-        if options[0] == "run":
+        assert (tmp_path / "runs" / place).is_dir()
+        if command == "run":
             assert main(["report", f"runs/{place}"]) == 0
             assert capsys.readouterr().out.startswith(note)
-            assert main(["report", f"runs/{place.replace('-smoke', '')}"]) == 0
-            assert note not in capsys.readouterr().out
-        else:
-            assert (tmp_path / "runs" / place / "sweep.csv").exists()
     assert main(["report", "runs"]) == 0
     assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()] == [
         *("quickstart-seed0", "quickstart-seed0-2seeds", "quickstart-smoke-seed0", "quickstart-smoke-seed0-2seeds"),
     ]
 
 
-def test_seeds_have_directories_of_their_own_and_a_summary_of_all(played, tmp_path, capsys):
-    played()
+def test_seeds_have_directories_of_their_own_and_a_summary_of_all(play, tmp_path, capsys):
     path = tmp_path / "run"
-    assert main(["run", "--out", str(path), *TINY, "--num-rounds", "1", "--seed", "4", "--seeds", "2"]) == 0
+    assert play("--out", path, *TINY, "--num-rounds", "1", "--seed", "4", "--num-seeds", "2")[0] == 0
     assert {file.name for file in path.iterdir()} == {"seed4", "seed5", files.SUMMARY, files.PLOT}
     for seed in (4, 5):
-        assert {file.name for file in (path / f"seed{seed}").iterdir()} == FILES
+        assert {file.name for file in (path / f"seed{seed}").iterdir()} == {*FILES, files.CHECKPOINTS}
         assert read(path / f"seed{seed}", files.CONFIG)["settings"]["seed"] == seed
     assert read(path, files.SUMMARY)["seeds"] == [4, 5]
     out = capsys.readouterr().out
@@ -234,17 +203,9 @@ def test_seeds_have_directories_of_their_own_and_a_summary_of_all(played, tmp_pa
     assert (path / files.PLOT).read_bytes() == before
 
 
-def test_an_interrupted_seed_is_not_in_the_summary_of_all(played, tmp_path, capsys):
-    stages = []
-
-    def disturb(stage):
-        stages.append(stage)
-        if stages.count(1) == 2:
-            raise KeyboardInterrupt
-
-    played(disturb)
+def test_an_interrupted_seed_is_not_in_the_summary_of_all(play, tmp_path):
     path = tmp_path / "run"
-    assert main(["run", "--out", str(path), *TINY, "--num-rounds", "1", "--seeds", "3"]) == 130
+    assert play("--out", path, *TINY, "--num-rounds", "2", "--num-seeds", "3", stage=1, batch=2)[0] == 130
     assert {file.name for file in path.iterdir()} == {"seed0", "seed1", files.SUMMARY, files.PLOT}
     summary = read(path, files.SUMMARY)
     assert (summary["seeds"], summary["num_seeds"]) == ([0], 3)
@@ -254,16 +215,9 @@ def test_an_interrupted_seed_is_not_in_the_summary_of_all(played, tmp_path, caps
 SWEEP = ["--over", "num_rounds=0,1", "--over", "temperature=1,2", *TINY]
 
 
-def test_a_sweep_of_what_cannot_be_side_by_side_is_refused(tmp_path, capsys):
-    assert main(["sweep", "--out", str(tmp_path / "sweep"), *SWEEP, "--seeds-at-once", "2"]) == 2
-    assert capsys.readouterr().err == "fedmd-jax: error: seeds_at_once is of several seeds, got 2 for one seed\n"
-    assert not (tmp_path / "sweep").exists()
-
-
-def test_a_sweep_goes_on_where_settings_do_not_go_together(played, tmp_path, capsys):
-    played()
+def test_a_sweep_continues_after_settings_that_do_not_go_together(play, tmp_path, capsys):
     path = tmp_path / "sweep"
-    assert main(["sweep", "--out", str(path), *SWEEP, "--seeds", "2"]) == 1
+    assert play("--out", path, *SWEEP, "--num-seeds", "2", command="sweep")[0] == 1
     lines = (path / "sweep.csv").read_text().splitlines()
     assert [line.split(",")[:3] for line in lines[1:]] == [
         ["0", "1", "2"],
@@ -278,24 +232,19 @@ def test_a_sweep_goes_on_where_settings_do_not_go_together(played, tmp_path, cap
     assert out.splitlines()[-1] == f"results in {path}"
 
 
-def test_a_sweep_goes_on_after_a_crash(played, tmp_path, capsys):
-    def disturb(stage):
-        if stage == 1:
-            raise RuntimeError("out of memory")
-
-    played(disturb)
+def test_a_sweep_continues_after_a_crash(play, tmp_path, capsys):
     path = tmp_path / "sweep"
-    assert main(["sweep", "--out", str(path), "--over", "num-rounds=1,0", *TINY]) == 1
+    argv = ["--out", path, "--over", "num-rounds=1,0", *TINY]
+    assert play(*argv, command="sweep", stage=1, kind=RuntimeError("out of memory"))[0] == 1
     failed, fine = (path / "sweep.csv").read_text().splitlines()[1:]
     assert failed.endswith("RuntimeError: out of memory")
-    assert fine.startswith("0,1,0.1")
+    assert fine.startswith("0,1,0.")
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_an_interrupted_sweep_keeps_its_table(played, tmp_path):
-    played(interrupt_at(1))
+def test_an_interrupted_sweep_keeps_its_table(play, tmp_path):
     path = tmp_path / "sweep"
-    assert main(["sweep", "--out", str(path), "--over", "num-rounds=0,1,2", *TINY]) == 130
+    assert play("--out", path, "--over", "num-rounds=0,1,2", *TINY, command="sweep", stage=1, batch=2)[0] == 130
     assert [line.split(",")[:2] for line in (path / "sweep.csv").read_text().splitlines()[1:]] == [
         ["0", "1"],
         ["1", "0"],
@@ -307,58 +256,50 @@ def test_an_interrupted_sweep_keeps_its_table(played, tmp_path):
     [
         ("", "a sweep needs at least one --over SETTING=VALUE,VALUE,..."),
         ("--over distanse=mae", "unknown setting 'distanse', known are networks, .*digest.num-epochs.*seed"),
-        ("--over num-rounds=1,x", r"--num-rounds: wanted an integer, got 'x' .*"),
-        ("--over digest.num-epochs=1,0", r"digest: num_epochs must be an integer of at least 1, got 0 .*"),
         ("--over temperature=2,3", "temperature is of distance kl, but distance is mae, got 2.0"),
-        ("--over seed=1,2 --seeds 0", "seeds must be an integer of at least 1, got 0"),
+        ("--over seed=1,2 --num-seeds 0", "seeds must be an integer of at least 1, got 0"),
     ],
 )
-def test_a_sweep_that_cannot_be(played, tmp_path, capsys, options, message):
-    played()
-    assert main(["sweep", "--out", str(tmp_path / "sweep"), *TINY, *shlex.split(options)]) == 2
+def test_a_sweep_that_cannot_be(play, tmp_path, capsys, options, message):
+    assert play("--out", tmp_path / "sweep", *TINY, *shlex.split(options), command="sweep")[0] == 2
     check_complaint(capsys, message)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("stage", "num_done"), [(0, 0), (1, 1), ("local", 2), ("pooled", 2)])
-def test_an_interrupted_run_keeps_what_is_done(played, tmp_path, capsys, stage, num_done):
-    played(interrupt_at(stage))
+@pytest.mark.parametrize(("stage", "num_done"), [(1, 1), ("pooled upper bound", 2)])
+def test_an_interrupted_run_keeps_what_is_done(play, tmp_path, capsys, stage, num_done):
     path = tmp_path / "run"
-    assert main(["run", "--out", str(path), *TINY, "--num-rounds", "2"]) == 130
+    assert play("--out", path, *TINY, "--num-rounds", "2", stage=stage)[0] == 130
     out, err = capsys.readouterr()
     assert err == (
-        f"\ninterrupted after round {num_done} of 2: what is done so far is kept\n"
-        f"to go on: fedmd-jax run --resume {path}\n"
+        f"\ninterrupted after round {num_done} of 2: results so far are kept\n"
+        f"to resume: fedmd-jax run --resume {path}\n"
     )
     assert out.splitlines()[-1] == f"results in {path}"
     summary, metrics = files.read_run(path)
-    assert {file.name for file in path.iterdir()} == FILES
     assert len(metrics) == 2 * (num_done + 1)
     assert (summary["num_rounds"], summary["num_rounds_done"], summary["interrupted"]) == (2, num_done, True)
     assert summary["communication"]["total_bytes"] == num_done * 2 * 2 * 50 * 16 * 4
     assert summary["clients"][0]["pooled_accuracy"] is None
+    assert summary["clients"][0]["local_accuracy"] is not None
     assert main(["report", str(path)]) == 0
 
 
-def test_interrupted_before_the_first_result(played, tmp_path, capsys):
-    played(interrupt_at("transfer"))
+def test_interrupted_before_the_first_result(play, tmp_path, capsys):
     path = tmp_path / "run"
-    assert main(["run", "--out", str(path), *TINY]) == 130
-    assert (
-        capsys.readouterr().err
-        == f"\ninterrupted before the first result: {path} has config.json and an empty metrics.jsonl\n"
-        f"to go on: fedmd-jax run --resume {path}\n"
-    )
-    assert {file.name: file.stat().st_size > 0 for file in path.iterdir()} == {files.CONFIG: True, files.METRICS: False}
+    assert play("--out", path, *TINY, stage="preparing the networks")[0] == 130
+    err = capsys.readouterr().err
+    assert err == (f"\ninterrupted before the first result of {path}\nto resume: fedmd-jax run --resume {path}\n")
+    assert (path / files.METRICS).read_bytes() == b""
     assert main(["report", str(path)]) == 2
     assert "is unfinished" in capsys.readouterr().err
 
 
 def test_interrupted_while_the_data_is_read(tmp_path, monkeypatch, capsys):
-    def interrupt(_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(session, "prepare", interrupt)
+    monkeypatch.setattr(train, "prepare", interrupt)
     assert main(["run", "--out", str(tmp_path / "run"), *TINY]) == 130
     assert capsys.readouterr().err == "\nfedmd-jax: interrupted\n"
     assert list(tmp_path.iterdir()) == []
@@ -388,49 +329,30 @@ def test_signals_in_a_process(finished, tmp_path, number, code):
             process.wait(timeout=0.05)
     _, err = process.communicate()
     assert process.returncode == code, err
-    assert err.splitlines()[-1] == f"to go on: fedmd-jax run --resume {path}"
-    assert "what is done so far is kept" in err
-    assert "Traceback" not in err
+    assert err.splitlines()[-1] == f"to resume: fedmd-jax run --resume {path}"
+    assert "results so far are kept" in err
     assert {file.name for file in path.iterdir()} == {*FILES, files.CHECKPOINTS}
     summary, metrics = files.read_run(path)
     assert len(metrics) == 2 * (summary["num_rounds_done"] + 1)
 
 
-def test_a_full_disk_is_one_line(played, tmp_path, monkeypatch, capsys):
-    played()
-
+def test_a_full_disk_is_one_line(play, tmp_path, monkeypatch, capsys):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", fail)
-    path = tmp_path / "run"
-    assert main(["run", "--out", str(path), *TINY]) == 1
+    path, fsync = tmp_path / "run", os.fsync
+    monkeypatch.setattr(files.os, "fsync", fail)
+    assert play("--out", path, *TINY)[0] == 1
     err = capsys.readouterr().err
     assert err == f"fedmd-jax: error: cannot write {path / files.PLOT}: No space left on device\n"
-    assert {file.name for file in path.iterdir()} == {files.CONFIG, files.METRICS}
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    assert play("--resume", path)[0] == 0
 
 
 @pytest.mark.parametrize("kind", [ValueError, OSError, RuntimeError])
-def test_a_bug_keeps_its_traceback(played, tmp_path, kind):
-    def disturb(stage):
-        raise kind("a bug")
-
-    played(disturb)
+def test_a_bug_keeps_its_traceback(play, tmp_path, kind):
     with pytest.raises(kind, match="a bug"):
-        main(["run", "--out", str(tmp_path / "run"), *TINY])
-
-
-def test_the_progress_is_closed_whatever_happens(played, tmp_path, monkeypatch):
-    closed = []
-
-    class Watched(Lines):
-        def close(self):
-            closed.append(True)
-
-    monkeypatch.setattr(session, "make_progress", Watched)
-    played(interrupt_at(0))
-    main(["run", "--out", str(tmp_path / "run"), *TINY])
-    assert closed == [True]
+        play("--out", tmp_path / "run", *TINY, stage=0, kind=kind("a bug"))
 
 
 @pytest.fixture(scope="module")
@@ -453,29 +375,17 @@ SMALL = (
     "--data.private small --data.private-classes 0 1 --data.examples-per-class 2 "
     "--data.num-test 5 --data.num-public 40 --subset-size 9"
 )
-HELP = r"\(see fedmd-jax run quickstart --help\)"
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--num-roundz 3", f"unknown option '--num-roundz', perhaps you meant --num-rounds {HELP}"),
-        ("--data.pubic=x", f"unknown option '--data.pubic', perhaps you meant --data.public .*{HELP}"),
-        ("--seeds 0", "seeds must be an integer of at least 1, got 0"),
-        ("--seeds 2 --seed 4294967295", r"seed must be below 2\*\*32, got 4294967296"),
-        ("--zzz", f"unknown option '--zzz' {HELP}"),
-        ("quickstart", f"unexpected argument 'quickstart'; the experiment stands right after run, .* {HELP}"),
-        ("--pooled yes", f"unexpected argument 'yes'; .* {HELP}"),
-        ("--num-rounds x", f"--num-rounds: wanted an integer, got 'x' {HELP}"),
-        ("--head-penalty x", f"--head-penalty: wanted a number, got 'x' {HELP}"),
-        ("--num-rounds", f"Missing value for argument '--num-rounds'. .*{HELP}"),
-        ("--weights a b", f"--weights: .*{HELP}"),
-        ("--subset first", f"invalid choice 'first' for argument '--subset'. .*random.*stratified.* {HELP}"),
-        ("--digest.num-epochs 0", f"digest: num_epochs must be an integer of at least 1, got 0 {HELP}"),
+        ("--num-seeds 0", "seeds must be an integer of at least 1, got 0"),
+        ("--num-seeds 2 --seed 4294967295", r"seed must be below 2\*\*32, got 4294967296"),
         ("--num-rounds -3", "num_rounds must be an integer of at least 0, got -3"),
         ("--distance kl --temperature 0", "temperature must be positive and finite, got 0.0"),
-        ("--networks mlp mlp --weights 1 nan", "weights must be finite and not negative, got 1.0, nan"),
-        ("--networks mlp mlp --weights 1 -1", "weights must be finite and not negative, got 1.0, -1.0"),
+        ("--networks mlp mlp --weights 1 nan", "weights must be at least 0 and finite, got 1.0, nan"),
+        ("--networks mlp mlp --weights 1 -1", "weights must be at least 0 and finite, got 1.0, -1.0"),
         ("--networks mlp mlp --weights 1", "weights must be one per client, 2, or None, got 1"),
         ("--networks", "networks must be a list of names, one per client, got 'none'"),
         ("--subset-size 300 --data.num-public 200", "subset_size must be at most the public dataset, .* got 300"),
@@ -509,20 +419,42 @@ def check_complaint(capsys, message):
 
 
 @pytest.mark.parametrize(
-    ("argv", "message"),
+    ("argv", "words"),
     [
-        (["rum"], "unknown command 'rum', perhaps you meant run"),
-        (["train"], "unknown command 'train', known are run, sweep, report, data"),
-        (["--verbose"], "unknown command '--verbose', known are run, sweep, report, data"),
-        (["run", "quick"], "unknown experiment 'quick', .*quickstart"),
-        (["report"], "report wants one directory of a finished run: fedmd-jax report DIR"),
-        (["report", "a", "b"], "report wants one directory of a finished run: fedmd-jax report DIR"),
-        (["report", "--out"], "report wants one directory of a finished run: fedmd-jax report DIR"),
-        (["report", "/nowhere"], "no run to report on: /nowhere is not a directory"),
+        ("rum", "Available subcommands: run, sweep, report, data"),
+        ("report", "The run directory"),
+        ("run --num-roundz 3", "Perhaps you meant: --num-rounds"),
+        ("run --data.pubic=x", "Perhaps you meant: --data.public"),
+        ("run quickstart quickstart", "quickstart"),
+        ("run --pooled yes", "yes"),
+        ("run --num-rounds x", "Error parsing --num-rounds: invalid literal for int() with base 10: 'x'"),
+        ("run --weights a b", "--weights"),
+        ("run --subset first", "Expected one of ('random', 'stratified')"),
+        ("run --digest.num-epochs 0", "digest: num_epochs must be an integer of at least 1, got 0"),
+        ("run --digest.patience 1", "--digest.patience"),
+        ("sweep --over num-rounds=1,x", "--num-rounds"),
     ],
 )
-def test_a_command_that_is_none(capsys, argv, message):
-    assert main(argv) == 2
+def test_what_tyro_refuses(argv, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(argv.split()) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert words in " ".join(err.replace("│", " ").replace("─", " ").split())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("run quick", "unknown experiment 'quick', .*quickstart"),
+        ("report /nowhere", "no run to report on: /nowhere is not a directory"),
+        ("run --distributed --out /nowhere/run", "the processes do not find each other: .*"),
+        ("run --coordinator a:1", "processes started by hand need all of --coordinator, .*"),
+    ],
+)
+def test_what_is_refused_in_one_line(argv, message, capsys):
+    assert main(argv.split()) == 2
     check_complaint(capsys, message)
 
 
@@ -536,11 +468,10 @@ def test_a_command_that_is_none(capsys, argv, message):
         ("", "the output directory must be new, but . exists"),
     ],
 )
-def test_an_output_directory_that_cannot_be(played, tmp_path, capsys, out, message):
-    played()
+def test_an_output_directory_that_cannot_be(play, tmp_path, capsys, out, message):
     (tmp_path / "exists").mkdir()
     (tmp_path / "file").touch()
-    assert main(["run", "--out", str(tmp_path / out) if out else "", *TINY]) == 2
+    assert play("--out", str(tmp_path / out) if out else "", *TINY)[0] == 2
     check_complaint(capsys, message)
     assert {path.name for path in tmp_path.iterdir()} == {"exists", "file"}
     assert list((tmp_path / "exists").iterdir()) == []
@@ -561,16 +492,45 @@ def test_the_version(capsys):
 
 
 @pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
-def test_the_help_names_commands_and_experiments(capsys, argv):
+def test_the_help_names_the_commands(capsys, argv):
     assert main(argv) == 0
     out = capsys.readouterr().out
-    for word in ("fedmd-jax run", "fedmd-jax report DIR", "--version", *EXPERIMENTS):
-        assert word in out
+    assert all(word in out for word in ("run", "sweep", "report", "data"))
+
+
+@pytest.mark.parametrize("command", ["run", "sweep"])
+def test_the_help_of_a_command_is_short_and_in_order(capsys, command):
+    assert main([command, "letters-iid", "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 120
+    assert max(map(len, lines)) <= 80
+    sections = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
+    wanted = ["experiment:", "rounds:", "data:", "training:", "output:", "hardware:", "many processes:"]
+    assert sections == (wanted if command == "run" else wanted[:-1])
+    text = " ".join(" ".join(lines).split())
+    assert all(name in text for name in EXPERIMENTS)
+    assert "--num-rounds Collaboration rounds (20)" in text
+
+
+def test_every_option_is_in_the_whole_help_and_in_the_short_one_only_options(capsys):
+    assert main(["run", "--help-all"]) == 0
+    whole = capsys.readouterr().out
+    assert main(["run", "--help"]) == 0
+    options = re.findall(r"--[a-z.-]+", capsys.readouterr().out)
+    assert len(options) > 40
+    for option in {*options, "--availability", "--public-training.patience"} - {"--help-all"}:
+        assert option in whole
+
+
+def test_shell_completion_knows_experiments_and_options(capsys):
+    assert main(["--tyro-print-completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    assert all(word in script for word in ("letters-iid-released", "--num-rounds", "--num-seeds", "report"))
 
 
 def test_the_help_of_report(capsys):
     assert main(["report", "--help"]) == 0
-    assert capsys.readouterr().out.startswith("usage: fedmd-jax report DIR")
+    assert capsys.readouterr().out.startswith("usage: fedmd-jax report")
 
 
 def test_python_m(tmp_path):
@@ -603,21 +563,64 @@ def paper_data(tmp_path_factory):
 
 # The paper's own networks take long to compile: one preset has them, for the others it is the data that differs.
 @pytest.mark.parametrize(
-    ("experiment", "variant", "networks"),
+    ("experiment", "networks"),
     [
-        ("letters-iid", "paper", []),
-        *[(name, "paper", ["mlp:n1=64"] * 2) for name in ("letters-writers", "cifar-iid", "cifar-superclass")],
-        *[(name, "released", ["mlp:n1=64"] * 2) for name in ("letters-iid", "cifar-superclass")],
-        ("letters-iid", "tuned", ["mlp:n1=64"] * 2),
+        ("letters-iid", []),
+        *[(name, ["mlp:n1=64"] * 2) for name in ("letters-writers", "cifar-iid", "cifar-superclass")],
+        *[(name, ["mlp:n1=64"] * 2) for name in ("letters-iid-released", "cifar-superclass-released")],
+        ("letters-iid-tuned", ["mlp:n1=64"] * 2),
     ],
 )
-def test_every_experiment_runs_from_a_data_folder(experiment, variant, networks, paper_data, tmp_path):
-    options = ["--variant", variant, "--smoke", "--data.data-dir", str(paper_data), "--out", str(tmp_path / "run")]
+def test_every_experiment_runs_from_a_data_folder(experiment, networks, paper_data, tmp_path):
+    options = ["--smoke", "--data.data-dir", str(paper_data), "--out", str(tmp_path / "run")]
     if networks:
         options += ["--networks", *networks]
     assert main(["run", experiment, *options]) == 0
     summary = read(tmp_path / "run", files.SUMMARY)
-    assert summary["experiment"] == (experiment if variant == "paper" else f"{experiment}-{variant}")
+    assert summary["experiment"] == experiment
     assert None not in summary["mean"].values()
     at_once = read(tmp_path / "run", files.CONFIG)["clients_at_once"]
     assert list(at_once.values()) == ([2] if networks else [1])
+
+
+def test_a_plot_that_cannot_be_drawn_costs_a_warning(play, tmp_path, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise RuntimeError("no font\nof this name")
+
+    monkeypatch.setattr(train, "plot", figures.plot)
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", fail)
+    warning = "fedmd-jax: warning: cannot draw {}: RuntimeError: no font of this name\n"
+    tiny = ["--num-rounds", "1", *TINY]
+    for name, argv in {
+        "run": ["run", "--out", str(tmp_path / "run"), *tiny],
+        "seeds": ["run", "--num-seeds", "1", "--out", str(tmp_path / "seeds"), *tiny],
+        "sweep": ["sweep", "--out", str(tmp_path / "sweep"), "--over", "distance=mae", *tiny],
+    }.items():
+        assert main(argv) == 0
+        out, err = capsys.readouterr()
+        plots = {"run": [files.PLOT], "seeds": [files.PLOT] * 2, "sweep": [files.PLOT, files.PLOT, "sweep.png"]}[name]
+        assert err == "".join(map(warning.format, plots))
+        assert f"results in {tmp_path / name}\n" in out
+        assert not list((tmp_path / name).rglob("*.png"))
+        assert (tmp_path / name / ("sweep.csv" if name == "sweep" else files.SUMMARY)).exists()
+        if name != "sweep":
+            assert main(["report", str(tmp_path / name)]) == 0
+            again, err = capsys.readouterr()
+            assert err == warning.format(files.PLOT)
+            assert again.splitlines()[0] in out
+
+
+def test_a_run_without_compilation(tmp_path, capsys):
+    """As with JAX_DISABLE_JIT=1."""
+    options = shlex.split(
+        "--networks mlp:n1=1 --no-local --no-pooled --num-rounds 1 "
+        "--data.num-public 40 --data.num-test 20 --subset-size 20 "
+        "--public-training.num-epochs 1 --private-training.num-epochs 1 --revisit.num-epochs 1 --digest.num-epochs 1 "
+        "--public-training.batch-size 40 --private-training.batch-size 40 --revisit.batch-size 40"
+    )
+    found = {}
+    for name, context in {"jit": contextlib.nullcontext(), "eager": jax.disable_jit()}.items():
+        with context:
+            assert main(["run", "--out", str(tmp_path / name), *options]) == 0
+        found[name] = [(row["round"], row["accuracy"]) for row in files.read_run(tmp_path / name)[1]]
+    np.testing.assert_allclose(found["eager"], found["jit"], atol=0.1)

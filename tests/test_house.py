@@ -19,9 +19,8 @@ FLOORS = [
     {"attendance", "metrics", "consensus"},
     {"round"},
     {"federation"},
-    {"population", "checkpoint"},
-    {"experiments", "data_command"},
-    {"options"},
+    {"population"},
+    {"experiments"},
     {"cli"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -11,11 +11,6 @@ import fedmd_jax as fmd
 from fedmd_jax.placement import place_clients
 from fedmd_jax.spread import (
     Spread,
-    clients_here,
-    group_sizes,
-    is_spread_over_processes,
-    own_clients,
-    spread_own_clients,
 )
 
 GROUPS = {
@@ -105,23 +100,6 @@ def test_clients_of_several_numbers_are_refused():
         fmd.spread_clients({"a": (jnp.zeros(2), jnp.zeros(3))}, fmd.client_mesh(2))
     with pytest.raises(ValueError, match=r"clients {'a': 3} are wanted, per group, got {'a': 2}"):
         fmd.spread.arrange({"a": jnp.zeros(2)}, place_clients({"a": 3}, 2))
-
-
-@pytest.mark.parametrize("num_devices", [1, 2, 3, 4])
-def test_clients_that_each_process_has_of_its_own_are_spread_as_those_of_everybody(num_devices):
-    mesh = fmd.client_mesh(num_devices)
-    costs = {name: 1.0 + number for number, name in enumerate(STATES)}
-    whole = fmd.spread_clients(STATES, mesh, costs=costs)
-    seats = own_clients(group_sizes(STATES), mesh, costs=costs)
-    assert sorted(seats) == [("linear", 0), ("linear", 1), ("mlp", 0), *(("normed", k) for k in range(5))]
-    own = {(name, k): jax.tree.map(lambda leaf, k=k: np.asarray(leaf)[k], STATES[name]) for name, k in seats}
-    spread = spread_own_clients(own, jax.eval_shape(lambda: STATES), mesh, costs=costs)
-    assert jax.tree.structure(spread) == jax.tree.structure(whole)
-    chex.assert_trees_all_equal(spread, whole)
-    for leaf, expected in zip(jax.tree.leaves(spread), jax.tree.leaves(whole), strict=True):
-        assert (leaf.sharding, leaf.dtype) == (expected.sharding, expected.dtype)
-    chex.assert_trees_all_equal(clients_here(spread), STATES)
-    assert not is_spread_over_processes(mesh)
 
 
 def test_what_is_on_host_is_what_was_on_devices():

@@ -1,7 +1,6 @@
-"""Whole experiments: settings and presets, the procedure, the run directory and what is told of the results."""
+"""One experiment from its settings to its run directory: train loop, checkpoints, presets, results."""
 
 from fedmd_jax.experiments.presets import EXPERIMENTS
-from fedmd_jax.experiments.settings import Experiment
-from fedmd_jax.experiments.smoke import smoke
+from fedmd_jax.experiments.settings import Experiment, smoke
 
 __all__ = ["EXPERIMENTS", "Experiment", "smoke"]

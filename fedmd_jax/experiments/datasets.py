@@ -1,7 +1,6 @@
 """An experiment's data: images read, selected, split among the clients, centred, and all labels in one head."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -31,9 +30,9 @@ class Datasets(NamedTuple):
 
     public: PublicDataset
     private: Mapping[int, tuple[np.ndarray, np.ndarray]]  # client id -> inputs [n, H, W, channels], labels [n]
-    test: PrivateDataset  # unstacked, for everybody: what `Data.evaluate_on` says
+    test: PrivateDataset  # unstacked, the same for all clients: what `Data.evaluate_on` says
     num_classes: int  # C, public and private classes together
-    public_test: PrivateDataset | None  # unstacked; None where nobody asks for it
+    public_test: PrivateDataset | None  # unstacked; None unless it was asked for
 
 
 def load(data: Data, *, num_clients: int, seed: int, public_test: bool = False) -> Datasets:
@@ -61,8 +60,8 @@ def load(data: Data, *, num_clients: int, seed: int, public_test: bool = False) 
     )
     private, test, shares = _SPLITS[data.split](data, num_clients, rng)
     if data.evaluate_on == "validation":
-        nobodys = np.setdiff1d(np.arange(len(private.labels)), np.concatenate(shares))
-        test = Images(private.images[nobodys], private.labels[nobodys])
+        unassigned = np.setdiff1d(np.arange(len(private.labels)), np.concatenate(shares))
+        test = Images(private.images[unassigned], private.labels[unassigned])
     _check_shapes(data, public, private, test)
     candidates = np.flatnonzero(np.isin(test.labels, data.private_classes))
     test_rows = _choose("num_test", f"{data.evaluate_on} part of {data.private}", candidates, data.num_test, rng)
@@ -76,40 +75,11 @@ def load(data: Data, *, num_clients: int, seed: int, public_test: bool = False) 
 
     return Datasets(
         public=public_dataset(public_inputs - mean, public.labels[public_rows]),
-        private=Shares(partial(examples, private), shares),
+        private={client_id: examples(private, rows) for client_id, rows in enumerate(shares)},
         test=labelled_dataset(*examples(test, test_rows)),
         num_classes=num_public_classes + len(data.private_classes),
         public_test=_public_test(data, public.images[public_rows]) if public_test else None,
     )
-
-
-class Shares(Mapping[int, tuple[np.ndarray, np.ndarray]]):
-    """Each client's private examples, taken from the source when they are asked for, and not before.
-
-    Attributes:
-      num_examples: of each client, by id; known without a look at any.
-    """
-
-    def __init__(self, examples: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], rows: Sequence[np.ndarray]):
-        """Takes nothing yet.
-
-        Args:
-          examples: rows of the source [n] -> inputs and labels of these.
-          rows: of each client.
-        """
-        self._examples, self._rows = examples, rows
-        self.num_examples = {client_id: len(own) for client_id, own in enumerate(rows)}
-
-    def __getitem__(self, client_id: int) -> tuple[np.ndarray, np.ndarray]:
-        if client_id not in self.num_examples:
-            raise KeyError(client_id)
-        return self._examples(self._rows[client_id])
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.num_examples)
-
-    def __len__(self) -> int:
-        return len(self.num_examples)
 
 
 def pool(private: Mapping[int, tuple[np.ndarray, np.ndarray]]) -> PrivateDataset:
@@ -147,7 +117,7 @@ def _public_test(data: Data, train: np.ndarray) -> PrivateDataset:
     return labelled_dataset(inputs, test.labels)
 
 
-Split = tuple[Images, Images, list[np.ndarray]]  # private images, test images, who owns which of the private ones
+Split = tuple[Images, Images, list[np.ndarray]]  # private images, test images, rows of each client's private images
 
 
 def _split_classes(data: Data, num_clients: int, rng: np.random.Generator) -> Split:
@@ -163,7 +133,7 @@ def _split_classes(data: Data, num_clients: int, rng: np.random.Generator) -> Sp
 
 
 def _split_superclasses(data: Data, num_clients: int, rng: np.random.Generator) -> Split:
-    """What is to be told apart are superclasses; fine classes only say who owns what."""
+    """Labels are superclasses; fine classes only decide which client owns an image."""
     splits = ("train", "test")
     (private, fine), (test, _) = (_read(data, split) for split in splits)
     coarse, test_labels = (load_column(data.private, split, "coarse_label", data_dir=data.data_dir) for split in splits)
@@ -179,7 +149,7 @@ def _split_superclasses(data: Data, num_clients: int, rng: np.random.Generator) 
 
 
 def _split_writers(data: Data, num_clients: int, rng: np.random.Generator) -> Split:
-    """Both splits of the source together: its own test split takes a tenth of each writer, who have few images."""
+    """Both splits of the source together: its own test split has a tenth of the few images of each writer."""
     parts = [_read(data, split) for split in ("train", "test")]
     images, labels = (np.concatenate(each) for each in zip(*parts, strict=True))
     writers = np.concatenate(

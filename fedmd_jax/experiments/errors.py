@@ -1,7 +1,12 @@
 """What is wrong with the user's wishes, and not with the program."""
 
 import contextlib
+import os
 from collections.abc import Iterator
+
+import jax
+
+from fedmd_jax.hints import one_line
 
 
 class UsageError(ValueError):
@@ -19,3 +24,19 @@ def bad_input() -> Iterator[None]:
         yield
     except ValueError as error:
         raise SettingsError(str(error)) from error
+
+
+def check_backend() -> None:
+    """A `UsageError` if JAX does not start, as with JAX_PLATFORMS=cuda and no GPU.
+
+    Of many processes each must have been told of the others before, since this starts JAX.
+    """
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the second has no message: a plugin is not installed
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        reason = one_line(str(error).partition(" (set JAX_PLATFORMS")[0], longest=200)
+        raise UsageError(
+            f"JAX cannot use JAX_PLATFORMS={platforms!r}: {reason or 'no such platform is installed'}; unset it, or "
+            "set it to cpu"
+        ) from error

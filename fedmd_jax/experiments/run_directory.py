@@ -1,21 +1,25 @@
-"""The directory that a run writes: it and every file in it appear whole or not at all."""
+"""The directory that a run writes: the directory and each of its files appear whole or not at all."""
 
 import contextlib
+import dataclasses
 import errno
 import importlib.metadata
+import itertools
 import json
+import math
 import os
 import pathlib
 import platform
 import shutil
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 
 import fedmd_jax
+from fedmd_jax.experiments.settings import Experiment
 from fedmd_jax.hints import one_line
+from fedmd_jax.metrics import RoundMetrics
 
 CONFIG, METRICS, SUMMARY, PLOT = "config.json", "metrics.jsonl", "summary.json", "accuracy.png"
 CHECKPOINTS = "checkpoints"
@@ -39,7 +43,7 @@ def writing(problem: str | None = None) -> Iterator[None]:
     """An `OSError` within becomes a `WriteError`.
 
     Args:
-      problem: the beginning of the message; None where the error itself says what could not be written.
+      problem: the beginning of the message; None if the error itself says what could not be written.
 
     >>> with writing("cannot write a.txt"):
     ...     raise OSError(errno.ENOSPC, "No space left on device")
@@ -81,13 +85,13 @@ def create(path: pathlib.Path, files: Mapping[str, bytes]) -> pathlib.Path:
 
 
 def check_new(path: pathlib.Path) -> None:
-    """A `RunDirectoryError` where there is something already."""
+    """A `RunDirectoryError` if the path exists."""
     if os.path.lexists(path):
         raise RunDirectoryError(f"the output directory must be new, but {path} exists")
 
 
 def check_path(path: pathlib.Path) -> None:
-    """A `RunDirectoryError` where no file system can have such a path: too long, or with what no name can have."""
+    """A `RunDirectoryError` if no file system can have such a path: too long, or with impossible characters."""
     try:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             path.lstat()
@@ -136,50 +140,118 @@ def append_lines(path: pathlib.Path, records: Sequence[Record]) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-class Lock:
-    """A file that is locked until it is closed, or until nobody has this object."""
-
-    def __init__(self, descriptor: int):
-        self.close = weakref.finalize(self, os.close, descriptor)  # does nothing the second time
-
-
-def lock(path: pathlib.Path) -> Lock:
-    """The run directory for this process alone, until what is returned is closed or the process ends.
+@contextlib.contextmanager
+def locked(path: pathlib.Path) -> Iterator[None]:
+    """The run directory for this process alone, also for what it starts.
 
     Args:
       path: the directory.
 
     Raises:
-      RunDirectoryError: another process has it, or the file cannot be opened.
+      RunDirectoryError: another process has it, or its config.json cannot be opened.
     """
     try:
-        locked_file = os.open(path / CONFIG, os.O_RDWR)  # NFS gives an exclusive lock to who may write only
+        descriptor = os.open(path / CONFIG, os.O_RDWR)  # an exclusive lock on NFS needs a file open for writing
     except OSError as error:
         raise RunDirectoryError(f"cannot open {path / CONFIG}: {_reason(error)}") from error
-    locked = Lock(locked_file)
     try:
-        import fcntl
-    except ImportError:  # Windows, where nothing warns of a second process: its locks keep others from reading, too
-        return locked
-    try:
-        fcntl.flock(locked_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        locked.close()
-        raise RunDirectoryError(f"another process is running in {path}") from error
-    except OSError:  # a file system without locks
-        pass
-    return locked
+        with contextlib.suppress(ImportError):  # Windows, where a locked file cannot be read
+            import fcntl
+
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RunDirectoryError(f"another process is running in {path}") from error
+            except OSError:  # a file system without locks
+                pass
+        yield
+    finally:
+        os.close(descriptor)
 
 
-def reopen(path: pathlib.Path, num_bytes: int) -> list[Record]:
-    """Makes the directory of an interrupted run what it was when its metrics had so many bytes.
+class Writer:
+    """Writes the metrics of a run.
+
+    Attributes:
+      path: the run directory.
+      metrics: the records so far.
+    """
+
+    def __init__(self, path: pathlib.Path, metrics: list[Record]):
+        self.path, self.metrics = path, metrics
+
+    @classmethod
+    def create(cls, path: pathlib.Path, name: str, experiment: Experiment, **known: Any) -> "Writer":
+        """Makes the directory, with config.json and an empty metrics.jsonl.
+
+        Args:
+          path: the directory, which must not exist.
+          name: of the experiment.
+          experiment: its settings.
+          **known: more content of config.json.
+
+        Raises:
+          RunDirectoryError: it exists, or cannot be made.
+        """
+        config = {
+            "experiment": name,
+            "settings": dataclasses.asdict(experiment),
+            "seed": experiment.seed,
+            **known,
+            **origin(),
+        }
+        create(path, {CONFIG: to_json(config), METRICS: b""})
+        return cls(path, [])
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of metrics.jsonl."""
+        return (self.path / METRICS).stat().st_size
+
+    @property
+    def num_rounds_done(self) -> int | None:
+        """The last round that is on disk; None before round 0."""
+        return self.metrics[-1]["round"] if self.metrics else None
+
+    def append(self, records: Sequence[Record]) -> None:
+        """Appends the lines of a round; `WriteError` if that fails, and none of them is written then."""
+        append_lines(self.path / METRICS, records)
+        self.metrics += records
+
+
+def round_records(metrics: RoundMetrics, local: Mapping[int, tuple[float, str]]) -> list[Record]:
+    """The lines of metrics.jsonl for one round, one per client; a loss that is not finite is null.
+
+    Args:
+      metrics: of FedMD.
+      local: accuracy and status of the local-only baseline by client id; empty without it.
+    """
+    return [
+        {
+            "event": "round",
+            "round": metrics.round,
+            "client_id": client.client_id,
+            "architecture": client.architecture,
+            "accuracy": client.accuracy,
+            "digest_loss": _finite(client.digest_loss),
+            "revisit_loss": _finite(client.revisit_loss),
+            "status": client.status,
+            **dict(zip(("local_accuracy", "local_status"), local.get(client.client_id, ()), strict=False)),
+        }
+        for client in metrics.clients
+    ]
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is None or math.isfinite(value) else None
+
+
+def reopen(path: pathlib.Path, num_bytes: int) -> Writer:
+    """Restores the directory of an interrupted run as it was when its metrics had this size.
 
     Args:
       path: the directory.
-      num_bytes: of metrics.jsonl; what comes after is cut, and summary and plot that were made of it are removed.
-
-    Returns:
-      The records of metrics.jsonl.
+      num_bytes: of metrics.jsonl; the rest is cut, and summary and plot, which were made of it, are removed.
 
     Raises:
       RunDirectoryError: metrics.jsonl is shorter, or damaged.
@@ -192,15 +264,13 @@ def reopen(path: pathlib.Path, num_bytes: int) -> list[Record]:
         raise RunDirectoryError(f"cannot read {file}: {_reason(error)}") from error
     kept = content[:num_bytes]
     if len(kept) < num_bytes:
-        raise RunDirectoryError(f"cannot go on in {path}: {METRICS} has {len(kept)} bytes, wanted at least {num_bytes}")
+        raise RunDirectoryError(f"cannot resume {path}: {METRICS} has {len(kept)} bytes, wanted at least {num_bytes}")
     records = _records(file, kept, whole=False)
-    for record in records:
-        _check(file, record, _ROUND)
     with writing(f"cannot write {file}"):
         for left in (path / SUMMARY, path / PLOT, *path.glob(".*.tmp")):
             left.unlink(missing_ok=True)
         os.truncate(file, num_bytes)
-    return records
+    return Writer(path, records)
 
 
 def read_config(path: pathlib.Path) -> Record:
@@ -210,16 +280,19 @@ def read_config(path: pathlib.Path) -> Record:
       RunDirectoryError: it is missing, or is not what a run writes.
     """
     if not path.is_dir():
-        raise RunDirectoryError(f"no run to go on with: {path} is not a directory")
+        raise RunDirectoryError(f"no run to resume: {path} is not a directory")
     if not (path / CONFIG).is_file():
-        raise RunDirectoryError(f"no run to go on with: {path} has no {CONFIG}")
-    [config] = _parse(path / CONFIG, whole=True)
-    _check(
-        path / CONFIG,
-        config,
-        {"experiment": _is_text, "settings": {}, "command": _is_string, "versions": {}, "device": {}},
-    )
-    return config
+        raise RunDirectoryError(f"no run to resume: {path} has no {CONFIG}")
+    return read_config_file(path / CONFIG)
+
+
+def read_config_file(file: pathlib.Path) -> Record:
+    """The content of a config.json; `RunDirectoryError` if it is not what a run writes."""
+    [config] = _parse(file, whole=True)
+    for name, kind in {"experiment": str, "settings": dict, "command": str}.items():
+        if not isinstance(config.get(name), kind):
+            raise RunDirectoryError(f"cannot read {file}: {name} is damaged or missing")
+    return {"num_seeds": None, **config}
 
 
 def is_finished(path: pathlib.Path) -> bool:
@@ -243,10 +316,10 @@ def read_run(path: pathlib.Path) -> tuple[Record, list[Record]]:
       path: the directory.
 
     Returns:
-      The content of summary.json and the records of metrics.jsonl, all that `report` uses of them checked.
+      The content of summary.json and the round records of metrics.jsonl.
 
     Raises:
-      RunDirectoryError: the run is unfinished, or a file is missing or is not what a run writes.
+      RunDirectoryError: the run is unfinished, or a file is missing or incomplete.
     """
     if not path.is_dir():
         raise RunDirectoryError(f"no run to report on: {path} is not a directory")
@@ -254,107 +327,39 @@ def read_run(path: pathlib.Path) -> tuple[Record, list[Record]]:
         state = "is unfinished" if (path / CONFIG).is_file() else "is not one of fedmd-jax"
         raise RunDirectoryError(f"the run in {path} {state}: it has no {SUMMARY}")
     [summary] = _parse(path / SUMMARY, whole=True)
-    _check(path / SUMMARY, summary, _SUMMARY)
-    for client in summary["clients"]:
-        faults = client.get("faults") or {}
-        where = f"faults of client {client['client_id']}"
-        _check(path / SUMMARY, faults, {what: [_is_count] for what in faults}, where)
-        _check(path / SUMMARY, list(faults) or ["none"], [_is_text], where)
-    for part, kind in {"mean": _optional(_is_number), "seconds": _is_number}.items():
-        _check(path / SUMMARY, summary[part], dict.fromkeys(summary[part], kind), part)
-        _check(path / SUMMARY, list(summary[part]), [_is_text], part)
-    if "continued" in summary:
-        _check(path / SUMMARY, summary["continued"], [_CONTINUED], "continued")
     metrics = [record for record in _parse(path / METRICS) if record.get("event") == "round"]
-    for record in metrics:
-        _check(path / METRICS, record, _ROUND)
-    _check_complete(path / METRICS, summary, metrics)
+    with reading(path):
+        found = {(record["round"], record["client_id"]) for record in metrics}
+        for round_, client in itertools.product(range(summary["num_rounds_done"] + 1), summary["clients"]):
+            if (round_, client["client_id"]) not in found:
+                raise ValueError(f"no round {round_} of client {client['client_id']} in {METRICS}")
     return summary, metrics
 
 
+@contextlib.contextmanager
+def reading(path: pathlib.Path) -> Iterator[None]:
+    """An error within, caused by damaged content of a run directory, becomes a `RunDirectoryError`."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
+        if isinstance(error, RunDirectoryError):
+            raise
+        what = f"{type(error).__name__}: {error}"
+        raise RunDirectoryError(one_line(f"cannot read {path}, a file in it may be damaged ({what})")) from error
+
+
 def read_seed_list(path: pathlib.Path) -> list[int] | None:
-    """The seeds in the summary of a directory of several; None where it is not one."""
+    """The seeds in the summary of a directory of several; None if it is of one run."""
     if not (path / SUMMARY).is_file():
         return None
-    [summary] = _parse(path / SUMMARY, whole=True)
-    if "seeds" not in summary:
-        return None
-    _check(path / SUMMARY, summary, {"seeds": [_is_count]})
-    return summary["seeds"]
+    return _parse(path / SUMMARY, whole=True)[0].get("seeds")
 
 
 def is_smoke(path: pathlib.Path) -> bool:
     """Whether a run, or one of several seeds in a directory, was started with `--smoke`."""
     configs = [path / CONFIG, *sorted(path.glob(f"seed*/{CONFIG}"))]
     commands = [_parse(config, whole=True)[0].get("command") for config in configs if config.is_file()]
-    return any("--smoke" in command.split() for command in commands if isinstance(command, str))
-
-
-# What is asked of a value.
-
-
-def _is_string(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_text(value: Any) -> bool:
-    """Something to be printed and drawn."""
-    return isinstance(value, str) and value.isprintable() and 0 < len(value) <= 1000
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**53
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e300
-
-
-def _is_share(value: Any) -> bool:
-    return _is_number(value) and 0 <= value <= 1
-
-
-def _optional(kind: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: value is None or kind(value)
-
-
-# What a report needs to find, by key; a list holds its only item's kind any number of times.
-_ACCURACIES = {
-    "transfer_accuracy": _is_share,
-    "final_accuracy": _is_share,
-    "local_accuracy": _optional(_is_share),  # missing where an older version has written it
-    "pooled_accuracy": _optional(_is_share),
-}
-_SUMMARY = {
-    "experiment": _is_text,
-    "seed": _is_count,
-    "evaluate_on": _optional(_is_text),
-    "num_rounds": _is_count,
-    "num_rounds_done": _is_count,
-    "clients": [
-        {
-            "client_id": _is_count,
-            "architecture": _is_text,
-            "faults": lambda faults: faults is None or isinstance(faults, dict),
-            **_ACCURACIES,
-        }
-    ],
-    "mean": _ACCURACIES,
-    "communication": {f"{kind}_bytes_per_client_round": _is_number for kind in ("upload", "download", "fedavg")},
-    "seconds": {"total": _is_number},
-}
-_ROUND = {
-    "round": _is_count,
-    "client_id": _is_count,
-    "accuracy": _is_share,
-    "architecture": _is_text,
-    "status": _optional(_is_text),
-}
-_CONTINUED = {
-    "after_round": _optional(_is_count),
-    "device": {"count": _is_count, "kind": _is_text},
-    "versions": {"fedmd_jax": _is_text, "jax": _is_text},
-}
+    return any("--smoke" in str(command).split() for command in commands)
 
 
 def _parse(path: pathlib.Path, *, whole: bool = False) -> list[Record]:
@@ -370,7 +375,7 @@ def _records(path: pathlib.Path, content: bytes, *, whole: bool) -> list[Record]
     try:
         text = content.decode()
         records = [json.loads(part, parse_constant=_no_number) for part in ([text] if whole else text.splitlines())]
-    except (ValueError, RecursionError) as error:  # the second where brackets are thousands deep
+    except (ValueError, RecursionError) as error:
         raise RunDirectoryError(f"cannot read {path}: {one_line(str(error))}") from error
     if not all(isinstance(record, dict) for record in records):
         raise RunDirectoryError(f"cannot read {path}: wanted JSON objects, got something else")
@@ -378,32 +383,11 @@ def _records(path: pathlib.Path, content: bytes, *, whole: bool) -> list[Record]
 
 
 def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no number")
-
-
-def _check(path: pathlib.Path, value: Any, wanted: Any, where: str = "") -> None:
-    """A `RunDirectoryError` where a value is not of the kind that is wanted of it."""
-    if isinstance(wanted, dict) and isinstance(value, dict):
-        for key, kind in wanted.items():
-            _check(path, value.get(key), kind, f"{where}.{key}" if where else key)
-    elif isinstance(wanted, list) and isinstance(value, list) and value:
-        for position, item in enumerate(value):
-            _check(path, item, wanted[0], f"{where}[{position}]")
-    elif isinstance(wanted, (dict, list)) or not wanted(value):
-        line = one_line(f"cannot read {path}: {where} is damaged or missing, got {json.dumps(value):.40}")
-        raise RunDirectoryError(line)
-
-
-def _check_complete(path: pathlib.Path, summary: Record, metrics: Sequence[Record]) -> None:
-    found = {(record["round"], record["client_id"]) for record in metrics}
-    for round_ in range(summary["num_rounds_done"] + 1):
-        for client in summary["clients"]:
-            if (round_, client["client_id"]) not in found:
-                raise RunDirectoryError(f"cannot read {path}: no round {round_} of client {client['client_id']}")
+    raise ValueError(f"{name} is not a number of JSON")
 
 
 def origin() -> Record:
-    """What the results hang on besides the settings: versions, device and environment variables."""
+    """What results depend on besides the settings: versions, device and environment variables."""
     versions = {"python": platform.python_version(), "fedmd_jax": fedmd_jax.__version__}
     devices, num_processes = jax.devices(), jax.process_count()
     device = {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)}

@@ -1,10 +1,13 @@
-"""What can be set of an experiment: frozen dataclasses, from which the command line takes its options and its help."""
+"""Settings of an experiment: frozen dataclasses, which are also the options and the help of the command line."""
 
+import contextlib
 import dataclasses
 import sys
+import types
+import typing
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar
 
 from fedmd_jax.hints import one_line
 from fedmd_jax.local import Distance, Training
@@ -13,6 +16,7 @@ from fedmd_jax.optimizers import adam
 from fedmd_jax.stopping import EarlyStopping
 from fedmd_jax.subset import draw_public_subset, draw_stratified_subset
 
+Settings = TypeVar("Settings")
 _LARGEST = sys.float_info.max  # JSON has integers beyond it
 
 Subset = Literal["random", "stratified"]
@@ -34,28 +38,17 @@ def _check_counts(minimum: int, **values: Any) -> None:
             raise ValueError(f"{name} must be below 2**32, got {value!r:.80}")
 
 
+def _check_range(low: float, high: float = _LARGEST, **lists: Sequence[Any]) -> None:
+    for name, values in lists.items():
+        if not all(isinstance(value, (int, float)) and low <= value <= high for value in values):
+            upper = "finite" if high == _LARGEST else f"at most {high}"
+            raise ValueError(f"{name} must be at least {low} and {upper}, got {_listed(values)}")
+
+
 def _check_positive(**values: Any) -> None:
     for name, value in values.items():
         if not isinstance(value, (int, float)) or not 0 < value <= _LARGEST:
             raise ValueError(f"{name} must be positive and finite, got {value!r:.80}")
-
-
-def _check_not_negative(**lists: Sequence[Any]) -> None:
-    for name, values in lists.items():
-        if not all(isinstance(value, (int, float)) and 0 <= value <= _LARGEST for value in values):
-            raise ValueError(f"{name} must be finite and not negative, got {_listed(values)}")
-
-
-def _check_probabilities(**lists: Sequence[Any]) -> None:
-    for name, values in lists.items():
-        if not all(isinstance(value, (int, float)) and 0 <= value <= 1 for value in values):
-            raise ValueError(f"{name} must be between 0 and 1, got {_listed(values)}")
-
-
-def _check_choices(choices: Any, **values: Any) -> None:
-    for name, value in values.items():
-        if value not in get_args(choices):
-            raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r:.80}")
 
 
 def _listed(values: Sequence[Any]) -> str:
@@ -68,78 +61,92 @@ class Phase:
 
     Attributes:
       num_epochs: Passes over the data.
-      batch_size: Examples in a training step; a last, smaller batch is kept.
+      batch_size: Examples per training step; a smaller last batch is kept.
       learning_rate: Step size of Adam.
-      patience: Early stopping, of transfer learning and the upper bound only: after so many epochs without a better
-        accuracy training ends, and the last weights are kept. None or 0: all epochs are run.
-      min_delta: How much better than the best so far an accuracy must be for early stopping.
-      monitor: Whose accuracy early stopping looks at: validation, a part of the data that is held out for it, or test,
-        the test set, as in the released code.
 
     Raises:
-      ValueError: a count below 1, a learning rate that is not positive and finite, or a min_delta that is negative.
+      ValueError: a count below 1, or a learning rate that is not positive and finite.
     """
 
     num_epochs: int
     batch_size: int
     learning_rate: float = 1e-3
+
+    def __post_init__(self):
+        _check_counts(1, num_epochs=self.num_epochs, batch_size=self.batch_size)
+        _check_positive(learning_rate=self.learning_rate)
+
+    def training(self) -> Training:
+        """The same settings for the functions of the library."""
+        return Training(num_epochs=self.num_epochs, batch_size=self.batch_size, optimizer=adam(self.learning_rate))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StoppablePhase(Phase):
+    """A phase of training that may stop early.
+
+    Attributes:
+      num_epochs: Passes over the data.
+      batch_size: Examples per training step; a smaller last batch is kept.
+      learning_rate: Step size of Adam.
+      patience: Early stopping: training ends after this many epochs without a better accuracy, and the last weights
+        are kept. None or 0: no early stopping.
+      min_delta: Early stopping: smallest increase over the best accuracy so far that counts as better.
+      monitor: Early stopping: where accuracy is measured. validation: a part of the data that is held out of this
+        training; test: the test set, as in the released code.
+
+    Raises:
+      ValueError: as in `Phase`, or a min_delta that is negative.
+    """
+
     patience: int | None = None
     min_delta: float = 1e-3
     monitor: Monitor = "validation"
 
     def __post_init__(self):
-        _check_counts(1, num_epochs=self.num_epochs, batch_size=self.batch_size)
-        _check_positive(learning_rate=self.learning_rate)
+        super().__post_init__()
         if self.patience is not None:
             _check_counts(0, patience=self.patience)
-        _check_not_negative(min_delta=[self.min_delta])
-        _check_choices(Monitor, monitor=self.monitor)
+        _check_range(0, min_delta=[self.min_delta])
 
     @property
     def monitored(self) -> Monitor | None:
-        """What early stopping looks at, None without it."""
+        """The data that early stopping monitors; None without early stopping."""
         return self.monitor if self.patience else None
 
     def training(self) -> Training:
-        """The same for the functions of the library."""
+        """The same settings for the functions of the library."""
         stopping = EarlyStopping(patience=self.patience, min_delta=self.min_delta) if self.patience else None
-        return Training(
-            num_epochs=self.num_epochs,
-            batch_size=self.batch_size,
-            optimizer=adam(self.learning_rate),
-            early_stopping=stopping,
-        )
+        return dataclasses.replace(super().training(), early_stopping=stopping)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
-    """Which images are public, which are private, and who gets how many.
+    """Public and private images, and how the private ones are split among the clients.
 
     Attributes:
-      public: The public dataset D_0, labelled, seen by every client: embedded/digits, or a name in the data folder such
-        as mnist or cifar10.
-      private: Where the clients' private datasets D_k and the test set come from: embedded/letters, or a name in the
-        data folder such as emnist/letters.
-      data_dir: The data folder, with arrays, original files or prepared TensorFlow Datasets. None: the
-        environment variable FEDMD_JAX_DATA, else the directory of TensorFlow Datasets.
+      public: Public dataset, labelled: embedded/digits, or a name in the data folder such as mnist or cifar10.
+      private: Source of the clients' private datasets and of the test set: embedded/letters, or a name in the data
+        folder such as emnist/letters.
+      data_dir: Data folder, with arrays, original files or prepared TensorFlow Datasets. None: the environment
+        variable FEDMD_JAX_DATA, else the directory of TensorFlow Datasets.
       num_public: Examples of the public dataset that are used, drawn with the seed.
-      private_classes: Classes of the private dataset that take part (a to f in the paper). Their outputs follow those
-        of the public classes in the one head that all share.
-      split: Who owns what. classes: every client the same number of images of every class. superclasses (of cifar100):
-        private_classes are superclasses, and a client owns one fine class of each, as in the paper's non-iid CIFAR.
-        writers (of leaf/femnist): a client is a writer and owns all images of theirs; the test set is of the others.
-      examples_per_class: Private examples that each client owns of each class; no two clients share one. Not with
-        writers.
-      min_examples: Private examples, of all classes together, that a writer must have to be a client.
-      evaluate_on: What accuracy is measured on: test, the test split; or validation, private training images of no
-        client, with which settings can be chosen without a look at the test set. Not with writers.
-      num_test: How many images that is, the same for every client; drawn with the seed.
-      validation_share: Part of the public examples, and of the pooled private ones, that is held out of training where
-        early stopping looks at validation data; drawn with the seed. Rounds use all public examples.
+      private_classes: Classes of the private dataset that are used (a to f in the paper). Their outputs follow those of
+        the public classes in one head.
+      split: How private images are assigned to clients. classes: every client the same number of images of every
+        class; superclasses (cifar100): private_classes are superclasses, and a client owns one fine class of each, as
+        in the paper's non-iid CIFAR; writers (leaf/femnist): each client is a writer, the test set has other writers.
+      examples_per_class: Private examples of each class per client; no two clients share one. Not with writers.
+      min_examples: Smallest number of private examples with which a writer is a client.
+      evaluate_on: Data on which accuracy is measured: test, the test split; or validation, private training images of
+        no client, to choose settings without the test set. Not with writers.
+      num_test: Number of these images, the same for every client; drawn with the seed.
+      validation_share: Share of the public and of the pooled private examples that is held out of training if early
+        stopping monitors validation data; drawn with the seed. Rounds use all public examples.
 
     Raises:
-      ValueError: a count below 1, a share that is not between 0 and 1, no private class, a class twice, or one that is
-        no integer from 0, validation images with writers.
+      ValueError: a count below 1, a share that is not between 0 and 1, no private class, a repeated class, a class that
+        is not an integer from 0, or validation images with writers.
     """
 
     public: str = "embedded/digits"
@@ -157,8 +164,6 @@ class Data:
     def __post_init__(self):
         _check_counts(1, num_public=self.num_public, examples_per_class=self.examples_per_class, num_test=self.num_test)
         _check_counts(1, min_examples=self.min_examples)
-        _check_choices(Split, split=self.split)
-        _check_choices(EvaluateOn, evaluate_on=self.evaluate_on)
         if self.split == "writers" and self.evaluate_on == "validation":
             raise ValueError("evaluate_on must be test with writers, whose images are too few to hold out others")
         if not isinstance(self.validation_share, (int, float)) or not 0 < self.validation_share < 1:
@@ -175,62 +180,58 @@ class Experiment:
     """A federation from transfer learning to the last round.
 
     Attributes:
-      networks: The independently designed network of each client, one name per client: 2conv:n1=8,n2=16 (n1, n2 are
-        filters; also 3conv, 4conv), mlp:n1=64 (hidden units), resnet8:width=0.5,norm=group, resnet20; all but the
-        residual ones take dropout=0.2. The length of the list is the number of clients; those with equal networks run
-        as one group.
-      width: Multiplies the filters and hidden units of all networks; 0.25 makes the paper's a CPU's size.
-      weights: What each client's scores weigh in the consensus, one number per client (c_k in the paper's supplement).
-        None: all weigh the same.
+      networks: Network of each client, one name per client: 2conv:n1=8,n2=16 (n1, n2 are filters; also 3conv, 4conv),
+        mlp:n1=64 (hidden units), resnet8:width=0.5,norm=group, resnet20; all but the residual ones take dropout=0.2.
+        The length of the list is the number of clients; clients with equal networks form a group.
+      width: Factor of the filters and hidden units of all networks; 0.25 suits a CPU.
+      weights: Weight of each client's scores in the consensus, one number per client. None: equal weights.
       data: Public and private images.
-      public_training: Transfer learning, first half: each client trains on the public dataset.
-      pretrained_dir: Folder where clients are kept after that half; another run takes from there those of networks that
-        it has, too, for the same clients, with the same width, head penalty, public training and public data, seed,
-        versions and device; on several devices those of all networks or none. None: nothing is kept.
-      private_training: Transfer learning, second half: then on its own private dataset.
-      pooled_training: The upper bound: each network, after its public half, trained on the private datasets of all
-        clients pooled together.
-      local: Compute the control, what the same networks reach with the private steps of the rounds and no digest.
-      pooled: Compute the upper bound, what the same networks reach on pooled private data, after the rounds.
-      num_rounds: Collaboration rounds of communicate, aggregate, distribute, digest, revisit.
+      public_training: Transfer learning, first half: training on the public dataset.
+      pretrained_dir: Folder in which clients are kept after the first half. Another run reuses those with the same
+        network, client ids, width, head penalty, public training, public data, seed, versions and device (on several
+        devices: the same networks). None: nothing is kept.
+      private_training: Transfer learning, second half: training on the client's own private dataset.
+      pooled_training: Pooled upper bound: after its public half, each network trains on the private datasets of all
+        clients.
+      local: Also train the local-only baseline: the private steps of every round, without digest.
+      pooled: Also train the pooled upper bound, after the rounds.
+      num_rounds: Collaboration rounds: communicate, aggregate, distribute, digest, revisit.
       subset_size: Public examples that are scored in a round, a new subset each time (5000 in the paper).
-      subset: How the public subset of a round is drawn: random, as in the paper, or stratified, every class in its
+      subset: How the public subset of a round is drawn: random, as in the paper, or stratified, each class in its
         share, as in the released code.
-      distance: What digest minimises between own scores and consensus: mae, as in the released code, mse, the
-        mean of the squares, or kl, the divergence of their softmaxes.
+      distance: Distance between scores and consensus in digest: mae, as in the released code, mse, or kl of their
+        softmaxes.
       temperature: Divides the scores before the softmax of kl.
-      digest: Digest: each client trains its network to approach the consensus on the public subset.
-      revisit: Revisit: each client trains its network on its own private dataset for a few epochs.
-      availability: How likely a client takes part in a round, one number for all clients or one per client; who does
-        not neither scores nor trains.
-      completion: How likely a client that takes part completes the round, one number for all clients or one per client;
-        of one that does not the scores count, but its digest and its revisit are lost.
-      score_bound: Scores are clipped to this size before they are averaged, which limits what one client can do to the
-        consensus. None: they are averaged as they are.
-      clients_per_chunk: How many clients of a group (those with equal networks) are trained at once, the others chunk
-        after chunk. Bounds memory; changes results by rounding. None: as many as run fastest.
-      devices: Over how many devices the clients are spread, or all. Moves results by rounding. None: all GPUs or TPUs;
-        a CPU is one device.
-      seeds_at_once: How many of several seeds are trained side by side in one program, on one device. Changes results
-        by rounding. None: up to 8 on a GPU or TPU, fewer where its memory does not hold them; one on a CPU, which gains
-        nothing by more.
+      digest: Digest: training towards the consensus on the public subset.
+      revisit: Revisit: training on the private dataset.
+      availability: Probability that a client takes part in a round, one number or one per client.
+      completion: Probability that a client that takes part completes the round, one number or one per client. The
+        scores of a client that does not complete it count; its digest and its revisit are discarded.
+      score_bound: Scores are clipped to this size before they are averaged, which limits the influence of one client.
+        None: no clipping.
+      clients_per_chunk: Clients of a group that are trained at once; bounds memory, changes results by rounding. None:
+        what is fastest.
+      devices: Number of devices over which clients are sharded, or all; changes results by rounding. None: all GPUs or
+        TPUs; a CPU is one device.
+      vmap_seeds: Number of seeds that are trained at once in one program, on one device; changes results by rounding.
+        None: up to 8 on one GPU or TPU, 1 on a CPU, where more gain nothing.
       head_penalty: L2 penalty on the weights of the last layer, in every loss (1e-3 in the released code).
-      checkpoint_every: Rounds between two checkpoints, from which an interrupted run goes on; 0 writes none. Rounds
-        that end while a checkpoint is being written go without.
+      checkpoint_every: Rounds between two checkpoints; 0: no checkpoints of rounds. Rounds that end while a checkpoint
+        is being written have none.
       seed: Decides everything that is random: data split, networks, shuffling, dropout, subsets.
 
     Raises:
-      ValueError: a setting that is out of its range, or two that do not fit each other.
+      ValueError: a setting out of its range, or two that do not go together.
     """
 
     networks: tuple[str, ...]
     width: float = 1.0
     weights: tuple[float, ...] | None = None
     data: Data = Data()
-    public_training: Phase = Phase(num_epochs=20, batch_size=128)
+    public_training: StoppablePhase = StoppablePhase(num_epochs=20, batch_size=128)
     pretrained_dir: str | None = None
-    private_training: Phase = Phase(num_epochs=25, batch_size=32)
-    pooled_training: Phase = Phase(num_epochs=50, batch_size=32)
+    private_training: StoppablePhase = StoppablePhase(num_epochs=25, batch_size=32)
+    pooled_training: StoppablePhase = StoppablePhase(num_epochs=50, batch_size=32)
     local: bool = True
     pooled: bool = True
     num_rounds: int = 20
@@ -245,7 +246,7 @@ class Experiment:
     score_bound: float | None = None
     clients_per_chunk: int | None = None
     devices: Devices = None
-    seeds_at_once: int | None = None
+    vmap_seeds: int | None = None
     head_penalty: float = 1e-3
     checkpoint_every: int = 1
     seed: int = 0
@@ -255,17 +256,15 @@ class Experiment:
         _check_counts(1, subset_size=self.subset_size)
         if self.clients_per_chunk is not None:
             _check_counts(1, clients_per_chunk=self.clients_per_chunk)
-        if self.seeds_at_once is not None:
-            _check_counts(1, seeds_at_once=self.seeds_at_once)
+        if self.vmap_seeds is not None:
+            _check_counts(1, vmap_seeds=self.vmap_seeds)
         if self.score_bound is not None:
             _check_positive(score_bound=self.score_bound)
         if self.devices not in (None, "all"):
             _check_counts(1, devices=self.devices)
         _check_positive(temperature=self.temperature, width=self.width)
-        _check_not_negative(head_penalty=[self.head_penalty], weights=self.weights or [])
-        _check_probabilities(availability=self.availability, completion=self.completion)
-        _check_choices(Subset, subset=self.subset)
-        _check_choices(DistanceName, distance=self.distance)
+        _check_range(0, head_penalty=[self.head_penalty], weights=self.weights or [])
+        _check_range(0, 1, availability=self.availability, completion=self.completion)
         self._check_together()
 
     def _check_together(self):
@@ -286,9 +285,6 @@ class Experiment:
             )
         if self.distance != "kl" and self.temperature != 1:
             raise ValueError(f"temperature is of distance kl, but distance is {self.distance}, got {self.temperature}")
-        for name in ("digest", "revisit"):
-            if getattr(self, name).patience:
-                raise ValueError(f"{name} has no early stopping, but its patience is {getattr(self, name).patience}")
         if self.private_training.monitored == "validation":
             raise ValueError(
                 "private_training has too few examples to hold out any: its early stopping can only monitor test, "
@@ -296,7 +292,7 @@ class Experiment:
             )
 
     def probabilities(self) -> dict[str, dict[int, float]] | None:
-        """Availability and completion by client id; None where everybody always takes part to the end."""
+        """Availability and completion by client id; None if all clients complete all rounds."""
         if all(value == 1 for value in (*self.availability, *self.completion)):
             return None
         num_clients = len(self.networks)
@@ -312,3 +308,71 @@ class Experiment:
     def distance_function(self) -> Distance:
         """`mae`, `mse`, or `kl` at the temperature."""
         return {"mae": mae, "mse": mse, "kl": partial(kl, temperature=self.temperature)}[self.distance]
+
+
+def smoke(experiment: Experiment) -> Experiment:
+    """A tiny version, in which every part runs and accuracies mean nothing: two clients, few images, one round.
+
+    Both clients have the first network, narrowed: two networks would take twice as long to compile.
+
+    >>> from fedmd_jax.experiments import EXPERIMENTS
+    >>> len(smoke(EXPERIMENTS["letters-iid"]).networks)
+    2
+    """
+    phases = ("public_training", "private_training", "pooled_training", "digest", "revisit")
+    return dataclasses.replace(
+        experiment,
+        networks=experiment.networks[:1] * 2,
+        weights=experiment.weights and experiment.weights[:2],
+        width=experiment.width / 32,
+        data=dataclasses.replace(experiment.data, num_public=200, num_test=50),
+        **{phase: dataclasses.replace(getattr(experiment, phase), num_epochs=1) for phase in phases},
+        num_rounds=1,
+        subset_size=100,
+    )
+
+
+def settings_from(kind: type[Settings], content: Any, where: str = "settings") -> Settings:
+    """The inverse of `dataclasses.asdict`, after JSON.
+
+    Args:
+      kind: dataclass of settings.
+      content: parsed JSON.
+      where: name of the content in messages.
+
+    Raises:
+      ValueError: a setting that is unknown, missing, of another type, or refused by its class.
+
+    >>> settings_from(Phase, {**dataclasses.asdict(Phase(num_epochs=1, batch_size=2)), "num_epochs": "x"})
+    Traceback (most recent call last):
+    ValueError: settings.num_epochs must be of type int, got 'x'
+    """
+    if not isinstance(content, dict):
+        raise ValueError(f"{where} must be settings by name, got {content!r:.40}")
+    known = typing.get_type_hints(kind)
+    for names, problem in ((content.keys() - known, "unknown"), (known.keys() - content, "missing")):
+        if names:
+            raise ValueError(f"{where}.{min(names)} is {problem}")
+    return kind(**{name: _value(known[name], content[name], f"{where}.{name}") for name in known})
+
+
+def _value(kind: Any, value: Any, where: str) -> Any:
+    """Converts a value of JSON to the type of a setting; an integer is accepted as a float."""
+    if dataclasses.is_dataclass(kind):
+        return settings_from(kind, value, where)
+    origin, options = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in options:
+            return None
+        *others, last = [option for option in options if option is not type(None)]
+        for option in others:
+            with contextlib.suppress(ValueError):
+                return _value(option, value, where)
+        return _value(last, value, where)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_value(options[0], item, f"{where}[{place}]") for place, item in enumerate(value))
+    if origin is Literal and value in options:
+        return value
+    if isinstance(kind, type) and type(value) in ((int, float) if kind is float else (kind,)):
+        return value
+    raise ValueError(f"{where} must be of type {getattr(kind, '__name__', kind)}, got {value!r:.40}")

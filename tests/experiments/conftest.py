@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fedmd_jax.data import save_images
-from fedmd_jax.experiments.settings import Data, Experiment, Phase
+from fedmd_jax.experiments.settings import Data, Experiment, Phase, StoppablePhase
 
 PUBLIC_CLASSES, PRIVATE_CLASSES = 4, 5
 
@@ -43,14 +43,14 @@ def data(data_folder):
 
 @pytest.fixture
 def experiment(data):
-    phase = Phase(num_epochs=1, batch_size=16)
+    phase, stoppable = Phase(num_epochs=1, batch_size=16), StoppablePhase(num_epochs=1, batch_size=16)
     return Experiment(
         networks=("mlp:n1=3", "mlp", "mlp:n1=3"),
         weights=(1.0, 2.0, 3.0),
         data=data,
-        public_training=phase,
-        private_training=phase,
-        pooled_training=phase,
+        public_training=stoppable,
+        private_training=stoppable,
+        pooled_training=stoppable,
         digest=phase,
         revisit=phase,
         num_rounds=2,

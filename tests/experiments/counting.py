@@ -6,41 +6,53 @@ import jax
 import jax.numpy as jnp
 
 from fedmd_jax.evaluate import Evaluation
-from fedmd_jax.types import Attendance, ClientState, RoundInfo
+from fedmd_jax.types import Attendance, ClientState, RoundInfo, TrainingInfo
 
 UNIT = 2.0**-20  # accuracies are shares
 
 
-def counting(prepared):
+def counting(setup):
     """The same with functions that train nothing: a client's only number says which of them it went through.
 
     It does so for six digits; after that it still depends on all. Its accuracy is this number times `UNIT`, to the bit.
     """
-    groups = prepared.federation.groups
+    groups = setup.federation.groups
 
-    def new_states(*_):
-        return {name: ClientState(jnp.ones(group.num_clients), {}, {}, {}) for name, group in groups.items()}
+    def of_clients(seeds, value):
+        """Per group [K], or [S, K] of several seeds."""
+        return {name: jnp.full((*seeds, group.num_clients), value) for name, group in groups.items()}
+
+    def new_states(keys, _):
+        return {name: ClientState(ones, {}, {}, {}) for name, ones in of_clients(keys.shape, 1.0).items()}
 
     def appended(digit):
         def append(states, *_):
+            shapes = {name: state.params.shape for name, state in states.items()}
+            info = {
+                name: TrainingInfo(jnp.zeros((*shape, 1)), jnp.ones(shape, jnp.int32), jnp.ones(shape, bool))
+                for name, shape in shapes.items()
+            }
             return {
                 name: state._replace(params=(10 * state.params + digit) % 999_983) for name, state in states.items()
-            }, {}
+            }, info
 
         return append
 
-    def round_(states, *_):
-        losses = {name: jnp.zeros((group.num_clients, 1)) for name, group in groups.items()}
-        client_ids = {name: jnp.array(group.client_ids) for name, group in groups.items()}
-        yes = {name: jnp.ones(group.num_clients, bool) for name, group in groups.items()}
-        info = RoundInfo(losses, losses, client_ids, jnp.array(True), Attendance(yes, yes), yes, yes, yes)
+    def round_(states, public, private, keys):
+        losses = {name: ones[..., None] for name, ones in of_clients(keys.shape, 0.0).items()}
+        client_ids = {
+            name: jnp.broadcast_to(jnp.array(group.client_ids), (*keys.shape, group.num_clients))
+            for name, group in groups.items()
+        }
+        yes = of_clients(keys.shape, True)
+        info = RoundInfo(losses, losses, client_ids, jnp.full(keys.shape, True), Attendance(yes, yes), yes, yes, yes)
         return appended(4)(states)[0], info
 
     def evaluate(states, _):
         return {name: Evaluation(UNIT * state.params, state.params) for name, state in states.items()}
 
     federation = dataclasses.replace(
-        prepared.federation,
+        setup.federation,
         new_states=jax.jit(new_states),
         pretrain=jax.jit(appended(2), donate_argnums=0),
         personalize=jax.jit(appended(3), donate_argnums=0),
@@ -49,4 +61,4 @@ def counting(prepared):
         pool=jax.jit(appended(5)),
         evaluate=jax.jit(evaluate),
     )
-    return prepared._replace(federation=federation)
+    return setup._replace(federation=federation)

@@ -14,16 +14,14 @@ import time
 import matplotlib.backends.backend_agg
 import matplotlib.figure
 from experiments.counting import counting
-from orbax.checkpoint import v1 as ocp
 
 from fedmd_jax import cli
-from fedmd_jax.experiments import kept, session
 from fedmd_jax.experiments import run_directory as files
-from fedmd_jax.experiments.interrupts import CtrlC
-from fedmd_jax.experiments.prepared import prepare
+from fedmd_jax.experiments import train
+from fedmd_jax.experiments.setup import prepare
 
-IMPORTED = ocp, matplotlib  # what every run needs, here once
-NUM_KILLS = 20
+IMPORTED = matplotlib  # what every run needs, here once
+NUM_KILLS = int(os.environ.get("NUM_KILLS", "20"))
 OPTIONS = shlex.split(
     "--networks mlp --data.num-public 100 --data.num-test 30 --subset-size 20 --num-rounds 1000 "
     "--public-training.num-epochs 1 --private-training.num-epochs 1 --pooled-training.num-epochs 1"
@@ -34,10 +32,9 @@ def start(*argv):
     """The process of a run whose programs train nothing."""
     if pid := os.fork():
         return pid
-    session.prepare = lambda experiment: counting(prepare(experiment))
+    train.prepare = lambda experiments, **options: counting(prepare(experiments, **options))
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    with CtrlC() as ctrl_c:
-        os._exit(cli._guarded(["run", *map(str, argv)], ctrl_c))
+    os._exit(cli.main(["run", *map(str, argv)]))
 
 
 def end_of(pid):
@@ -46,11 +43,11 @@ def end_of(pid):
 
 
 def progress(path):
-    """How far a run is: the size of its metrics, and the last rounds of which it keeps clients, -1 for none."""
-    metrics, folders = path / files.METRICS, (path / files.CHECKPOINTS / phase for phase in kept.PHASES)
-    # By name: `Checkpoints` would look into them with Orbax, whose threads do not outlive a fork.
-    rounds = [max((int(each.name) for each in folder.glob("[0-9]*")), default=-1) for folder in folders]
-    return metrics.stat().st_size if metrics.exists() else 0, rounds
+    """How far a run is: the size of its metrics; the number of pretrained groups and the last checkpoint."""
+    metrics, checkpoints = path / files.METRICS, path / files.CHECKPOINTS
+    rounds = [int(each.name) for each in (checkpoints / "rounds").glob("*") if each.name.isdigit()]
+    pretrained = len(list((checkpoints / "pretrained").glob("*")))
+    return metrics.stat().st_size if metrics.exists() else 0, [pretrained, max(rounds, default=-1)]
 
 
 def kill(pid, path, number, delay):

@@ -1,4 +1,4 @@
-"""A program: runs of several processes on this machine, whole, killed and resumed.
+"""A program: runs of two processes on this machine, whole, killed and resumed.
 
 JAX is imported once and does nothing in this process, so that it can be forked: a process of a run then starts soon.
 """
@@ -15,12 +15,8 @@ import time
 
 import jax
 from experiments.killing import end_of
-from experiments.watching import watching
-from jax._src import cache_key
-from orbax.checkpoint import v1 as ocp
 
 from fedmd_jax import cli
-from fedmd_jax.experiments import datasets
 from fedmd_jax.experiments import run_directory as files
 
 SECONDS = 300  # after which a process is taken for stuck
@@ -29,33 +25,27 @@ NUM_ROUNDS = 8
 OPTIONS = shlex.split(
     "--networks mlp:n1=4 mlp:n1=4 mlp:n1=3 mlp:n1=4 mlp:n1=4 mlp:n1=4 --data.num-public 100 "
     f"--data.num-test 30 --subset-size 20 --public-training.num-epochs 1 --private-training.num-epochs 1 "
-    f"--revisit.num-epochs 1 --no-local --no-pooled --num-rounds {NUM_ROUNDS}"
+    f"--pooled-training.num-epochs 1 --revisit.num-epochs 1 --num-rounds {NUM_ROUNDS}"
 )
 
 
 def start(folder, name, num_devices, *argv):
     """A process that runs the command line with so many devices; what it says is in two files."""
-    assert ocp
     if pid := os.fork():
         return pid
     for stream, number in (("out", 1), ("err", 2)):
         os.dup2(os.open(folder / f"{name}.{stream}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
     signal.alarm(SECONDS)  # nothing is left behind
     jax.config.update("jax_num_cpu_devices", num_devices)
-    # On a CPU the cache knows programs of process 0 only, since the devices of the others have other numbers.
-    cache_key._hash_accelerator_config = lambda *_: None
-    taken = []
-    datasets.load_images = watching("embedded/letters", taken)
-    code = cli.main(["run", *map(str, argv)])
-    (folder / f"{name}.taken").write_text(json.dumps(taken))
-    os._exit(code)
+    sys.argv = ["fedmd-jax", "run", *map(str, argv)]
+    sys.exit(cli.main())
 
 
-def start_two(folder, *argv, seconds=60):
+def start_two(folder, *argv):
     """Two processes with two devices each."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    by_hand = f"--coordinator 127.0.0.1:{port} --num-processes 2 --wait {seconds} --process-id".split()
+    by_hand = f"--coordinator 127.0.0.1:{port} --num-processes 2 --process-id".split()
     return [start(folder, f"process{i}", 2, *argv, *by_hand, i) for i in range(2)]
 
 
@@ -70,9 +60,9 @@ def kill(pids, which, path, lines, number=signal.SIGKILL):
     return ends, time.monotonic() - killed
 
 
-def last_line(folder, process):
-    """What a process has said at the end; nothing where it was killed."""
-    return ((folder / f"process{process}.err").read_text().splitlines() or [""])[-1]
+def said(folder, process):
+    """What a process has written to stderr."""
+    return (folder / f"process{process}.err").read_text()
 
 
 def main(folder):
@@ -80,8 +70,6 @@ def main(folder):
     told, here = {}, folder / "run"
     told["one"] = end_of(start(folder, "one", 4, "--out", folder / "one", "--devices", "all", *OPTIONS))
     told["two"] = list(map(end_of, start_two(folder, "--out", folder / "two", *OPTIONS)))
-    told["refused"] = list(map(end_of, start_two(folder, "--out", folder / "one", *OPTIONS)))
-    told["refused said"] = [last_line(folder, i) for i in range(2)]
     for name, which, lines, number in (
         ("killed 1", 1, 12, signal.SIGKILL),
         ("killed 0", 0, 24, signal.SIGKILL),
@@ -89,10 +77,21 @@ def main(folder):
     ):
         argv = ["--resume", here] if here.exists() else ["--out", here, *OPTIONS]
         ends, seconds = kill(start_two(folder, *argv), which, here, lines, number)
-        told[name] = {"ends": ends, "seconds": seconds, "said": [last_line(folder, i) for i in range(2)]}
+        told[name] = {"ends": ends, "seconds": seconds, "said": [said(folder, i) for i in range(2)]}
         told[name]["lines"] = (here / files.METRICS).read_bytes().count(b"\n")
     told["resumed"] = list(map(end_of, start_two(folder, "--resume", here)))
+    told["differ"] = list(map(end_of, start_differing(folder)))
+    told["differ said"] = [said(folder, i) for i in range(2)]
     (folder / "told.json").write_text(json.dumps(told))
+
+
+def start_differing(folder):
+    """Two processes of which one has another seed."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    by_hand = f"--coordinator 127.0.0.1:{port} --num-processes 2 --process-id".split()
+    argv = ["--out", folder / "differ", *OPTIONS, "--seed"]
+    return [start(folder, f"process{i}", 2, *argv, i, *by_hand, i) for i in range(2)]
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Made-up results of a federation, and the run directory they make."""
 
 from fedmd_jax.communication import Communication
-from fedmd_jax.experiments.recorder import Recorder
+from fedmd_jax.experiments.run_directory import Writer, round_records
 from fedmd_jax.experiments.settings import Experiment
+from fedmd_jax.experiments.train import write_summary
 from fedmd_jax.metrics import OK, ClientMetrics, RoundMetrics
 
 SENT = Communication(3200, 3200, 19200, 23560.0)
@@ -32,18 +33,27 @@ def round_metrics(experiment, round_, *, digest_loss=0.5, digested=True, status=
     return RoundMetrics(round_, tuple(clients), digested)
 
 
-def write(path, experiment, *, num_done=None, local=0.05, undone=None, pooled=0.9, status=None, continued=()):
+def write(path, experiment, *, num_done=None, local=0.05, failed=None, pooled=0.9, status=None, continued=()):
     """A run directory and its summary; the run is interrupted where fewer rounds are done than it should have.
 
-    `status` is by round and client id, where it is not ok.
+    `status` is by round and client id, where it is not ok; `failed` the rounds of the local-only baseline by client id.
     """
-    status = status or {}
-    recorder = Recorder(path, "made-up", experiment, command="fedmd-jax run made-up")
+    status, failed, num_clients = status or {}, failed or {}, len(experiment.networks)
+    writer = Writer.create(path, "made-up", experiment, command="fedmd-jax run made-up")
     num_done = experiment.num_rounds if num_done is None else num_done
     for round_ in range(num_done + 1):
-        recorder.round(round_metrics(experiment, round_, status=status.get(round_)))
-    if local is not None:
-        recorder.local(dict.fromkeys(range(len(experiment.networks)), local), undone or {})
-    if pooled is not None:
-        recorder.pooled(dict.fromkeys(range(len(experiment.networks)), pooled))
-    return recorder.finish(SENT, SECONDS, interrupted=num_done < experiment.num_rounds, continued=continued)
+        baseline = {
+            i: (local, "revisit not finite" if round_ in failed.get(i, []) else OK)
+            for i in range(num_clients if local is not None else 0)
+        }
+        writer.append(round_records(round_metrics(experiment, round_, status=status.get(round_)), baseline))
+    return write_summary(
+        writer,
+        "made-up",
+        experiment,
+        pooled=None if pooled is None else dict.fromkeys(range(num_clients), pooled),
+        communication=SENT,
+        seconds=SECONDS,
+        interrupted=num_done < experiment.num_rounds,
+        continued=continued,
+    )

@@ -1,7 +1,7 @@
 import jax
 import pytest
 
-from fedmd_jax.experiments.compilation_cache import keep_compiled_programs
+from fedmd_jax.experiments.setup import cache_compiled_programs
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +22,7 @@ def settings(monkeypatch, tmp_path):
 
 
 def test_programs_are_kept_in_the_users_own_folder(tmp_path):
-    keep_compiled_programs()
+    cache_compiled_programs()
     folder = tmp_path / "caches" / "fedmd_jax"
     assert jax.config.jax_compilation_cache_dir == str(folder)
     assert folder.stat().st_mode & 0o077 == 0
@@ -31,18 +31,18 @@ def test_programs_are_kept_in_the_users_own_folder(tmp_path):
 
 def test_the_users_choice_stands(tmp_path):
     jax.config.update("jax_compilation_cache_dir", "elsewhere")
-    keep_compiled_programs()
+    cache_compiled_programs()
     assert jax.config.jax_compilation_cache_dir == "elsewhere"
 
 
 def test_none_is_a_choice():
     jax.config.update("jax_enable_compilation_cache", False)
-    keep_compiled_programs()
+    cache_compiled_programs()
     assert jax.config.jax_compilation_cache_dir is None
 
 
 def test_a_folder_that_cannot_be_made_is_no_reason_to_stop(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    keep_compiled_programs()
+    cache_compiled_programs()
     assert jax.config.jax_compilation_cache_dir is None

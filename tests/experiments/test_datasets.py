@@ -3,7 +3,6 @@ import dataclasses
 import numpy as np
 import pytest
 from experiments.conftest import images
-from experiments.watching import watching
 
 from fedmd_jax.data import load_images, save_images
 from fedmd_jax.experiments.datasets import load, pool
@@ -89,21 +88,6 @@ def test_no_private_example_is_owned_twice_and_the_pooled_ones_are_all_of_them(d
     assert numbers(pooled.inputs, mean) == owned
     labels = np.concatenate([labels for _, labels in datasets.private.values()])
     assert pooled.labels.tolist() == labels.tolist()
-
-
-def test_images_of_a_client_are_taken_when_they_are_asked_for(data, monkeypatch):
-    taken = []
-    monkeypatch.setattr("fedmd_jax.experiments.datasets.load_images", watching("marks", taken))
-    private = load(data, num_clients=3, seed=0).private
-    assert private.num_examples == {0: 9, 1: 9, 2: 9}
-    assert taken == []
-    private[1]
-    own = set(taken)
-    assert len(own) == len(taken) == 9
-    private[2]
-    assert not own & set(taken[9:])
-    with pytest.raises(KeyError):
-        private[3]
 
 
 def test_the_seed_decides(data):

@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import re
 import subprocess
 import sys
 
@@ -11,9 +10,6 @@ import pytest
 from experiments import many
 
 from fedmd_jax.experiments import run_directory as files
-from fedmd_jax.experiments.team import LOST_CODE
-
-LOST = "fedmd-jax: process {} of 2 has ended without a word; to go on, .*: fedmd-jax run --resume {} --coordinator .*"
 
 
 @pytest.fixture(scope="module")
@@ -47,26 +43,18 @@ def summary(path):
 
 
 def test_two_processes_do_what_one_does_with_as_many_devices(folder, told):
-    """But for rounding: sums are added in another order. What nobody has sent anywhere is the same to the bit."""
+    """But for rounding: sums are added in another order. Before anything is sent they are equal to the bit."""
     assert (told["one"], told["two"]) == (0, [0, 0])
     one, two = metrics(folder / "one"), metrics(folder / "two")
     assert len(one) == len(two) == 6 * (many.NUM_ROUNDS + 1)
     assert one[:6] == two[:6]
     for ours, theirs in zip(one, two, strict=True):
-        losses = {name: (ours.pop(name), theirs.pop(name)) for name in ("digest_loss", "revisit_loss")}
-        for first, second in losses.values():
+        for name in ("digest_loss", "revisit_loss"):
+            first, second = ours.pop(name), theirs.pop(name)
             assert second == (first if first is None else pytest.approx(first, rel=1e-3))
-        assert theirs.pop("accuracy") == pytest.approx(ours.pop("accuracy"), abs=0.1)
+        for name in ("accuracy", "local_accuracy"):
+            assert theirs.pop(name) == pytest.approx(ours.pop(name), abs=0.1)
         assert ours == theirs
-
-
-def test_each_process_takes_the_images_of_its_own_clients_only(folder):
-    whole, *parts = (json.loads((folder / f"{name}.taken").read_text()) for name in ("one", "process0", "process1"))
-    num_clients = len(metrics(folder / "one")) // (many.NUM_ROUNDS + 1)
-    assert sorted(whole) == sorted(parts[0] + parts[1])
-    assert len(set(whole)) == len(whole)
-    # Of five alike, two on each of the first devices and padding at the end; the other is on the first.
-    assert list(map(len, parts)) == [len(whole) // num_clients * k for k in (5, 1)]
 
 
 def test_results_are_written_once_and_by_the_first(folder):
@@ -77,31 +65,34 @@ def test_results_are_written_once_and_by_the_first(folder):
 
 
 @pytest.mark.parametrize("dead", [0, 1])
-def test_a_process_that_is_killed_ends_the_other_within_seconds_and_a_line_says_so(folder, told, dead):
+def test_a_process_that_is_killed_ends_the_other_which_says_how_to_resume(folder, told, dead):
     killed, survivor = told[f"killed {dead}"], 1 - dead
     assert killed["ends"][dead] == -9
-    assert killed["ends"][survivor] == LOST_CODE
-    assert killed["seconds"] < 5
-    assert re.fullmatch(LOST.format(dead, folder / "run"), killed["said"][survivor]), killed["said"]
+    assert killed["ends"][survivor] not in (0, 130, 143)
+    assert killed["seconds"] < 60
+    assert f"to resume: fedmd-jax run --resume {folder / 'run'} --coordinator " in killed["said"][survivor]
     assert killed["lines"] < 6 * (many.NUM_ROUNDS + 1)
 
 
-def test_what_the_first_complains_of_ends_the_other_with_its_reason(folder, told):
-    """Only process 0 looks at the run directory."""
-    message = f"the output directory must be new, but {folder / 'one'} exists"
-    assert told["refused"] == [2, LOST_CODE]
-    assert told["refused said"] == [f"fedmd-jax: error: {message}", f"fedmd-jax: process 0 of 2 has failed: {message}"]
-
-
-def test_sigterm_of_any_process_stops_all_with_its_code(told):
-    assert told["terminated 1"]["ends"] == [143, 143]
-    assert told["terminated 1"]["said"][0].startswith("to go on: fedmd-jax run --resume ")
-    assert "process 0 of 2 was interrupted; to go on" in told["terminated 1"]["said"][1]
+def test_sigterm_of_any_process_stops_all_after_the_round(folder, told):
+    stopped = told["terminated 1"]
+    assert stopped["ends"] == [143, 143]
+    assert "interrupted after round" in stopped["said"][0]
+    for said in stopped["said"]:
+        assert said.splitlines()[-1].startswith(f"to resume: fedmd-jax run --resume {folder / 'run'} ")
 
 
 def test_killed_and_resumed_it_ends_with_the_same_bits(folder, told):
     assert told["resumed"] == [0, 0]
     assert (folder / "run" / files.METRICS).read_bytes() == (folder / "two" / files.METRICS).read_bytes()
-    assert (folder / "run" / files.PLOT).read_bytes() == (folder / "two" / files.PLOT).read_bytes()
     assert summary(folder / "run") == summary(folder / "two")
     assert {file.name for file in (folder / "run").iterdir()} == {file.name for file in (folder / "two").iterdir()}
+
+
+def test_processes_with_other_settings_are_refused(folder, told):
+    assert told["differ"] == [2, 2]
+    for said in told["differ said"]:
+        assert said.splitlines()[-1] == (
+            "fedmd-jax: error: settings, data and versions must be the same in all processes"
+        )
+    assert not (folder / "differ").exists()

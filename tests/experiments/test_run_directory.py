@@ -1,11 +1,14 @@
+import dataclasses
 import errno
 import json
+import math
 import os
 import resource
 
 import pytest
 from experiments import runs
 
+from fedmd_jax.cli import main
 from fedmd_jax.experiments import run_directory as files
 
 
@@ -169,27 +172,13 @@ def damaged(name, change):
         ),
         (lambda path: (path / files.METRICS).unlink(), "cannot read .*metrics.jsonl: No such file or directory"),
         (damaged(files.SUMMARY, "{"), "cannot read .*summary.json: Expecting property name .*"),
+        (damaged(files.SUMMARY, '{"a": NaN}'), "cannot read .*summary.json: NaN is not a number of JSON"),
         (damaged(files.SUMMARY, "[]"), "cannot read .*summary.json: wanted JSON objects, got something else"),
-        (damaged(files.SUMMARY, "{}"), "cannot read .*summary.json: experiment is damaged or missing, got null"),
-        (
-            damaged(files.SUMMARY, lambda summary: {**summary, "clients": []}),
-            r"cannot read .*summary.json: clients is damaged or missing, got \[\]",
-        ),
-        (
-            damaged(files.SUMMARY, lambda summary: {**summary, "clients": [1]}),
-            r"cannot read .*summary.json: clients\[0\] is damaged or missing, got 1",
-        ),
-        (
-            damaged(files.SUMMARY, lambda summary: {**summary, "mean": {"transfer_accuracy": "good"}}),
-            'cannot read .*summary.json: mean.transfer_accuracy is damaged or missing, got "good"',
-        ),
+        (damaged(files.SUMMARY, "{}"), "cannot read .*run, a file in it may be damaged .*num_rounds_done.*"),
         (damaged(files.METRICS, '{"event": "round"'), "cannot read .*metrics.jsonl: .*"),
         (damaged(files.METRICS, "1\n"), "cannot read .*metrics.jsonl: wanted JSON objects, got something else"),
-        (
-            damaged(files.METRICS, '{"event": "round", "round": 0, "client_id": 0}\n'),
-            "cannot read .*metrics.jsonl: accuracy is damaged or missing, got null",
-        ),
-        (damaged(files.METRICS, ""), "cannot read .*metrics.jsonl: no round 0 of client 0"),
+        (damaged(files.METRICS, '{"event": "round"}\n'), "cannot read .*run, a file in it may be damaged .*'round'.*"),
+        (damaged(files.METRICS, ""), "cannot read .*run, .* no round 0 of client 0 in metrics.jsonl.*"),
         (lambda path: (path / files.METRICS).write_bytes(b"\xff\xfe"), "cannot read .*metrics.jsonl: .*"),
     ],
 )
@@ -206,3 +195,71 @@ def test_no_run(tmp_path):
     for name in ("nothing", "file"):
         with pytest.raises(files.RunDirectoryError, match=f"no run to report on: .*{name} is not a directory"):
             files.read_run(tmp_path / name)
+
+
+def test_a_report_of_damaged_results_is_one_line(tmp_path, capsys):
+    runs.write(tmp_path / "run", runs.experiment())
+    damaged(files.SUMMARY, lambda summary: {**summary, "mean": {"transfer_accuracy": "good"}})(tmp_path / "run")
+    assert main(["report", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err.startswith(f"fedmd-jax: error: cannot read {tmp_path / 'run'}, a file in it may be")
+
+
+def test_before_the_first_result_there_is_the_config_and_no_metrics(tmp_path):
+    experiment = runs.experiment()
+    writer = files.Writer.create(tmp_path / "run", "made-up", experiment, command="fedmd-jax run made-up")
+    assert {file.name: file.stat().st_size > 0 for file in (tmp_path / "run").iterdir()} == {
+        files.CONFIG: True,
+        files.METRICS: False,
+    }
+    assert (writer.num_rounds_done, writer.num_bytes) == (None, 0)
+    config = json.loads((tmp_path / "run" / files.CONFIG).read_text())
+    assert config["experiment"] == "made-up"
+    assert config["seed"] == config["settings"]["seed"] == 7
+    assert config["settings"] == json.loads(json.dumps(dataclasses.asdict(experiment)))
+    assert config["command"] == "fedmd-jax run made-up"
+    assert {"versions", "device", "environment"} <= set(config)
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, None])
+def test_a_loss_that_is_not_finite_is_null(loss):
+    metrics = runs.round_metrics(runs.experiment(), 1, digest_loss=loss)
+    assert [record["digest_loss"] for record in files.round_records(metrics, {})] == [None] * 3
+
+
+def test_the_summary(tmp_path):
+    status = {2: {0: "absent", 1: "scores not finite, digest not finite"}, 4: {1: "digest not finite"}}
+    summary = runs.write(tmp_path / "run", runs.experiment(num_rounds=5), status=status, failed={1: [3]})
+    assert json.loads((tmp_path / "run" / files.SUMMARY).read_text()) == summary
+    names = ("experiment", "seed", "num_clients", "num_rounds", "num_rounds_done", "interrupted")
+    assert [summary[key] for key in names] == ["made-up", 7, 3, 5, 5, False]
+    assert summary["clients"][1] == {
+        "client_id": 1,
+        "architecture": "mlp:n1=2",
+        "transfer_accuracy": pytest.approx(0.11),
+        "final_accuracy": pytest.approx(0.12),
+        "local_accuracy": 0.05,
+        "pooled_accuracy": 0.9,
+        "faults": {"scores not finite": [2], "digest not finite": [2, 4], "local only not finite": [3]},
+    }
+    assert summary["mean"] == {
+        "transfer_accuracy": pytest.approx(0.11),
+        "final_accuracy": pytest.approx(0.12),
+        "local_accuracy": pytest.approx(0.05),
+        "pooled_accuracy": pytest.approx(0.9),
+        "gain_points": pytest.approx(1.0),
+        "gain_over_local_points": pytest.approx(7.0),
+        "gap_to_pooled_points": pytest.approx(78.0),
+    }
+    assert summary["early_stopping"] == dict.fromkeys(("public_training", "private_training", "pooled_training"))
+    assert summary["communication"] == runs.SENT._asdict()
+    assert summary["seconds"] == runs.SECONDS
+    assert {"versions", "device"} <= set(summary)
+
+
+def test_the_summary_of_an_interrupted_run_without_baselines(tmp_path):
+    summary = runs.write(tmp_path / "run", runs.experiment(num_rounds=5), num_done=1, local=None, pooled=None)
+    assert (summary["num_rounds"], summary["num_rounds_done"], summary["interrupted"]) == (5, 1, True)
+    assert summary["clients"][0]["final_accuracy"] == pytest.approx(0.102)
+    for key in ("local_accuracy", "pooled_accuracy", "gain_over_local_points", "gap_to_pooled_points"):
+        assert summary["mean"][key] is None
+        assert summary["clients"][0].get(key) is None

@@ -503,9 +503,9 @@ SETTINGS = {
             "early_stopping": odd.maybe(st.none(), odd.things),
         },
     ),
+    "bound_scores": (lambda bound: fmd.bound_scores(jnp.ones((2, 3)), bound=bound), {"bound": number}),
     "EarlyStopping": (fmd.EarlyStopping, {"patience": count, "min_delta": number}),
     "client_mesh": (fmd.client_mesh, {"num_devices": st.none() | count}),
-    "Checkpoints": (fmd.Checkpoints, {"path": st.just(FOLDER), "keep": count}),
     "adam": (fmd.adam, {"learning_rate": number, "b1": number, "b2": number, "eps": number}),
     "communication_bytes": (
         fmd.communication_bytes,
@@ -521,7 +521,6 @@ SETTINGS = {
         a_federation,
         {
             "subset_size": count,
-            "score_bound": st.none() | number,
             "clients_per_chunk": st.none()
             | st.just("auto")
             | count

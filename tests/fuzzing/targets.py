@@ -1,10 +1,9 @@
 """Everything that is tried."""
 
-from fuzzing import checkpoints, data_files, functions, run_directories
+from fuzzing import data_files, functions, run_directories
 
 TARGETS = [
     *run_directories.TARGETS,
     *data_files.TARGETS,
-    *checkpoints.TARGETS,
     *functions.TARGETS,
 ]

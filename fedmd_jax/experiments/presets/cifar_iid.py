@@ -1,6 +1,6 @@
 """CIFAR iid: CIFAR-10 is public, every client owns three images of each of six classes of CIFAR-100.
 
-Command:   fedmd-jax run cifar-iid [--variant released] [--width 0.25]
+Command:   fedmd-jax run cifar-iid[-released] [--width 0.25]
 Data:      fedmd-jax data prepare cifar10; fedmd-jax data prepare cifar100
 Paper:     Li and Wang 2019, section 4 and Table 3; networks of the supplement's Table 2, of which the first and the
            last count less in the consensus ("slightly suppressed"; how much is not said, half is ours). The released

@@ -1,6 +1,6 @@
 """CIFAR non-iid: CIFAR-10 is public, every client knows one kind of each of six superclasses of CIFAR-100.
 
-Command:   fedmd-jax run cifar-superclass [--variant released] [--width 0.25]
+Command:   fedmd-jax run cifar-superclass[-released] [--width 0.25]
 Data:      fedmd-jax data prepare cifar10; fedmd-jax data prepare cifar100
 Paper:     Li and Wang 2019, section 4 and Table 3: superclasses 0 to 5, 20 images of each; networks and weights as in
            cifar-iid. The released code has the superclasses 0, 1, 7, 9, 12, 18. Rounds, epochs and batches are in the

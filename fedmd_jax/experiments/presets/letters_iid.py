@@ -1,6 +1,6 @@
 """FEMNIST iid: MNIST is public, every client owns three images of each of the letters a to f.
 
-Command:   fedmd-jax run letters-iid [--variant released|tuned] [--width 0.25]
+Command:   fedmd-jax run letters-iid[-released|-tuned] [--width 0.25]
 Data:      fedmd-jax data prepare mnist; fedmd-jax data prepare emnist/letters
 Paper:     Li and Wang 2019, section 4 and Table 3; networks of the supplement's Table 1. Rounds, epochs and batches are
            in the released configuration only; `paper` and `released` have them.
@@ -18,15 +18,15 @@ transfer learning and in the digest, longer revisits, and 7 rounds, after which 
 import dataclasses
 
 from fedmd_jax.experiments.networks import paper_name
-from fedmd_jax.experiments.settings import Data, Experiment, Phase
+from fedmd_jax.experiments.settings import Data, Experiment, Phase, StoppablePhase
 from fedmd_jax.models import TABLE_1
 
 PAPER = Experiment(
     networks=tuple(map(paper_name, TABLE_1)),
     data=Data(public="mnist", private="emnist/letters", num_public=60_000, examples_per_class=3, num_test=4800),
-    public_training=Phase(num_epochs=20, batch_size=128, patience=1),
-    private_training=Phase(num_epochs=25, batch_size=32),
-    pooled_training=Phase(num_epochs=50, batch_size=32),
+    public_training=StoppablePhase(num_epochs=20, batch_size=128, patience=1),
+    private_training=StoppablePhase(num_epochs=25, batch_size=32),
+    pooled_training=StoppablePhase(num_epochs=50, batch_size=32),
     num_rounds=20,
     subset_size=5000,
     digest=Phase(num_epochs=1, batch_size=256),

@@ -1,6 +1,6 @@
 """FEMNIST non-iid: MNIST is public, every client owns the letters a to f of one writer.
 
-Command:   fedmd-jax run letters-writers [--variant released] [--width 0.25]
+Command:   fedmd-jax run letters-writers[-released] [--width 0.25]
 Data:      fedmd-jax data prepare mnist; fedmd-jax data prepare leaf/femnist --from FOLDER, where FOLDER has
            what LEAF's preprocess.sh makes, train/ and test/
 Paper:     Li and Wang 2019, section 4 and Table 3; networks of the supplement's Table 1. Rounds, epochs and batches are

@@ -1,1 +1,1 @@
-"""What is told and drawn of finished runs: of one, of several seeds, of a sweep."""
+"""Tables and plots of finished runs: of one, of several seeds, of a sweep."""

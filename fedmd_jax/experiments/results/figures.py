@@ -85,6 +85,9 @@ def _plot(runs: Sequence[Run], seeds: str) -> bytes:
         _draw(axes, curve, color=colours[client["architecture"]], linewidth=1.2, markersize=4, alpha=0.65)
     if len(clients) > 1:
         _draw(axes, mean, color="black", linewidth=2.4, markersize=6, alpha=1.0)
+    local = [_local_curve(*run) for run in runs]
+    if None not in local:
+        axes.plot(np.mean(local, axis=0), "--", color="black", linewidth=1.2, label=_LOCAL)
     _decorate(axes, summary["num_rounds_done"], measured_on(summary))
     axes.set_title(_title(summary, mean, seeds), fontsize=9, loc="left")
     faulty = any(curve.faults.any() for curve in curves)
@@ -129,7 +132,7 @@ def to_png(figure: Any) -> bytes:
     return buffer.getvalue()
 
 
-_MEAN = "mean of all clients"
+_MEAN, _LOCAL = "mean of all clients", "mean of local only (no digest)"
 _FAULT = {"marker": "x", "markeredgewidth": 1.5}
 
 
@@ -144,6 +147,15 @@ def _curve(runs: Sequence[Run], position: int) -> Curve:
     local, pooled = ([client.get(key) for client in clients] for key in ("local_accuracy", "pooled_accuracy"))
     bounds = (None if None in values else np.array(values) for values in (local, pooled))
     return Curve(np.array(accuracy), *bounds, np.any([_faults(*run, position) for run in runs], axis=0))
+
+
+def _local_curve(summary: Record, metrics: Sequence[Record]) -> list[float] | None:
+    """Mean accuracy of the local-only baseline in each round; None if there is none."""
+    accuracies = [[] for _ in range(summary["num_rounds_done"] + 1)]
+    for record in metrics:
+        if record["round"] < len(accuracies) and record.get("local_accuracy") is not None:
+            accuracies[record["round"]].append(record["local_accuracy"])
+    return [float(np.mean(of_round)) for of_round in accuracies] if all(accuracies) else None
 
 
 def _faults(summary: Record, metrics: Sequence[Record], position: int) -> np.ndarray:
@@ -248,6 +260,7 @@ def _add_legend(figure: Any, mean: Curve, colours: Mapping[str, Any], *, several
     style = {"color": "gray", "linestyle": "none"}
     handles.append(Line2D([], [], marker="o", markersize=4, label="after transfer learning", **style))
     if mean.local is not None:
+        handles.append(Line2D([], [], color="black", linestyle="--", linewidth=1.2, label=_LOCAL))
         handles.append(Line2D([], [], marker="^", markersize=5, label="local only (no digest)", **style))
     if mean.pooled is not None:
         handles.append(Line2D([], [], marker="_", markersize=10, mew=2, label="pooled upper bound", **style))

@@ -8,14 +8,13 @@ from fedmd_jax.experiments.results.seeds import accuracy, brief, read_seeds
 
 
 def list_runs(path: pathlib.Path) -> list[str]:
-    """What is to be said of the runs right in a folder, by name.
+    """Describes the runs directly in a folder, ordered by name.
 
     Args:
       path: the folder, such as `runs`.
 
     Returns:
-      A line for each run, for each directory of several seeds, and for each that is damaged; none for what has no
-      summary.
+      A line for each run, each directory of several seeds, and each that is damaged; none if there is no summary.
     """
     children = sorted(path.iterdir()) if path.is_dir() else []
     return [f"{child.name}: {_line(child)}" for child in children if (child / files.SUMMARY).is_file()]
@@ -23,12 +22,17 @@ def list_runs(path: pathlib.Path) -> list[str]:
 
 def _line(path: pathlib.Path) -> str:
     try:
-        if (seeds := read_seeds(path)) is None:
-            summary, _ = files.read_run(path)
-            return f"{summary['experiment']}, {brief(summary)}"
-        summary, runs = seeds
+        with files.reading(path):
+            return _describe(path)
     except files.RunDirectoryError as error:
         return str(error)
+
+
+def _describe(path: pathlib.Path) -> str:
+    if (seeds := read_seeds(path)) is None:
+        summary, _ = files.read_run(path)
+        return f"{summary['experiment']}, {brief(summary)}"
+    summary, runs = seeds
     spreads = zip(("transfer", "FedMD", "local", "pooled"), map(summary["mean"].get, ACCURACIES), strict=True)
     numbers = ", ".join(f"{title} {accuracy(spread)}" for title, spread in spreads if spread is not None)
     return f"{summary['experiment']}, {len(runs)} seeds, mean accuracy: {numbers}"

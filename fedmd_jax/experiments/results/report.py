@@ -10,7 +10,7 @@ from fedmd_jax.experiments.run_directory import Record
 from fedmd_jax.experiments.settings import Experiment
 from fedmd_jax.metrics import OK
 
-_LOCAL_FAULT = "local only not finite"
+_LOCAL_FAULT = "local only not finite"  # `local_status` of a round is not ok
 ACCURACIES = ("transfer_accuracy", "final_accuracy", "local_accuracy", "pooled_accuracy")
 
 
@@ -19,9 +19,7 @@ def summarize(
     experiment: Experiment,
     metrics: Sequence[Record],
     *,
-    local: Mapping[int, float] | None,
-    undone: Mapping[int, list[int]],
-    pooled: Mapping[int, float] | None,
+    pooled: Mapping[int, float | None] | None,
     communication: Communication,
     seconds: Mapping[str, float],
 ) -> Record:
@@ -31,8 +29,6 @@ def summarize(
       name: of the experiment.
       experiment: its settings.
       metrics: records of at least round 0.
-      local: accuracy without digests per client id, if it is known.
-      undone: the rounds of this control in which a client's training was undone, where there are any.
       pooled: the upper bound per client id, if it is known.
       communication: bytes of the rounds that are done.
       seconds: by phase.
@@ -46,9 +42,9 @@ def summarize(
             "architecture": record["architecture"],
             "transfer_accuracy": record["accuracy"],
             "final_accuracy": final[client_id]["accuracy"],
-            "local_accuracy": None if local is None else local[client_id],
+            "local_accuracy": final[client_id].get("local_accuracy"),
             "pooled_accuracy": None if pooled is None else pooled[client_id],
-            "faults": faults.get(client_id, {}) | ({_LOCAL_FAULT: undone[client_id]} if client_id in undone else {}),
+            "faults": faults.get(client_id, {}),
         }
         for client_id, record in sorted(first.items())
     ]
@@ -77,10 +73,10 @@ def summarize(
 
 
 def find_faults(metrics: Sequence[Record]) -> dict[int, dict[str, list[int]]]:
-    """What went wrong: client id -> what, such as "digest not finite" or "absent" -> the rounds in which it did.
+    """What went wrong: client id -> what, such as "digest not finite" or "absent" -> the rounds.
 
     Args:
-      metrics: records of metrics.jsonl; those of an older version tell of nothing.
+      metrics: records of metrics.jsonl.
 
     >>> find_faults([{"round": 2, "client_id": 5, "status": "incomplete, scores not finite"}])
     {5: {'incomplete': [2], 'scores not finite': [2]}}
@@ -88,7 +84,8 @@ def find_faults(metrics: Sequence[Record]) -> dict[int, dict[str, list[int]]]:
     faults: dict[int, dict[str, list[int]]] = {}
     for record in metrics:
         status = record.get("status") or OK
-        for what in [] if status == OK else status.split(", "):
+        local = [] if record.get("local_status", OK) == OK else [_LOCAL_FAULT]
+        for what in [*([] if status == OK else status.split(", ")), *local]:
             faults.setdefault(record["client_id"], {}).setdefault(what, []).append(record["round"])
     return faults
 
@@ -142,7 +139,7 @@ def _describe_continued(summary: Record) -> str:
 
 
 def _describe_faults(summary: Record) -> str:
-    """A line for each client and each thing that went wrong with it; nothing where nothing did."""
+    """A line for each client and each of its faults; empty if there are none."""
     lines = [
         f"client {client['client_id']} ({client['architecture']}): {what} in {_rounds(rounds, summary)}\n"
         for client in summary["clients"]

@@ -17,7 +17,7 @@ MOST_SEEDS = 10_000
 
 
 def check_num_seeds(num_seeds: int) -> None:
-    """A `ValueError` where there are to be no seeds, or more than anybody runs."""
+    """A `ValueError` if there is no seed, or more than `MOST_SEEDS`."""
     if num_seeds < 1:
         raise ValueError(f"seeds must be an integer of at least 1, got {num_seeds}")
     if num_seeds > MOST_SEEDS:
@@ -58,7 +58,7 @@ def write_seeds(path: pathlib.Path, paths: Sequence[pathlib.Path], num_seeds: in
 
 
 def read_seeds(path: pathlib.Path) -> tuple[Record, list[Run]] | None:
-    """Summary and runs of a directory of several seeds; None where it is not one.
+    """Summary and runs of a directory of several seeds; None if it is not one.
 
     Raises:
       RunDirectoryError: it is one, but damaged.
@@ -115,11 +115,11 @@ def describe_seeds(summary: Record) -> str:
     rows = [_row(client["client_id"], client["architecture"], client, width) for client in summary["clients"]]
     mean, seeds = summary["mean"], summary["seeds"]
     gains = ("gain_points", "over transfer learning"), ("gain_over_local_points", "over local only")
-    told = [f"{points(mean[key])} points {what}" for key, what in gains if mean.get(key) is not None]
+    gained = [f"{points(mean[key])} points {what}" for key, what in gains if mean.get(key) is not None]
     return "\n".join(
         [
             *(header, *rows, "-" * len(header), _row("mean", "", mean, width), ""),
-            f"FedMD gains {', '.join(told)}",
+            f"FedMD gains {', '.join(gained)}",
             f"{describe_evaluation(summary)}mean and standard deviation over {len(seeds)} seeds: "
             f"{', '.join(map(str, seeds))}",
         ]

@@ -13,7 +13,7 @@ from fedmd_jax.experiments.results.seeds import accuracy, points
 from fedmd_jax.experiments.run_directory import Record
 
 TABLE, PLOT = "sweep.csv", "sweep.png"
-# What is told of every combination, each as mean and standard deviation over seeds.
+# Numbers of every combination, each as mean and standard deviation over seeds.
 _NUMBERS = (
     *("transfer_accuracy", "local_accuracy", "final_accuracy", "pooled_accuracy"),
     *("gain_points", "gain_over_local_points", "gap_to_pooled_points"),

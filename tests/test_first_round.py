@@ -1,0 +1,89 @@
+"""Loops of one's own that are interrupted: with the states from a checkpoint of Orbax they end with the same bits."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+import toys
+from orbax.checkpoint import v1 as ocp
+
+import fedmd_jax as fmd
+
+
+@pytest.fixture(scope="module")
+def federated():
+    """Three clients, two at once, with batch statistics and something random in every step, and data for them."""
+    groups = {"normed": fmd.ArchitectureGroup(toys.normed(noise=0.1), (0, 1, 2))}
+    federation = toys.federation(groups, clients_per_chunk=2)
+    test = fmd.labelled_dataset(*toys.examples(2, 9))
+    return federation, toys.public(), toys.private(groups), test
+
+
+@pytest.fixture
+def checkpointer(tmp_path):
+    with ocp.training.Checkpointer(tmp_path) as checkpointer:
+        yield checkpointer
+
+
+def test_rounds_are_resumed_to_the_bit(federated, checkpointer, key):
+    federation, public, private, test = federated
+
+    def run(states, **rounds):
+        return fmd.run_federation(federation, states, public, private, key, test=test, **rounds)
+
+    whole, history = run(
+        federation.init(key, public, private),
+        num_rounds=4,
+        callback=lambda metrics, states: checkpointer.save(metrics.round, fmd.gather_clients(states), force=True),
+    )
+    for done in (2, 3):  # an even one and an odd one
+        loaded = checkpointer.load(done, fmd.gather_clients(whole))
+        states, rest = run(loaded, num_rounds=4 - done, first_round=done + 1)
+        assert rest == history[done + 1 :]
+        chex.assert_trees_all_equal(dict(states), dict(whole))
+
+
+def test_the_local_only_baseline_is_resumed_to_the_bit(federated, checkpointer, key):
+    federation, public, private, _ = federated
+    states = federation.init(key, public, private)
+    whole = fmd.run_local(
+        federation,
+        states,
+        private,
+        key,
+        num_rounds=4,
+        callback=lambda round_, states: checkpointer.save(round_, fmd.gather_clients(states), force=True),
+    )
+    loaded = checkpointer.load(3, fmd.gather_clients(whole))
+    states = fmd.run_local(federation, loaded, private, key, num_rounds=1, first_round=4)
+    chex.assert_trees_all_equal(dict(states), dict(whole))
+
+
+def test_a_population_is_resumed_to_the_bit(federated, key):
+    federation, public, private, test = federated
+
+    def start():
+        return fmd.init_population(federation, key, public, private, cohort_size=2)
+
+    def run(population, **rounds):
+        return fmd.run_population(federation, population, public, key, cohort_size=2, test=test, **rounds)
+
+    kept = {}
+    whole, history = run(
+        start(),
+        num_rounds=5,
+        callback=lambda metrics, now: kept.update({metrics.round: jax.tree.map(jnp.copy, dict(now.states))}),
+    )
+    assert len({tuple(client.client_id for client in metrics.clients) for metrics in history}) > 1
+    population, rest = run(start()._replace(states=kept[3]), num_rounds=2, first_round=4)
+    assert rest == history[3:]  # the cohorts, too, depend on key and round alone
+    chex.assert_trees_all_equal(dict(population.states), dict(whole.states))
+
+
+def test_a_first_round_that_cannot_be(federated, key):
+    federation, public, private, test = federated
+    states = federation.init(key, public, private)
+    with pytest.raises(ValueError, match="first_round must be an integer of at least 1, got 0"):
+        fmd.run_federation(federation, states, public, private, key, num_rounds=1, test=test, first_round=0)
+    with pytest.raises(ValueError, match="first_round must be an integer of at least 1, got 0"):
+        fmd.run_local(federation, states, private, key, num_rounds=1, first_round=0)

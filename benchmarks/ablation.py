@@ -22,13 +22,13 @@ import timing
 import tyro
 
 import fedmd_jax as fmd
-from fedmd_jax.clients import group_keys
-from fedmd_jax.consensus import bound_scores
-from fedmd_jax.devices import map_groups
+from fedmd_jax.algorithms.fedmd import round_keys
 from fedmd_jax.experiments import EXPERIMENTS, Experiment, smoke
 from fedmd_jax.experiments.setup import Setup, cache_compiled_programs, prepare
-from fedmd_jax.federation import States
-from fedmd_jax.round import round_keys
+from fedmd_jax.mapping.grouped import map_groups
+from fedmd_jax.mapping.groups import group_keys
+from fedmd_jax.simulation.federation import States
+from fedmd_jax.transforms.clipping import clip_scores
 
 Accuracy = dict[str, float]  # "mean" of the clients, "ensemble"; after a digest also the "size" of its consensus
 
@@ -53,12 +53,12 @@ def rounds(setup: Setup, num_rounds: int) -> Iterator[tuple[int, str, Accuracy]]
     score_clients = jax.jit(map_groups(fmd.score, (0, None), **on_all))
     digest_one = partial(fmd.digest, training=experiment.digest.training(), distance=experiment.distance_function())
     digest_clients = jax.jit(map_groups(digest_one, (0, None, None, 0), **on_all))
-    client_ids, weights, *_ = fmd.all_clients(federation.groups)
-    bound = experiment.score_bound
+    client_ids, weights, *_ = fmd.algorithms.all_clients(federation.groups)
+    bound = experiment.score_clip
     draw_subset, test = experiment.subset_function(), data.test
 
     def consensus(scores: dict[str, jax.Array]) -> jax.Array:
-        bounded = scores if bound is None else {name: bound_scores(each, bound=bound) for name, each in scores.items()}
+        bounded = scores if bound is None else {name: clip_scores(each, bound=bound) for name, each in scores.items()}
         return fmd.weighted_consensus(bounded, weights)
 
     def accuracy(states: States) -> Accuracy:
@@ -88,7 +88,7 @@ def transferred(setup: Setup) -> States:
         some = {name: states[name]}
         trained, _ = federation.pretrain(some, data.pretraining, keys.public, *setup.validation("pretrain"))
         states = {**states, **trained}
-    states, _ = federation.personalize(states, data.private, keys.private, *setup.validation("personalize"))
+    states, _ = federation.train_private(states, data.private, keys.private, *setup.validation("train_private"))
     return states
 
 

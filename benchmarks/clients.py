@@ -55,7 +55,7 @@ class Ours:
         work = data(options, num_clients)
         self.public = fmd.public_dataset(work["public"])
         self.private = fmd.stack_private(groups, dict(enumerate(work["private"])))
-        digest, revisit = (fmd.Training(num_epochs=e, batch_size=b) for e, b in (work["digest"], work["revisit"]))
+        digest, revisit = (fmd.TrainingConfig(num_epochs=e, batch_size=b) for e, b in (work["digest"], work["revisit"]))
         federation = fmd.fedmd(
             groups,
             subset_size=options.public,

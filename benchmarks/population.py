@@ -1,6 +1,6 @@
 """Does a round of a cohort cost the same in a large population as in a small one, and does the large one fit?
 
-    python benchmarks/population.py [--clients 10000 1000] [--cohort 100] [--home host|device] [--json FILE]
+    python benchmarks/population.py [--clients 10000 1000] [--cohort 100] [--storage host|device] [--json FILE]
 
 Half of the clients own one small CNN of the paper's kind with three convolutions, half another; each has 18 embedded
 letters, and both Adam memories of every client live on. Without transfer learning, which would only take longer. Every
@@ -41,7 +41,7 @@ def draw_private(num_clients: int) -> dict[int, tuple[np.ndarray, np.ndarray]]:
 class Crowd:
     """A population; each method does one thing and returns when it is done."""
 
-    def __init__(self, num_clients: int, cohort_size: int, home: str, clients_per_chunk: int | None):
+    def __init__(self, num_clients: int, cohort_size: int, storage: str, clients_per_chunk: int | None):
         shares = np.array_split(np.arange(num_clients), len(NETWORKS))
         groups = {
             name: fmd.ArchitectureGroup(architecture_from_linen(CNN(filters, NUM_OUTPUTS)), share.tolist())
@@ -50,28 +50,28 @@ class Crowd:
         self._federation = fmd.fedmd(
             groups,
             subset_size=SUBSET_SIZE,
-            digest_training=fmd.Training(num_epochs=1, batch_size=125),
-            revisit_training=fmd.Training(num_epochs=2, batch_size=5),
+            digest_training=fmd.TrainingConfig(num_epochs=1, batch_size=125),
+            revisit_training=fmd.TrainingConfig(num_epochs=2, batch_size=5),
             clients_per_chunk=clients_per_chunk,
         )
         images, labels = load_images("embedded/digits", "train")
         self._public = fmd.public_dataset(images / 255, labels)
-        self._private = fmd.stack_private(groups, draw_private(num_clients), home=home)
+        self._private = fmd.stack_private(groups, draw_private(num_clients), storage=storage)
         rows = np.random.default_rng(1).permutation(len(letters("test")[0]))[:NUM_TEST]
         self._test = fmd.labelled_dataset(*(each[rows] for each in letters("test")))
-        self._cohort_size, self._home = cohort_size, home
+        self._cohort_size, self._storage = cohort_size, storage
         self._round, self._key = 0, jax.random.key(0)
 
     def init(self) -> dict[str, int]:
         """Everybody's first state; how many bytes have to be kept."""
         self._population = jax.block_until_ready(
-            fmd.init_population(
+            fmd.simulation.init_population(
                 self._federation,
                 self._key,
                 self._public,
                 self._private,
                 cohort_size=self._cohort_size,
-                home=self._home,
+                storage=self._storage,
             )
         )
         sizes = [sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) for tree in self._population]
@@ -80,7 +80,7 @@ class Crowd:
     def round(self) -> float:
         """One round; the mean accuracy of its cohort."""
         self._round += 1
-        self._population, metrics = fmd.population_round(
+        self._population, metrics = fmd.simulation.population_round(
             self._federation,
             self._population,
             self._public,
@@ -95,10 +95,10 @@ class Crowd:
     def move(self) -> None:
         """A cohort is drawn, fetched and brought home as it was."""
         groups = self._federation.groups
-        cohort = fmd.draw_cohort(jax.random.fold_in(self._key, self._round), groups, self._cohort_size)
+        cohort = fmd.simulation.draw_cohort(jax.random.fold_in(self._key, self._round), groups, self._cohort_size)
         for name, rows in cohort.rows.items():
-            states, _ = (fmd.take_clients(tree[name], rows) for tree in self._population)
-            self._population.states[name] = fmd.put_clients(self._population.states[name], rows, states)
+            states, _ = (fmd.simulation.get_rows(tree[name], rows) for tree in self._population)
+            self._population.states[name] = fmd.simulation.set_rows(self._population.states[name], rows, states)
         jax.block_until_ready(self._population)
 
 
@@ -108,20 +108,22 @@ def main() -> None:
         "--clients", type=int, nargs="+", default=[10_000, 1_000], help="populations, the large one first"
     )
     parser.add_argument("--cohort", type=int, default=100, help="clients that take part in a round")
-    parser.add_argument("--home", choices=("host", "device"), default="host")
+    parser.add_argument("--storage", choices=("host", "device"), default="host")
     parser.add_argument("--clients-per-chunk", type=int, default=10, help="of a group, at once: bounds memory")
     parser.add_argument("--repeats", type=int, default=5, help="rounds that are timed, after one that compiles")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE")
     options = parser.parse_args()
 
-    crowds = {n: Contender(Crowd, n, options.cohort, options.home, options.clients_per_chunk) for n in options.clients}
+    crowds = {
+        n: Contender(Crowd, n, options.cohort, options.storage, options.clients_per_chunk) for n in options.clients
+    }
     inits = {n: crowd("init") for n, crowd in crowds.items()}  # one after the other: each has the machine to itself
     first = {n: crowd("round")[0] for n, crowd in crowds.items()}
     peaks = {
         n: crowd("peak_bytes")[1] for n, crowd in crowds.items()
     }  # of all this; the next line begins another count
     rounds = interleave(crowds, ["round", "move"], repeats=options.repeats)
-    print(f"a cohort of {options.cohort}, home on the {options.home}, {jax.devices()[0].device_kind}")
+    print(f"a cohort of {options.cohort}, stored on the {options.storage}, {jax.devices()[0].device_kind}")
     print(
         "clients      init   states  private     peak   first round        a round (lowest to highest)  ratio    moved"
     )
@@ -135,7 +137,7 @@ def main() -> None:
         print(*columns, f"{first[n]:>11.1f} s {sample.median:>11.2f} s {spread:<20} {ratio:>6.2f}", end=" ")
         moved = rounds[n]["move"].median
         print(f"{1e3 * moved:>5.0f} ms")
-        record = {"benchmark": "population", "clients": n, "cohort": options.cohort, "home": options.home}
+        record = {"benchmark": "population", "clients": n, "cohort": options.cohort, "home": options.storage}
         record |= {"clients_per_chunk": options.clients_per_chunk, **bytes_, "peak_bytes": peak, "ratio": ratio}
         append_json(
             options.json,

@@ -97,7 +97,7 @@ class Replay:
         config = {name.removeprefix("config/"): value for name, value in arrays.items() if name.startswith("config/")}
         self.num_rounds, num_classes = int(config["rounds"]), int(config["n_classes"])
         self.batch_digest = int(config["batch_digest"])
-        in_order = partial(fmd.Training, optimizer=fmd.adam(LEARNING_RATE), shuffle=False)
+        in_order = partial(fmd.TrainingConfig, optimizer=fmd.adam(LEARNING_RATE), shuffle=False)
         self.digest_training = in_order(num_epochs=int(config["epochs_digest"]), batch_size=self.batch_digest)
         self.revisit_training = in_order(
             num_epochs=int(config["epochs_revisit"]), batch_size=int(config["batch_revisit"])
@@ -138,14 +138,14 @@ class Replay:
     def score(self, states, inputs):
         """Per group, [K, M, C]."""
         return {
-            name: fmd.map_clients(partial(fmd.score, group.architecture), (0, None))(states[name], inputs)
+            name: fmd.mapping.map_clients(partial(fmd.score, group.architecture), (0, None))(states[name], inputs)
             for name, group in self.groups.items()
         }
 
     def digest(self, states, consensus):
         """Everybody digests; states and losses per group."""
         results = {
-            name: fmd.map_clients(
+            name: fmd.mapping.map_clients(
                 partial(fmd.digest, group.architecture, training=self.digest_training), (0, None, None, 0)
             )(states[name], self.public, consensus, self._keys(group))
             for name, group in self.groups.items()
@@ -155,15 +155,15 @@ class Replay:
     def revisit(self, states):
         """Everybody revisits; states and losses per group."""
         results = {
-            name: fmd.map_clients(partial(fmd.revisit, group.architecture, training=self.revisit_training), (0, 0, 0))(
-                states[name], self.private[name], self._keys(group)
-            )
+            name: fmd.mapping.map_clients(
+                partial(fmd.revisit, group.architecture, training=self.revisit_training), (0, 0, 0)
+            )(states[name], self.private[name], self._keys(group))
             for name, group in self.groups.items()
         }
         return split_results(results)
 
     def _keys(self, group):
-        return fmd.client_keys(jax.random.key(0), group.client_ids)  # nothing is random here
+        return fmd.mapping.client_keys(jax.random.key(0), group.client_ids)  # nothing is random here
 
     def whole_round(self, states):
         """The same by `fedmd_round`."""
@@ -175,7 +175,7 @@ class Replay:
             jax.random.key(0),
             groups=self.groups,
             subset_size=self.public.shape[0],
-            draw_subset=fmd.take_in_order,
+            draw_subset=fmd.algorithms.first_examples,
             digest_training=self.digest_training,
             revisit_training=self.revisit_training,
         )[0]
@@ -236,7 +236,7 @@ def rounds(replay: Replay) -> Iterator[Found]:
     score, digest, revisit = map(jax.jit, (replay.score, replay.digest, replay.revisit))
     for r in range(1, replay.num_rounds + 1):
         scores = score(states, replay.public)
-        consensus = fmd.weighted_consensus(scores, fmd.all_clients(replay.groups).weights)
+        consensus = fmd.weighted_consensus(scores, fmd.algorithms.all_clients(replay.groups).weights)
         yield Found(f"round{r}/scores", f"round{r}/scores", np.stack(replay.by_client(scores)))
         yield Found(f"round{r}/consensus", f"round{r}/consensus", consensus)
         states, infos = digest(states, consensus)

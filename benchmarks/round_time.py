@@ -68,7 +68,7 @@ class Ours:
             f"network {i}": fmd.ArchitectureGroup(architecture_from_linen(module, penalty=head_l2(1e-3)), [k])
             for k, (i, module) in enumerate(zip(work.networks, work.modules(), strict=True))
         }
-        digest, revisit = (fmd.Training(num_epochs=e, batch_size=b) for e, b in (work.digest, work.revisit))
+        digest, revisit = (fmd.TrainingConfig(num_epochs=e, batch_size=b) for e, b in (work.digest, work.revisit))
         data = work.data()
         self.public, self.test = fmd.public_dataset(data["public"]), fmd.labelled_dataset(*data["test"])
         self.private = fmd.stack_private(groups, dict(enumerate(data["private"])))
@@ -76,7 +76,7 @@ class Ours:
             groups, subset_size=work.num_public, digest_training=digest, revisit_training=revisit
         )
         self.states = self.federation.init(jax.random.key(0), self.public, self.private)
-        self._consensus = jax.jit(partial(fmd.weighted_consensus, weights=fmd.all_clients(groups).weights))
+        self._consensus = jax.jit(partial(fmd.weighted_consensus, weights=fmd.algorithms.all_clients(groups).weights))
         self.mean_scores = jax.random.normal(jax.random.key(1), (work.num_public, NUM_CLASSES))
         self._phases = {name: phases(group, digest, revisit) for name, group in groups.items()}
 
@@ -120,7 +120,7 @@ class Ours:
         return {"matmul_gflops": matmul_ceiling(), "copy_gbytes": copy_ceiling(), "device": str(jax.devices()[0])}
 
 
-def phases(group: fmd.ArchitectureGroup, digest: fmd.Training, revisit: fmd.Training) -> dict:
+def phases(group: fmd.ArchitectureGroup, digest: fmd.TrainingConfig, revisit: fmd.TrainingConfig) -> dict:
     """The phases of one group, each a program."""
     mapped = {
         "score": (fmd.score, (0, None), {}, ()),
@@ -128,13 +128,15 @@ def phases(group: fmd.ArchitectureGroup, digest: fmd.Training, revisit: fmd.Trai
         "revisit": (fmd.revisit, (0, 0, 0), {"training": revisit}, 0),
     }
     return {
-        name: jax.jit(fmd.map_clients(partial(fn, group.architecture, **settings), axes), donate_argnums=donated)
+        name: jax.jit(
+            fmd.mapping.map_clients(partial(fn, group.architecture, **settings), axes), donate_argnums=donated
+        )
         for name, (fn, axes, settings, donated) in mapped.items()
     }
 
 
 def _keys(group):
-    return fmd.client_keys(jax.random.key(2), group.client_ids)
+    return fmd.mapping.client_keys(jax.random.key(2), group.client_ids)
 
 
 def torch_contender(work: Work, variant: str):

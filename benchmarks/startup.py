@@ -78,9 +78,9 @@ def first_round(width: float, networks: list[int], num_public: int, started: flo
     def labelled(n):
         return rng.standard_normal((n, 28, 28, 1), np.float32), rng.integers(16, size=n)
 
-    one_epoch = fmd.Training(num_epochs=1, batch_size=128)
+    one_epoch = fmd.TrainingConfig(num_epochs=1, batch_size=128)
     federation = fmd.fedmd(
-        groups, subset_size=num_public, public_training=one_epoch, private_training=fmd.Training(batch_size=32)
+        groups, subset_size=num_public, public_training=one_epoch, private_training=fmd.TrainingConfig(batch_size=32)
     )
     public, test = fmd.public_dataset(*labelled(num_public)), fmd.labelled_dataset(*labelled(num_public))
     private = fmd.stack_private(groups, {k: labelled(18) for k in range(len(networks))})
@@ -89,14 +89,14 @@ def first_round(width: float, networks: list[int], num_public: int, started: flo
     programs.begin("new_states", keys[0], public.inputs[:1])
     for name in groups:
         programs.begin("pretrain", {name: states[name]}, public, keys[1])
-    programs.begin("personalize", states, private, keys[2])
+    programs.begin("train_private", states, private, keys[2])
     programs.begin("evaluate", states, test)
     programs.begin("round", states, public, private, keys[3])
     states = programs("new_states", keys[0], public.inputs[:1])
     for name in groups:
         trained, _ = programs("pretrain", {name: states[name]}, public, keys[1])
         states = {**states, **trained}
-    states, _ = programs("personalize", states, private, keys[2])
+    states, _ = programs("train_private", states, private, keys[2])
     programs("evaluate", states, test)
     states, _ = programs("round", states, public, private, keys[3])
     programs("evaluate", states, test)

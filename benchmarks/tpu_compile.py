@@ -121,7 +121,7 @@ def compile_round(
         groups = tpu_groups({f"network {row}": network for row, network in enumerate(TABLE_1)}, 1, width=width)
     else:
         groups = tpu_groups({name: NETWORKS[name] for name in networks}, clients_per_chip * mesh.size, width=width)
-    costs = fmd.client_costs(groups, jnp.zeros((1, *IMAGE)))
+    costs = fmd.mapping.client_costs(groups, jnp.zeros((1, *IMAGE)))
     federation = fmd.fedmd(groups, subset_size=subset_size, mesh=mesh, costs=costs)
     lowered = federation.round.lower(*abstract_arguments(federation, num_public=num_public))
     start, start_cpu = time.perf_counter(), time.process_time()

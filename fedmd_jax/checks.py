@@ -1,27 +1,62 @@
-"""What is asked of data and settings at the front door, before anything is compiled.
+"""Checks of user input, made before anything is compiled.
 
-Every complaint is a `ValueError` of one line: what was wanted and what came.
+Every error is a `ValueError` of one line: what was wanted and what came.
 """
 
+import difflib
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedmd_jax.hints import one_line
 
-_MOST = 2**31  # of anything that is counted
+def unknown(what: str, word: str, known: Collection[str], *, list_known: bool = True) -> str:
+    """An error message for an unknown word, with suggestions of similar known words.
+
+    Args:
+      what: kind of the word, such as "command".
+      word: the unknown word.
+      known: the known words.
+      list_known: whether to list all known words if none is similar.
+
+    >>> unknown("command", "rum", ["run", "report"])
+    "unknown command 'rum', perhaps you meant run"
+    >>> unknown("command", "xyz", ["run", "report"])
+    "unknown command 'xyz', known are run, report"
+    """
+    close = difflib.get_close_matches(word, known, n=3)
+    if close:
+        return f"unknown {what} {word!r}, perhaps you meant {' or '.join(close)}"
+    return f"unknown {what} {word!r}" + (f", known are {', '.join(known)}" if list_known else "")
+
+
+def one_line(text: str, *, longest: int = 1000) -> str:
+    r"""A message on one line, without unprintable characters.
+
+    Args:
+      text: the message.
+      longest: maximum number of characters; a longer message keeps its beginning and its end.
+
+    >>> one_line("cannot read\n  a\x1b[31m")
+    'cannot read a?[31m'
+    """
+    line = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+    half = longest // 2
+    return line if len(line) <= longest else f"{line[:half]} ... {line[-half:]}"
+
+
+_MOST = 2**31  # upper bound of counts
 
 
 def check_examples(what: str, inputs: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Examples as arrays, or the reason why they cannot be trained on.
+    """Converts examples to arrays that a network can be trained on.
 
     Args:
-      what: how the message names them, such as "client 3".
-      inputs: [N, ...], N at least 1, as of `check_inputs`.
+      what: name of the examples in the error message, such as "client 3".
+      inputs: [N, ...], N at least 1, as in `check_inputs`.
       labels: [N], integers from 0.
 
     Returns:
@@ -46,10 +81,10 @@ def check_examples(what: str, inputs: Any, labels: Any) -> tuple[np.ndarray, np.
 
 
 def check_inputs(what: str, inputs: Any) -> np.ndarray:
-    """Inputs of a dtype that networks take, or the reason why there is none.
+    """Converts inputs to a dtype that networks accept.
 
     Args:
-      what: how the message names them.
+      what: name of the inputs in the error message.
       inputs: one array, [N, ...], N at least 1. Integers must fit into int32, floats must be finite.
 
     Returns:
@@ -61,7 +96,7 @@ def check_inputs(what: str, inputs: Any) -> np.ndarray:
     """
     given, inputs = inputs, as_array(f"{what}: inputs", inputs)
     if inputs.dtype == object or hasattr(given, "_fields"):  # a NamedTuple of arrays of one shape would be stacked
-        raise ValueError(f"{what}: inputs must be one array of numbers, no other pytree, got {told(given)}")
+        raise ValueError(f"{what}: inputs must be one array of numbers, no other pytree, got {describe_value(given)}")
     if inputs.ndim < 2 or 0 in inputs.shape[1:]:
         raise ValueError(f"{what}: inputs must have shape [N, ...], got {inputs.shape}")
     if len(inputs) == 0:
@@ -109,6 +144,98 @@ def check_one_dtype(dtypes: Mapping[str, Any]) -> None:
         raise ValueError(f"all inputs of a federation must have one dtype, got {found}")
 
 
+def as_array(what: str, value: Any) -> np.ndarray:
+    """Converts to a NumPy array; raises ValueError if that fails, as for lists of different lengths."""
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(f"{what} must be one array, got {describe_value(value)}") from error
+
+
+def as_list(what: str, values: Any) -> list:
+    """Converts an iterable to a list; raises ValueError if it is not iterable."""
+    try:
+        return list(values)
+    except TypeError as error:
+        raise ValueError(f"{what} must be a list, got {describe_value(values)}") from error
+
+
+def describe_value(value: Any) -> str:
+    """A value as error messages show it: dtype and shape of an array, else `repr`, in one short line."""
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if isinstance(shape, tuple) and shape and dtype is not None:
+        return f"{dtype} of shape {shape}"
+    return one_line(repr(value), longest=80)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a real scalar of Python, NumPy or JAX, and not a bool."""
+    if isinstance(value, (int, float)):
+        return not isinstance(value, bool)
+    return isinstance(value, (np.generic, np.ndarray, jax.Array)) and np.ndim(value) == 0 and value.dtype.kind in "fiu"
+
+
+def check_count(name: str, value: Any, *, minimum: int = 1) -> None:
+    """Raises ValueError if a setting is not an integer from `minimum` to 2**31 - 1."""
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < minimum:
+        raise ValueError(f"{name} must be an integer of at least {minimum}, got {describe_value(value)}")
+    if value >= _MOST:
+        raise ValueError(f"{name} must be below 2**31, got {describe_value(value)}")
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Raises ValueError if a setting is not a finite number above 0."""
+    if not is_number(value) or not 0 < value <= sys.float_info.max:
+        raise ValueError(f"{name} must be positive and finite, got {describe_value(value)}")
+
+
+def check_not_negative(name: str, value: Any) -> None:
+    """Raises ValueError if a setting is not a finite number of at least 0."""
+    if not is_number(value) or not 0 <= value <= sys.float_info.max:
+        raise ValueError(f"{name} must be finite and not negative, got {describe_value(value)}")
+
+
+def check_numbers(what: str, array: Any, *, kind: Any = jnp.number, rank: int | None = None) -> None:
+    """Raises ValueError if a value is not an array of numbers. Only shape and dtype are used, so it works under jit.
+
+    Args:
+      what: name of the array in the error message.
+      array: a NumPy or JAX array.
+      kind: kind of numbers, such as `jnp.floating`.
+      rank: number of dimensions that the array must have.
+    """
+    shape, dtype = getattr(array, "shape", None), getattr(array, "dtype", None)
+    if not isinstance(shape, tuple) or not _is_of(dtype, kind):
+        raise ValueError(f"{what} must be an array of {kind.__name__} numbers, got {describe_value(array)}")
+    if rank is not None and len(shape) != rank:
+        raise ValueError(f"{what} must be of rank {rank}, got shape {shape}")
+
+
+def check_clients(what: str, tree: Any) -> int | None:
+    """The number of clients of a stacked tree, K; None if it has no arrays.
+
+    Raises:
+      ValueError: a leaf is not an array [K, ...] with K at least 1, or leaves differ in K.
+    """
+    shapes = [getattr(leaf, "shape", None) for leaf in jax.tree.leaves(tree)]
+    if not all(isinstance(shape, tuple) and shape and shape[0] > 0 for shape in shapes):
+        bad = next(leaf for leaf, shape in zip(jax.tree.leaves(tree), shapes, strict=True) if not shape or not shape[0])
+        raise ValueError(f"{what} must be arrays [K, ...] of at least one client, got {describe_value(bad)}")
+    sizes = {shape[0] for shape in shapes}
+    if len(sizes) > 1:
+        raise ValueError(f"{what} must have the same number of clients, got {sorted(sizes)}")
+    return sizes.pop() if sizes else None
+
+
+def check_labels_in_head(what: str, labels: Any, num_classes: int) -> None:
+    """Raises ValueError if a label is not below the number of outputs."""
+    largest = int(np.max(labels))
+    if largest >= num_classes:
+        raise ValueError(
+            f"{what}: labels must be below the number of outputs of the networks, {num_classes}, got {largest}"
+        )
+
+
 def _is_integer(dtype):
     return jnp.issubdtype(dtype, jnp.integer) and dtype.kind != "m"  # NumPy counts time differences among the integers
 
@@ -137,101 +264,9 @@ def _as_float(what, inputs):
     raise ValueError(f"{what}: inputs must be numbers, got dtype {inputs.dtype}{hint}")
 
 
-def as_array(what: str, value: Any) -> np.ndarray:
-    """As NumPy's; a `ValueError` where it is none, such as lists of different lengths."""
-    try:
-        return np.asarray(value)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise ValueError(f"{what} must be one array, got {told(value)}") from error
-
-
-def as_list(what: str, values: Any) -> list:
-    """What can be gone through, as a list; a `ValueError` where it cannot."""
-    try:
-        return list(values)
-    except TypeError as error:
-        raise ValueError(f"{what} must be a list, got {told(values)}") from error
-
-
-def told(value: Any) -> str:
-    """A value in a complaint: arrays by dtype and shape, everything else as Python writes it, in one short line."""
-    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
-    if isinstance(shape, tuple) and shape and dtype is not None:
-        return f"{dtype} of shape {shape}"
-    return one_line(repr(value), longest=80)
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value is one real number, of Python, NumPy or JAX, and no flag."""
-    if isinstance(value, (int, float)):
-        return not isinstance(value, bool)
-    return isinstance(value, (np.generic, np.ndarray, jax.Array)) and np.ndim(value) == 0 and value.dtype.kind in "fiu"
-
-
-def check_count(name: str, value: Any, *, minimum: int = 1) -> None:
-    """A `ValueError` where a setting is not an integer of at least the minimum, or cannot be counted to."""
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < minimum:
-        raise ValueError(f"{name} must be an integer of at least {minimum}, got {told(value)}")
-    if value >= _MOST:
-        raise ValueError(f"{name} must be below 2**31, got {told(value)}")
-
-
-def check_positive(name: str, value: Any) -> None:
-    """A `ValueError` where a setting is not a finite number above 0."""
-    if not is_number(value) or not 0 < value <= sys.float_info.max:
-        raise ValueError(f"{name} must be positive and finite, got {told(value)}")
-
-
-def check_not_negative(name: str, value: Any) -> None:
-    """A `ValueError` where a setting is not a finite number of at least 0."""
-    if not is_number(value) or not 0 <= value <= sys.float_info.max:
-        raise ValueError(f"{name} must be finite and not negative, got {told(value)}")
-
-
-def check_numbers(what: str, array: Any, *, kind: Any = jnp.number, rank: int | None = None) -> None:
-    """A `ValueError` where something is no array of numbers for JAX; looks at shape and dtype only, also in programs.
-
-    Args:
-      what: how the message names it.
-      array: of NumPy or of JAX.
-      kind: of numbers, such as `jnp.floating`.
-      rank: how many dimensions it must have.
-    """
-    shape, dtype = getattr(array, "shape", None), getattr(array, "dtype", None)
-    if not isinstance(shape, tuple) or not _is_of(dtype, kind):
-        raise ValueError(f"{what} must be an array of {kind.__name__} numbers, got {told(array)}")
-    if rank is not None and len(shape) != rank:
-        raise ValueError(f"{what} must be of rank {rank}, got shape {shape}")
-
-
 def _is_of(dtype: Any, kind: Any) -> bool:
     try:
         known = jax.dtypes.issubdtype(jax.dtypes.canonicalize_dtype(dtype), kind)
     except (TypeError, ValueError):  # strings, objects, dates; keys
         return False
     return known and dtype.isnative and dtype.itemsize <= (16 if dtype.kind == "c" else 8)  # no long doubles
-
-
-def check_clients(what: str, tree: Any) -> int | None:
-    """The number of clients of a stacked tree, K; None where it has no arrays.
-
-    Raises:
-      ValueError: not everything is an array [K, ...], K at least 1, of one number of clients.
-    """
-    shapes = [getattr(leaf, "shape", None) for leaf in jax.tree.leaves(tree)]
-    if not all(isinstance(shape, tuple) and shape and shape[0] > 0 for shape in shapes):
-        bad = next(leaf for leaf, shape in zip(jax.tree.leaves(tree), shapes, strict=True) if not shape or not shape[0])
-        raise ValueError(f"{what} must be arrays [K, ...] of at least one client, got {told(bad)}")
-    sizes = {shape[0] for shape in shapes}
-    if len(sizes) > 1:
-        raise ValueError(f"{what} must be of one number of clients, got {sorted(sizes)}")
-    return sizes.pop() if sizes else None
-
-
-def check_labels_in_head(what: str, labels: Any, num_classes: int) -> None:
-    """A `ValueError` where a label has no output of its own."""
-    largest = int(np.max(labels))
-    if largest >= num_classes:
-        raise ValueError(
-            f"{what}: labels must be below the number of outputs of the networks, {num_classes}, got {largest}"
-        )

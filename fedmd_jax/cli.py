@@ -19,7 +19,7 @@ import jax
 import tyro
 
 import fedmd_jax
-from fedmd_jax import hints
+from fedmd_jax import checks
 from fedmd_jax.data.catalogue import find_data_set
 from fedmd_jax.data.listing import describe_sizes, files_of, table
 from fedmd_jax.data.preparing import prepare_data
@@ -215,7 +215,7 @@ def _drop_output() -> None:
 
 
 def _complain(error: Exception, code: int) -> int:
-    print(f"fedmd-jax: error: {hints.one_line(str(error))}", file=sys.stderr)
+    print(f"fedmd-jax: error: {checks.one_line(str(error))}", file=sys.stderr)
     return code
 
 
@@ -249,7 +249,7 @@ def _with_defaults(argv: list[str]) -> tuple[list[str], dict[str, Experiment]]:
     if len(argv) == 1 or argv[1].startswith("-"):
         argv = [argv[0], name, *argv[1:]]
     if argv[1] not in EXPERIMENTS:
-        raise UsageError(hints.unknown("experiment", argv[1], tuple(EXPERIMENTS)))
+        raise UsageError(checks.unknown("experiment", argv[1], tuple(EXPERIMENTS)))
     return argv, experiments
 
 
@@ -298,8 +298,8 @@ class _Job(NamedTuple):
     """A run, or a run of several seeds."""
 
     path: pathlib.Path
-    name: str  # of the experiment
-    experiment: Experiment  # of the first seed
+    name: str  #: of the experiment
+    experiment: Experiment  #: of the first seed
     num_seeds: int | None
     command: str
 

@@ -1,4 +1,4 @@
-"""Clients that go wrong in one phase, as networks: a switch among the parameters says who and when."""
+"""Networks that become non-finite in one phase: a switch among the parameters selects the clients and the phase."""
 
 import jax
 import jax.numpy as jnp
@@ -6,12 +6,13 @@ import toys
 
 import fedmd_jax as fmd
 
-# What a switch says: nothing, or what goes wrong. Training phases are told apart by the batch sizes of `toys`.
+# Values of the switch: no fault, or the phase of the fault. Training phases are identified by the batch sizes of
+# `toys`.
 SOUND, SCORES, LOSS, REVISIT, PRIVATE, DIGEST, PUBLIC, POOL = 0, 1, 2, 3, 4, 5, 8, 16
 
 
 def breakable(network=toys.linear) -> fmd.Architecture:
-    """A network that can go wrong: one number is NaN then, or infinite where the switch is negative."""
+    """A network with faults: one number becomes NaN, or infinite if the switch is negative."""
     sound = network()
 
     def init(key, inputs):
@@ -48,10 +49,10 @@ def switched(groups, states, faults):
     return {name: of_group(groups[name], clients) for name, clients in states.items()}
 
 
-def attendance(groups, *, absent=(), stragglers=()) -> fmd.Attendance:
-    """Everybody but these clients."""
+def participation(groups, *, dropped=(), stragglers=()) -> fmd.Participation:
+    """Participation of all clients but these."""
 
     def without(clients):
         return {name: jnp.array([i not in clients for i in group.client_ids]) for name, group in groups.items()}
 
-    return fmd.Attendance(without(set(absent)), without({*absent, *stragglers}))
+    return fmd.Participation(without(set(dropped)), without({*dropped, *stragglers}))

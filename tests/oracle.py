@@ -64,7 +64,7 @@ def zeros_like(params):
 
 
 class Client:
-    """Parameters and two optimizer memories; whether it is there, and whether its training comes to something."""
+    """Parameters, two optimizer states, and whether the client takes part and completes the round."""
 
     available = completed = True
 
@@ -74,10 +74,10 @@ class Client:
         self.x, self.y, self.weight = np.asarray(x, np.float64), y, weight
 
 
-def fedmd_round(clients, subset, *, digest, revisit, score_bound=np.inf):
-    """Returns the digest and revisit losses of every client, [K][E]; nothing of one who does not complete."""
+def fedmd_round(clients, subset, *, digest, revisit, score_clip=np.inf):
+    """Returns the digest and revisit losses of every client, [K][E]; None for clients that do not complete."""
     sent = [(client.weight, scores(client.params, subset)) for client in clients if client.available]
-    heard = [(weight, np.clip(z, -score_bound, score_bound)) for weight, z in sent if np.isfinite(z).all()]
+    heard = [(weight, np.clip(z, -score_clip, score_clip)) for weight, z in sent if np.isfinite(z).all()]
     total = sum(weight for weight, _ in heard)
     consensus = sum(weight * z for weight, z in heard) / total if total else None
     losses = []

@@ -6,7 +6,7 @@ from flax import linen as nn
 from flax import nnx
 
 import fedmd_jax as fmd
-from fedmd_jax.datasets import num_outputs
+from fedmd_jax.simulation.federation_data import num_outputs
 
 X = jnp.ones((2, 5))
 

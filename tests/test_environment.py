@@ -101,7 +101,7 @@ def test_a_full_stdout_is_one_line(argv, tmp_path):
 def rounds_of_all_kinds():
     """States after transfer learning and a round, of a federation and of a population, and their evaluation."""
     groups = {"a": fmd.ArchitectureGroup(toys.linear(), (0, 1))}
-    training = fmd.Training(batch_size=4, shuffle=False)  # Adam, the default
+    training = fmd.TrainingConfig(batch_size=4, shuffle=False)  # Adam, the default
     phases = ("public", "private", "pooled", "digest", "revisit")
     federation = fmd.fedmd(groups, subset_size=6, **{f"{phase}_training": training for phase in phases})
     public, test = fmd.public_dataset(*toys.examples(100, 7)), fmd.labelled_dataset(*toys.examples(200, 9))
@@ -112,10 +112,10 @@ def rounds_of_all_kinds():
     states, history = fmd.run_federation(federation, states, public, private, key, num_rounds=1, test=test)
     found = {"states": dict(states), "accuracy": [metrics.mean_accuracy for metrics in history]}
     size = {"cohort_size": 1}
-    everybody = fmd.init_population(federation, key, public, private, **size)
-    everybody, _ = fmd.transfer_learn_population(federation, everybody, public, key, **size)
-    everybody, _ = fmd.run_population(federation, everybody, public, key, num_rounds=1, test=test, **size)
-    return found | {"everybody": fmd.evaluate_population(federation, everybody, test, **size)}
+    everybody = fmd.simulation.init_population(federation, key, public, private, **size)
+    everybody, _ = fmd.simulation.transfer_learn_population(federation, everybody, public, key, **size)
+    everybody, _ = fmd.simulation.run_population(federation, everybody, public, key, num_rounds=1, test=test, **size)
+    return found | {"everybody": fmd.simulation.evaluate_population(federation, everybody, test, **size)}
 
 
 def test_no_dtype_is_promoted_implicitly():

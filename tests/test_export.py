@@ -37,7 +37,7 @@ def flat(federation):
     """The round of a list of arrays, and the list: what is stored knows neither our records nor those of optax."""
     private = fmd.stack_private(federation.groups, {i: images(i, 3 + i) for i in range(NUM_CLIENTS)})
     states = federation.new_states(jax.random.key(1), PUBLIC.inputs[:1])
-    sharded = fmd.shard_clients((states, private), federation.mesh)
+    sharded = fmd.mapping.sharding.shard_tree((states, private), federation.mesh)
     leaves, structure = jax.tree.flatten((sharded, PUBLIC))
 
     def run(leaves, key):

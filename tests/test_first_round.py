@@ -46,7 +46,7 @@ def test_rounds_are_resumed_to_the_bit(federated, checkpointer, key):
 def test_the_local_only_baseline_is_resumed_to_the_bit(federated, checkpointer, key):
     federation, public, private, _ = federated
     states = federation.init(key, public, private)
-    whole = fmd.run_local(
+    whole = fmd.run_local_only(
         federation,
         states,
         private,
@@ -55,7 +55,7 @@ def test_the_local_only_baseline_is_resumed_to_the_bit(federated, checkpointer, 
         callback=lambda round_, states: checkpointer.save(round_, fmd.gather_clients(states), force=True),
     )
     loaded = checkpointer.load(3, fmd.gather_clients(whole))
-    states = fmd.run_local(federation, loaded, private, key, num_rounds=1, first_round=4)
+    states = fmd.run_local_only(federation, loaded, private, key, num_rounds=1, first_round=4)
     chex.assert_trees_all_equal(dict(states), dict(whole))
 
 
@@ -63,10 +63,10 @@ def test_a_population_is_resumed_to_the_bit(federated, key):
     federation, public, private, test = federated
 
     def start():
-        return fmd.init_population(federation, key, public, private, cohort_size=2)
+        return fmd.simulation.init_population(federation, key, public, private, cohort_size=2)
 
     def run(population, **rounds):
-        return fmd.run_population(federation, population, public, key, cohort_size=2, test=test, **rounds)
+        return fmd.simulation.run_population(federation, population, public, key, cohort_size=2, test=test, **rounds)
 
     kept = {}
     whole, history = run(
@@ -86,4 +86,4 @@ def test_a_first_round_that_cannot_be(federated, key):
     with pytest.raises(ValueError, match="first_round must be an integer of at least 1, got 0"):
         fmd.run_federation(federation, states, public, private, key, num_rounds=1, test=test, first_round=0)
     with pytest.raises(ValueError, match="first_round must be an integer of at least 1, got 0"):
-        fmd.run_local(federation, states, private, key, num_rounds=1, first_round=0)
+        fmd.run_local_only(federation, states, private, key, num_rounds=1, first_round=0)

@@ -191,11 +191,11 @@ def federate(architectures, given, mesh=None):
     groups = {name: fmd.ArchitectureGroup(architectures[name], ids[name]) for name in names}
 
     def training(batch_size):
-        return fmd.Training(batch_size=batch_size, optimizer=optax.sgd(0.05, momentum=0.9), shuffle=False)
+        return fmd.TrainingConfig(batch_size=batch_size, optimizer=optax.sgd(0.05, momentum=0.9), shuffle=False)
 
     phases = ("public", "private", "pooled", "digest", "revisit")
     trainings = {f"{phase}_training": training(size) for phase, size in zip(phases, (8, 4, 4, 5, 4), strict=True)}
-    federation = fmd.fedmd(groups, subset_size=10, draw_subset=fmd.take_in_order, mesh=mesh, **trainings)
+    federation = fmd.fedmd(groups, subset_size=10, draw_subset=fmd.algorithms.first_examples, mesh=mesh, **trainings)
     public_ids, public_labels = texts(100, 20)
     public = fmd.public_dataset(given(public_ids), public_labels)
     examples = {i: texts(i, size) for i, size in SIZES.items()}
@@ -289,9 +289,11 @@ def test_a_population_of_tokens(key):
     states, _ = fmd.run_federation(
         federation, federation.init(key, public, private), public, private, key, num_rounds=1, test=test
     )
-    population = fmd.init_population(federation, key, public, private, cohort_size=2)
+    population = fmd.simulation.init_population(federation, key, public, private, cohort_size=2)
     assert population.private["a"].inputs.dtype == np.int32
-    population, _ = fmd.run_population(federation, population, public, key, cohort_size=3, num_rounds=1, test=test)
+    population, _ = fmd.simulation.run_population(
+        federation, population, public, key, cohort_size=3, num_rounds=1, test=test
+    )
     chex.assert_trees_all_close(population.states, dict(states), rtol=1e-5, atol=1e-6)
 
 

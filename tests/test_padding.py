@@ -59,7 +59,7 @@ ARCHITECTURES = {network.__name__: fmd.architecture_from_linen(network()) for ne
 
 
 def sgd(batch_size, num_epochs=2):
-    return fmd.Training(num_epochs=num_epochs, batch_size=batch_size, optimizer=optax.sgd(0.05))
+    return fmd.TrainingConfig(num_epochs=num_epochs, batch_size=batch_size, optimizer=optax.sgd(0.05))
 
 
 def data(seed, num_examples, dtype=np.float32):
@@ -76,7 +76,7 @@ def padded(inputs, labels, num_rows, content):
 @partial(jax.jit, static_argnums=(0, 1))
 def train_group(network, batch_size, states, private, key, client_ids):
     revisit = partial(fmd.revisit, ARCHITECTURES[network], training=sgd(batch_size))
-    return fmd.map_clients(revisit, (0, 0, 0))(states, private, fmd.client_keys(key, client_ids))
+    return fmd.mapping.map_clients(revisit, (0, 0, 0))(states, private, fmd.mapping.client_keys(key, client_ids))
 
 
 @given(
@@ -119,11 +119,11 @@ def test_a_normalising_network_trains_as_numpy_does():
                            digest_training=training, revisit_training=training)  # fmt: skip
     states = federation.init(key, toys.public()._replace(labels=None), private)
     start = jax.device_get(states["all"].params)
-    states, info = federation.personalize(states, private, key)
+    states, info = federation.train_private(states, private, key)
     assert info["all"].finite.all()
     for client_id, (inputs, labels) in examples.items():
         own_key = jax.random.fold_in(key, client_id)
-        indices, mask, _ = fmd.local.draw_batches(own_key, 20, len(labels), training=training)
+        indices, mask, _ = fmd.client.training.draw_batches(own_key, 20, len(labels), training=training)
         weights = {name: start["Dense_0"][name][client_id].astype(np.float64) for name in ("kernel", "bias")}
         x = inputs.astype(np.float64)
         x = (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True)
@@ -148,7 +148,7 @@ def test_padding_of_scores_evaluation_validation_and_a_mesh():
     private = fmd.stack_private(groups, {i: tuple(map(np.asarray, data(i, 5 + 4 * i))) for i in range(4)})
     public = fmd.public_dataset(*map(np.asarray, data(100, 23)))
     test = padded(*data(200, 9), 14, 0.0)
-    how = fmd.Training(
+    how = fmd.TrainingConfig(
         num_epochs=4, batch_size=6, optimizer=optax.sgd(0.05), early_stopping=fmd.EarlyStopping(patience=1)
     )
     phases = {f"{name}_training": sgd(6) for name in ("pooled", "digest", "revisit")}
@@ -176,7 +176,7 @@ def test_padding_of_scores_evaluation_validation_and_a_mesh():
 
 @pytest.mark.parametrize("num_examples", [0, 3])
 def test_masked_rows_repeat_a_real_row_of_their_batch(num_examples):
-    indices, mask, _ = fmd.local.draw_batches(jax.random.key(0), 10, num_examples, training=sgd(4))
+    indices, mask, _ = fmd.client.training.draw_batches(jax.random.key(0), 10, num_examples, training=sgd(4))
     for epoch in np.asarray(indices):
         for rows, real in zip(epoch, np.asarray(mask), strict=True):
             assert set(rows[~real]) <= ({rows[0]} if real.any() else {0})

@@ -17,9 +17,9 @@ def test_the_program_of_the_readme_runs_and_learns(capsys):
     assert capsys.readouterr().out.startswith("[")
 
     # The same federation with clients that come and go; the README leaves out what is above.
-    (snippet,) = (text for text in re.findall(r"```text\n(.*?)```", README, flags=re.DOTALL) if "attendance" in text)
-    exec(compile(snippet, "README.md", "exec"), variables | {"key_attendance": variables["jax"].random.key(1)})
-    assert re.match(r"\[\(\d, \d, '(absent|incomplete)'\)", capsys.readouterr().out)
+    (snippet,) = (text for text in re.findall(r"```text\n(.*?)```", README, flags=re.DOTALL) if "participation" in text)
+    exec(compile(snippet, "README.md", "exec"), variables | {"key_participation": variables["jax"].random.key(1)})
+    assert re.match(r"\[\(\d, \d, '(dropped|straggler)'\)", capsys.readouterr().out)
 
 
 def test_every_promise_has_a_test_that_exists():

@@ -1,4 +1,6 @@
-"""What crosses the chips of a TPU, asked of its compiler."""
+"""Collectives of programs compiled for a TPU."""
+
+# Text that came into main while this was written
 
 import importlib.util
 import json
@@ -52,7 +54,12 @@ def test_what_the_compiler_gathers_is_counted(script):
     mesh, public = fmd.client_mesh(4), fmd.public_dataset(*images(100, 13))
     private = fmd.stack_private(groups, {i: images(i, 3) for i in range(4)})
     states = toys.federation(groups).new_states(jax.random.key(0), public.inputs[:1])
-    arguments = (fmd.shard_clients(states, mesh), public, fmd.shard_clients(private, mesh), jax.random.key(1))
+    arguments = (
+        fmd.mapping.sharding.shard_tree(states, mesh),
+        public,
+        fmd.mapping.sharding.shard_tree(private, mesh),
+        jax.random.key(1),
+    )
 
     def collectives(mesh):
         program = toys.federation(groups, mesh=mesh).round.lower(*arguments).compile().as_text()

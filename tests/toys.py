@@ -118,9 +118,9 @@ def groups(**weights) -> dict[str, fmd.ArchitectureGroup]:
     }
 
 
-def sgd(batch_size: int, num_epochs: int = 1, shuffle: bool = True) -> fmd.Training:
+def sgd(batch_size: int, num_epochs: int = 1, shuffle: bool = True) -> fmd.TrainingConfig:
     """SGD with momentum: a memory, but none that blows up rounding noise as Adam's does."""
-    return fmd.Training(
+    return fmd.TrainingConfig(
         num_epochs=num_epochs, batch_size=batch_size, optimizer=optax.sgd(0.05, momentum=0.9), shuffle=shuffle
     )
 

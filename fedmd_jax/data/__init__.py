@@ -1,4 +1,4 @@
-"""Images as NumPy arrays: where they come from, how they are prepared, and who owns which. No JAX, no Flax."""
+"""Images as NumPy arrays: sources, preparation, and partitions among clients."""
 
 from fedmd_jax.data.files import DataError, Images
 from fedmd_jax.data.originals import merge_case

@@ -1,26 +1,26 @@
-"""The data sets that `fedmd-jax data` knows: what they are, and from which files they can be prepared."""
+"""The data sets that `fedmd-jax data` can prepare, and the files from which it does."""
 
 import dataclasses
 import hashlib
 import pathlib
 from collections.abc import Callable
 
+from fedmd_jax.checks import unknown
 from fedmd_jax.data import originals
 from fedmd_jax.data.files import DataError, open_unzipped, reading, stored
 from fedmd_jax.data.originals import Original
-from fedmd_jax.hints import unknown
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A form in which the files of a data set come.
+    """A set of files from which a data set can be prepared.
 
     Attributes:
-      title: what a user looks for.
-      folders: where they may be under the folder that the user names; that folder itself is tried last.
+      title: names of the files, for messages.
+      folders: possible subfolders of the folder that the user names; that folder itself is tried last.
       checksums: sha256 by name of file, of the unzipped content if it is an idx file, which comes zipped in several
         ways; None for what differs from user to user, and for folders.
-      read: reads the files, which are given in this order.
+      read: function that reads the files, given in this order.
     """
 
     title: str
@@ -31,16 +31,16 @@ class Source:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataSet:
-    """What is known of a data set.
+    """A data set of the catalogue.
 
     Attributes:
-      name: as in TensorFlow Datasets.
-      title: what it is.
+      name: name as in TensorFlow Datasets.
+      title: short description.
       num_classes: number of different labels.
-      sizes: examples of train and of test, where it is whole; None where everybody draws a sample.
-      terms: on which it may be used, and whom to cite.
-      url: what is downloaded; None where no download exists.
-      sources: forms of its files.
+      sizes: number of examples of train and test; None if every user draws a sample.
+      terms: terms of use and reference to cite.
+      url: URL of the download; None if there is no download.
+      sources: sets of files from which it can be prepared.
     """
 
     name: str
@@ -167,13 +167,13 @@ CATALOGUE = {
 
 
 def find_data_set(name: str) -> DataSet:
-    """A data set of the catalogue.
+    """Returns a data set of the catalogue by name.
 
     Args:
-      name: its name.
+      name: name of the data set.
 
     Raises:
-      DataError: there is none of this name.
+      DataError: the name is unknown.
 
     >>> find_data_set("mnist").sizes
     (60000, 10000)
@@ -184,14 +184,14 @@ def find_data_set(name: str) -> DataSet:
 
 
 def find_files(data_set: DataSet, folder: pathlib.Path) -> tuple[Source, list[pathlib.Path]] | None:
-    """The first source of a data set of which anything is in a folder.
+    """The first source of a data set of which at least one file is in a folder.
 
     Args:
       data_set: the data set.
       folder: the folder.
 
     Returns:
-      The source and the paths of its files, some of which may be missing; None where there is none.
+      The source and the paths of its files, some of which may be missing; None if no source is found.
     """
     for source in data_set.sources:
         for place in (*(folder / name for name in source.folders), folder):
@@ -202,7 +202,7 @@ def find_files(data_set: DataSet, folder: pathlib.Path) -> tuple[Source, list[pa
 
 
 def wanted(data_set: DataSet) -> str:
-    """What a user may look for to prepare a data set from.
+    """Names of the files from which a data set can be prepared.
 
     Args:
       data_set: the data set.
@@ -218,14 +218,14 @@ def read_original(data_set: DataSet, folder: pathlib.Path, *, checksums: bool = 
 
     Args:
       data_set: the data set.
-      folder: where the files are, or the folder above.
-      checksums: whether files must have the known checksums.
+      folder: folder of the files, or its parent.
+      checksums: whether to verify the known checksums.
 
     Returns:
       The rows of both splits.
 
     Raises:
-      DataError: there are no files, one is missing or damaged, or it has another checksum.
+      DataError: a file is missing or damaged, or has another checksum.
     """
     if not folder.is_dir():
         raise DataError(f"no folder {folder} to prepare {data_set.name} from")

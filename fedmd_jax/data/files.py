@@ -1,4 +1,4 @@
-"""Files of images on the lowest level: how they are read, written and complained about."""
+"""Reading and writing of image files, with errors of one line."""
 
 import contextlib
 import gzip
@@ -10,34 +10,33 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from fedmd_jax.checks import as_array, check_channels_last
-from fedmd_jax.hints import one_line
+from fedmd_jax.checks import as_array, check_channels_last, one_line
 
-# Of what is unpacked: no more than this, or so many times the file. MNIST's digits are packed to a fifth.
+# Unpacked content may have at most this size, or this multiple of the file. MNIST's digits are packed to a fifth.
 _LARGE, _RATIO = 2**28, 100
 
 
 class DataError(ValueError):
-    """A data set is missing, damaged or not what was asked for; the message is one line and says what to do."""
+    """A data set is missing, damaged or not the requested one. The message is one line and says what to do."""
 
 
 class Images(NamedTuple):
     """Labelled images as they are stored, before any scaling."""
 
-    images: np.ndarray  # [N, H, W, C], uint8
-    labels: np.ndarray  # [N], int32, from 0
+    images: np.ndarray  #: [N, H, W, C], uint8
+    labels: np.ndarray  #: [N], int32, from 0
 
 
 def checked(images: np.ndarray, labels: np.ndarray, where: Any) -> Images:
-    """The arrays as `Images`.
+    """Checks arrays and returns them as `Images`.
 
     Args:
-      images: what should be pixels, [N, H, W, C], uint8.
-      labels: what should be classes from 0, [N], integers.
-      where: what they are from; a complaint begins with it.
+      images: pixels, [N, H, W, C], uint8.
+      labels: classes from 0, [N], integers.
+      where: origin of the arrays, prefix of the error message.
 
     Raises:
-      DataError: they are something else.
+      DataError: the arrays have other shapes, dtypes or values.
     """
     images, labels = _as_arrays(where, images=images, labels=labels)
     if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
@@ -56,15 +55,15 @@ def checked(images: np.ndarray, labels: np.ndarray, where: Any) -> Images:
 
 
 def checked_columns(columns: dict[str, np.ndarray], num_rows: int, where: Any) -> dict[str, np.ndarray]:
-    """What is known of each image beside its label, as arrays.
+    """Checks columns of further information on each image and returns them as arrays.
 
     Args:
       columns: the columns by name, each [N], integers or strings.
-      num_rows: N.
-      where: what they are from; a complaint begins with it.
+      num_rows: number of images, N.
+      where: origin of the columns, prefix of the error message.
 
     Raises:
-      DataError: they are something else.
+      DataError: a column has another shape or dtype.
     """
     columns = dict(zip(columns, _as_arrays(where, **columns), strict=True))
     for name, column in columns.items():
@@ -85,57 +84,57 @@ def _as_arrays(where: Any, **values: Any) -> list[np.ndarray]:
 
 @contextlib.contextmanager
 def reading(path: Any) -> Iterator[None]:
-    """Turns whatever a broken file makes the libraries raise into one line that names the file.
+    """A context that converts any error while a file is read into a one-line error that names the file.
 
     Args:
-      path: the file that is read within.
+      path: the file that is read in this context.
 
     Raises:
-      DataError: anything is wrong with it.
+      DataError: reading the file failed.
     """
     try:
         yield
     except (DataError, ImportError):
         raise
-    except MemoryError as error:  # a header can promise anything
+    except MemoryError as error:  # the size in a header may be anything
         raise DataError(f"cannot read {path}, which promises more than there is memory") from error
     except Exception as error:  # zipfile, zlib, array_record and protobuf share no base class
         raise DataError(f"cannot read {path}, it may be missing or damaged: {reason(error)}") from error
 
 
 def reason(error: Exception) -> str:
-    """An error of a library in one line."""
+    """An exception on one line."""
     return one_line(f"{type(error).__name__}: {error}")
 
 
 def check_size(where: Any, num_bytes: int, num_stored: int) -> None:
-    """Refuses a file that is made to fill the memory: a few bytes that unpack to gigabytes.
+    """Refuses a small file whose content would unpack to gigabytes.
 
     Args:
-      where: what it is; the complaint begins with it.
-      num_bytes: of what it promises to hold.
-      num_stored: of the file.
+      where: the file, prefix of the error message.
+      num_bytes: size of the unpacked content according to the file.
+      num_stored: size of the file.
 
     Raises:
-      DataError: it promises a lot more than images of its size could become.
+      DataError: the content is implausibly large for a file of this size.
     """
     if num_bytes > _LARGE and num_bytes > _RATIO * num_stored:
         raise DataError(f"{where}: {num_stored:,} bytes promise to become {num_bytes:,}, which is no file of images")
 
 
 def read_npz(path: pathlib.Path, keys: Sequence[str]) -> tuple[np.ndarray, ...]:
-    """Arrays of a NumPy archive; pickles are not opened.
+    """Reads arrays of a NumPy archive. Pickles are not loaded.
 
     Args:
-      path: the archive; also something in a package.
-      keys: the arrays that are wanted, at least two; others may be there.
+      path: the archive, also a resource of a package.
+      keys: names of the arrays to read, at least two.
 
     Raises:
-      DataError: the file is damaged or has no such arrays.
+      DataError: the file is damaged or lacks one of the arrays.
     """
     with reading(path), path.open("rb") as file:
         archive = np.load(file, allow_pickle=False)
-        found = sorted(getattr(archive, "files", []))  # a lone .npy under a wrong name loads as a plain array
+        found = sorted(getattr(archive, "files", []))  # a .npy file with another suffix loads as a plain array
         if not set(keys) <= set(found):
             wanted = f"{', '.join(keys[:-1])} and {keys[-1]}"
             raise DataError(f"{path}: wanted an npz archive of {wanted}, found {found}")
@@ -143,7 +142,7 @@ def read_npz(path: pathlib.Path, keys: Sequence[str]) -> tuple[np.ndarray, ...]:
             check_size(path, member.file_size, member.compress_size)
         arrays = {key: archive[key] for key in keys}
         for key, array in arrays.items():
-            if not isinstance(array, np.ndarray):  # of what does not begin like an array NumPy gives the bytes
+            if not isinstance(array, np.ndarray):  # NumPy returns the bytes of a member without an array header
                 raise DataError(f"{path}: its {key} are no array, it may be damaged")
         return tuple(arrays.values())
 
@@ -174,14 +173,14 @@ def open_unzipped(path: pathlib.Path) -> BinaryIO:
 
 
 def read_idx(path: pathlib.Path, rank: int) -> np.ndarray:
-    """An array of bytes in the format of MNIST's first publication.
+    """Reads an array of bytes in the idx format, that of the original MNIST files.
 
     Args:
       path: the file, gzipped or not.
       rank: 3 for images [N, H, W], 1 for labels [N].
 
     Raises:
-      DataError: the file is damaged or something else.
+      DataError: the file is damaged or has another format.
     """
     with reading(path), open_unzipped(path) as file:
         header = file.read(4 + 4 * rank)
@@ -193,7 +192,7 @@ def read_idx(path: pathlib.Path, rank: int) -> np.ndarray:
         shape = np.frombuffer(header, ">u4", offset=4).tolist()
         num_bytes = math.prod(shape)
         check_size(path, num_bytes, path.stat().st_size)
-        content = file.read(num_bytes + 1)  # one more, to see the end
+        content = file.read(num_bytes + 1)  # one more byte, to detect a longer file
         if len(content) != num_bytes:
             found = len(content) if len(content) < num_bytes else "more"
             raise DataError(f"{path}: its header promises {shape}, {num_bytes} bytes, got {found}")
@@ -201,14 +200,14 @@ def read_idx(path: pathlib.Path, rank: int) -> np.ndarray:
 
 
 def write_npz(path: pathlib.Path, **arrays: np.ndarray) -> None:
-    """Writes a compressed NumPy archive that is never seen half written; folders are made as needed.
+    """Writes a compressed NumPy archive atomically; folders are created as needed.
 
     Args:
       path: the file to write or replace.
       **arrays: the arrays by key, any shape and dtype.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Same folder, so that the replacement is a rename; not `tempfile`, whose files no other user may read.
+    # In the same folder, so that the replacement is a rename. Not `tempfile`, whose files other users cannot read.
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with partial.open("wb") as file:

@@ -1,4 +1,4 @@
-"""The files in which data sets are published or passed on, read into tables of rows.
+"""Readers of the published files of data sets.
 
 A table has the columns of the data set's features in TensorFlow Datasets, unchanged (EMNIST's images transposed and its
 letters from 1): `image`, uint8 [N, H, W, C], `label`, integers [N], and others [N].
@@ -12,23 +12,22 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedmd_jax.checks import as_array, told
+from fedmd_jax.checks import as_array, describe_value, one_line
 from fedmd_jax.data.files import DataError, check_size, read_idx, read_npz, reading
-from fedmd_jax.hints import one_line
 
 SPLITS = ("train", "test")
 LEAF_CLASSES = tuple("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 
 
 class Original(NamedTuple):
-    """A data set as its files have it."""
+    """The content of the files of a data set."""
 
-    tables: dict[str, dict[str, np.ndarray]]  # split -> column -> [N, ...]
-    names: dict[str, list[str]]  # names of the classes of a column, where the files have them
+    tables: dict[str, dict[str, np.ndarray]]  #: split -> column -> [N, ...]
+    names: dict[str, list[str]]  #: class names of a column, if the files have them
 
 
 def read_idx_files(paths: list[pathlib.Path]) -> Original:
-    """MNIST and EMNIST.
+    """Reads MNIST and EMNIST.
 
     Args:
       paths: images and labels of train, then of test.
@@ -45,7 +44,7 @@ def read_idx_files(paths: list[pathlib.Path]) -> Original:
 
 
 def read_cifar10_archive(paths: list[pathlib.Path]) -> Original:
-    """The archive `cifar-10-binary.tar.gz`.
+    """Reads the archive `cifar-10-binary.tar.gz`.
 
     Args:
       paths: the archive.
@@ -58,7 +57,7 @@ def read_cifar10_archive(paths: list[pathlib.Path]) -> Original:
 
 
 def read_cifar100_archive(paths: list[pathlib.Path]) -> Original:
-    """The archive `cifar-100-binary.tar.gz`.
+    """Reads the archive `cifar-100-binary.tar.gz`.
 
     Args:
       paths: the archive.
@@ -91,7 +90,7 @@ def _read_cifar_archive(path, folder, batches, names):
 
 
 def read_cifar10_residuals(paths: list[pathlib.Path]) -> Original:
-    """CIFAR-10 with pixels as residuals, see `pixels`: `{train,test}_{residual,labels}` and `label_names`.
+    """Reads CIFAR-10 with pixels as residuals, see `pixels`: `{train,test}_{residual,labels}` and `label_names`.
 
     Args:
       paths: the npz archive.
@@ -110,7 +109,7 @@ def read_cifar10_residuals(paths: list[pathlib.Path]) -> Original:
 
 
 def read_cifar100_residuals(paths: list[pathlib.Path]) -> Original:
-    """Some of CIFAR-100 with pixels as residuals, see `pixels`; labels and ids are those of the whole.
+    """Reads a part of CIFAR-100 with pixels as residuals, see `pixels`; labels and ids are those of the whole data set.
 
     Args:
       paths: the npz archive of `{train,test}_{residual,fine_labels,coarse_labels,index}` and
@@ -135,7 +134,7 @@ def read_cifar100_residuals(paths: list[pathlib.Path]) -> Original:
 
 
 def pixels(residual: np.ndarray) -> np.ndarray:
-    """Images from residuals: red and blue less green, then each pixel less its neighbours, all modulo 256.
+    """Decodes images from residuals: red and blue minus green, then each pixel minus its neighbours, modulo 256.
 
     Args:
       residual: [3, N, H, W], uint8.
@@ -144,7 +143,7 @@ def pixels(residual: np.ndarray) -> np.ndarray:
       Pixels, [N, H, W, 3], uint8.
 
     Raises:
-      ValueError: the residuals are something else.
+      ValueError: the residuals have another shape or dtype.
 
     >>> pixels(np.array([1, 0, 2, 0, 3, 0], np.uint8).reshape(3, 1, 1, 2)).tolist()
     [[[[3, 2, 5], [3, 2, 5]]]]
@@ -174,7 +173,7 @@ def _texts(array):
 
 
 def read_leaf_arrays(paths: list[pathlib.Path]) -> Original:
-    """Writers of LEAF's FEMNIST as `images`, `labels`, `writer`, `writer_names` and LEAF's own mark `leaf_test`.
+    """Reads LEAF's FEMNIST with arrays `images`, `labels`, `writer`, `writer_names` and LEAF's own split `leaf_test`.
 
     Args:
       paths: the npz archive.
@@ -197,13 +196,13 @@ def read_leaf_arrays(paths: list[pathlib.Path]) -> Original:
 
 
 def read_leaf_json(paths: list[pathlib.Path]) -> Original:
-    """What LEAF's `preprocess.sh` writes: `train/*.json` and `test/*.json`, black ink on white, from 0 to 1.
+    """Reads the output of LEAF's `preprocess.sh`: `train/*.json` and `test/*.json`, black ink on white, from 0 to 1.
 
     Args:
       paths: the folders `train` and `test`.
 
     Raises:
-      DataError: a file is damaged, or there is none.
+      DataError: a file is damaged or missing.
     """
     return Original({split: _read_leaf_folder(path) for split, path in zip(SPLITS, paths, strict=True)}, {})
 
@@ -230,7 +229,7 @@ def _read_leaf_folder(folder):
 
 
 def png(image: np.ndarray) -> bytes:
-    """An image as a PNG file, which TensorFlow Datasets stores without needing tensorflow.
+    """Encodes an image as PNG, which TensorFlow Datasets stores without tensorflow.
 
     Args:
       image: [H, W, 1] or [H, W, 3], uint8.
@@ -243,10 +242,9 @@ def png(image: np.ndarray) -> bytes:
 
 
 def merge_case(labels: np.ndarray) -> np.ndarray:
-    """LEAF's 62 classes as letters without case, then digits: a and A are 0, z and Z are 25, digits 26 to 35.
+    """Maps LEAF's 62 classes to letters without case, then digits: a and A are 0, z and Z are 25, digits 26 to 35.
 
-    With it the classes 0 to 5 are the letters a to f, as in EMNIST Letters; whoever does not want digits does not ask
-    for the classes above 25.
+    Classes 0 to 5 are then the letters a to f, as in EMNIST Letters, and classes above 25 are digits.
 
     Args:
       labels: classes of `leaf/femnist`, integers 0 to 61, any shape: digits, capitals, small letters.
@@ -255,14 +253,14 @@ def merge_case(labels: np.ndarray) -> np.ndarray:
       Classes from 0 to 35, int32, same shape.
 
     Raises:
-      ValueError: a label is none of LEAF's.
+      ValueError: a label is not from 0 to 61.
 
     >>> merge_case(np.array([0, 9, 10, 36, 35, 61])).tolist()
     [26, 35, 0, 0, 25, 25]
     """
     labels = as_array("labels", labels)
     if labels.dtype.kind not in "iu":
-        raise ValueError(f"labels must be integers from 0 to 61, got {told(labels)}")
+        raise ValueError(f"labels must be integers from 0 to 61, got {describe_value(labels)}")
     if np.any((labels < 0) | (labels > 61)):
         raise ValueError(f"labels must be integers from 0 to 61, got {one_line(str(np.unique(labels).tolist()))}")
     labels = labels.astype(np.int32)

@@ -1,4 +1,4 @@
-"""From stored pixels to what a network sees: uint8 images become centred float32 images."""
+"""Preprocessing of images: from uint8 pixels to centred float32 images."""
 
 import numpy as np
 import PIL.Image
@@ -7,7 +7,7 @@ from fedmd_jax.checks import as_array
 
 
 def scale(images: np.ndarray) -> np.ndarray:
-    """Pixels as floats between 0 and 1.
+    """Scales pixels to floats between 0 and 1.
 
     Args:
       images: pixels, [N, H, W, C], uint8.
@@ -16,7 +16,7 @@ def scale(images: np.ndarray) -> np.ndarray:
       The images divided by 255, [N, H, W, C], float32.
 
     Raises:
-      ValueError: the images are not uint8 of rank 4 (scaling what is scaled already would go unnoticed).
+      ValueError: the images are not uint8 of rank 4 (so that images are not scaled twice).
 
     >>> scale(np.array([0, 51, 255], np.uint8).reshape(1, 1, 3, 1)).ravel().tolist()
     [0.0, 0.20000000298023224, 1.0]
@@ -28,13 +28,13 @@ def scale(images: np.ndarray) -> np.ndarray:
 
 
 def center_ink(images: np.ndarray) -> np.ndarray:
-    """Cuts out what is written and puts it into the middle, as MNIST's digits are.
+    """Crops, scales and centres handwriting, as was done for MNIST.
 
-    Pixels up to 31 are no ink: making images smaller has left a halo around LEAF's. Nor are specks: parts that touch no
-    other and have less than a tenth of the ink of the largest; the dot of an i has more. The bounding box of the ink is
-    scaled, keeping its shape, so that its longer side takes 20 of 28 pixels, and its centre of mass is put into the
-    centre of the image. LEAF's letters are a whole field of a form made small, thin and anywhere; without this a
-    network that knows MNIST sees something else.
+    Pixels up to 31 are not ink: downscaling left a halo around the characters of LEAF. Specks are removed: parts that
+    touch no other part and have less than a tenth of the ink of the largest one; the dot of an i has more. The bounding
+    box of the ink is scaled, with its aspect ratio, so that its longer side takes 20 of 28 pixels, and its centre of
+    mass is moved to the centre of the image. LEAF's images are downscaled fields of a form in which the characters are
+    small, thin and off centre, unlike those of MNIST.
 
     Args:
       images: white ink on black, [N, H, W, 1], uint8.
@@ -62,18 +62,18 @@ def center_ink(images: np.ndarray) -> np.ndarray:
 
 
 _FAINT = 31
-_SPECK = 0.1  # of the largest part; of LEAF's letters every dot and stroke that stands apart has .11 and more
+_SPECK = 0.1  # of the largest part; separate dots and strokes of LEAF's letters have at least .11
 
 
 def _without_specks(images):
-    """Images, [N, H, W], less their small parts."""
+    """Images, [N, H, W], without their small parts."""
     parts = _parts(images > 0)
     ink = np.bincount(parts.ravel(), weights=images.ravel())[parts]  # of the part that a pixel is in
     return np.where(ink < _SPECK * ink.max(axis=(1, 2), keepdims=True, initial=0), 0, images)
 
 
 def _parts(ink):
-    """Each pixel's part, [N, H, W], a number from 1; pixels of one part touch at edges or corners. 0 is no ink."""
+    """Connected components, [N, H, W], numbered from 1; pixels connect at edges or corners. 0 is not ink."""
     parts = np.where(ink, np.arange(1, ink.size + 1, dtype=np.int32).reshape(ink.shape), 0)
     while True:
         near = np.pad(parts, ((0, 0), (1, 1), (1, 1)))
@@ -127,9 +127,9 @@ def mean_image(images: np.ndarray) -> np.ndarray:
 def center(public: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
     """Subtracts the mean image of the public training images from every set.
 
-    The released FedMD code centres public and private images each by a mean of their own, and takes the private mean
-    over the whole source data set, most of which no client owns. Here every set is centred by the public mean alone:
-    all clients know it, nothing private enters it, and the same pixels look the same to a network in every set.
+    The released FedMD code centres public and private images by separate means, and takes the private mean over the
+    whole source data set, most of which no client owns. Here every set is centred by the public mean: all clients know
+    it, it contains nothing private, and equal pixels stay equal in all sets.
 
     Args:
       public: public training images, [P, H, W, C], floats.

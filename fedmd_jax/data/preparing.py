@@ -1,9 +1,9 @@
 """Prepares a data set: records that TensorFlow Datasets reads, and plain arrays of the same rows beside them.
 
-Both, because each serves somebody: records make the folder one that `tfds.data_source(name, data_dir=...)` finds, with
-features and citation, but reading them takes seconds to half a minute; `load_images` wants the arrays. They lie in one
-folder, `mnist/3.0.1/`, so that a single rename makes all of it appear at once. The records are array_record, which
-`tfds.load` does not read: it wants tfrecord, which in turn wants tensorflow.
+Both are written: records can be read with `tfds.data_source(name, data_dir=...)`, with features and citation, but
+reading them takes seconds to half a minute; `load_images` reads the arrays. They are in one folder, `mnist/3.0.1/`, so
+that a single rename publishes everything at once. The records are array_record, which `tfds.load` does not read: it
+needs tfrecord, which needs tensorflow.
 """
 
 import contextlib
@@ -24,15 +24,15 @@ from fedmd_jax.data.files import DataError, checked, checked_columns, reason, wr
 from fedmd_jax.data.originals import SPLITS, Original
 from fedmd_jax.data.sources import data_folder, find_tfds, read_records, records_info, upright_emnist
 
-_PATIENCE = 5  # seconds that a server has to answer
+_PATIENCE = 5  # seconds to wait for a server
 
 
 class Prepared(NamedTuple):
-    """A data set that is ready."""
+    """A prepared data set."""
 
-    path: pathlib.Path  # the folder of its version
-    sizes: dict[str, int]  # split -> number of examples
-    is_new: bool  # False where it was there before
+    path: pathlib.Path  #: the folder of its version
+    sizes: dict[str, int]  #: split -> number of examples
+    is_new: bool  #: False if it existed before
 
 
 def prepare_data(
@@ -42,9 +42,9 @@ def prepare_data(
     data_dir: str | os.PathLike | None = None,
     checksums: bool = True,
 ) -> Prepared:
-    """Makes a data set ready for `load_images` and for `tfds.data_source`.
+    """Prepares a data set for `load_images` and for `tfds.data_source`.
 
-    Nothing that looks finished appears before all of it is; what a killed preparation left is removed by the next one.
+    The data set is published atomically; leftovers of a killed preparation are removed by the next one.
 
     Args:
       name: name of a data set in the catalogue.
@@ -54,12 +54,12 @@ def prepare_data(
       checksums: whether the files must have the known checksums.
 
     Returns:
-      Where it is, and how large. What is prepared already is left as it is.
+      Its path and sizes. An existing data set is not changed.
 
     Raises:
-      DataError: the name is unknown, a file is missing or damaged or another one, there is no network or no tensorflow,
-        somebody else is preparing it, or something else is in its place.
-      OSError: it cannot be written.
+      DataError: the name is unknown, a file is missing, damaged or another one, there is no network or no tensorflow,
+        another process is preparing it, or another data set is in its place.
+      OSError: writing failed.
     """
     data_set = find_data_set(name)
     folder, _ = data_folder(data_dir)
@@ -84,7 +84,7 @@ def _folder(path):
 
 
 def _check_usable(path, data_set):
-    """The sizes of what is there already."""
+    """The sizes of an existing data set, after a check that it is complete."""
     file_format, sizes = records_info(path)
     if file_format != "array_record":
         raise DataError(
@@ -103,12 +103,12 @@ def _check_usable(path, data_set):
 
 
 def _write(name: str, original: Original, work: pathlib.Path) -> pathlib.Path:
-    """Records and arrays of these rows, in the folder that is returned."""
+    """Writes records and arrays of these rows; returns their folder."""
     arrays = {split: _arrays(name, table, f"{name}, {split}") for split, table in original.tables.items()}
     from fedmd_jax.data.builders import builder_of_files
 
     builder = builder_of_files(name, original, work)
-    # It would show bars for seconds, and praise a folder that is about to be renamed.
+    # Its progress bars and the path that it prints, which is renamed afterwards, would confuse.
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         builder.download_and_prepare()
     path = pathlib.Path(builder.data_path)
@@ -118,7 +118,7 @@ def _write(name: str, original: Original, work: pathlib.Path) -> pathlib.Path:
 
 
 def _arrays(name: str, table: dict[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
-    """A table in the format of `save_images`."""
+    """Converts a table to the format of `save_images`."""
     others = {column: values for column, values in table.items() if column not in ("image", "label")}
     images = checked(*upright_emnist(name, table["image"], table["label"]), where)
     return images._asdict() | checked_columns(others, len(images.labels), where)
@@ -128,7 +128,7 @@ def _arrays(name: str, table: dict[str, np.ndarray], where: str) -> dict[str, np
 
 
 def _check_downloadable(data_set: DataSet) -> None:
-    """Refuses at once what would fail after minutes of retries."""
+    """Raises at once if a download would fail after minutes of retries."""
     remedy = f"prepare it with --from a folder of {wanted(data_set)}"
     if data_set.url is None:
         raise DataError(f"there is no download of {data_set.name}: {remedy}")
@@ -140,13 +140,13 @@ def _check_downloadable(data_set: DataSet) -> None:
     try:
         urllib.request.urlopen(request, timeout=_PATIENCE).close()
     except urllib.error.HTTPError as error:
-        error.close()  # somebody answers, and may like a plain download better
+        error.close()  # the server answers, and may accept GET
     except OSError as error:
         raise DataError(f"no network, cannot reach {data_set.url} ({reason(error)}): {remedy}") from error
 
 
 def _download(name: str, work: pathlib.Path, downloads: pathlib.Path) -> pathlib.Path:
-    """Records by the builder's own download, and arrays of what they say."""
+    """Downloads records with the builder, and writes arrays of their rows."""
     import tensorflow_datasets as tfds
 
     from fedmd_jax.data.builders import builder_of_download
@@ -168,7 +168,7 @@ def _download(name: str, work: pathlib.Path, downloads: pathlib.Path) -> pathlib
     return path
 
 
-# The place to work in.
+# The working folder.
 
 
 @contextlib.contextmanager
@@ -187,18 +187,18 @@ def _workplace(folder: pathlib.Path, name: str) -> Iterator[pathlib.Path]:
                 shutil.rmtree(leftover)
             yield path
         finally:
-            shutil.rmtree(path)  # before the lock goes, so that it is nobody else's
+            shutil.rmtree(path)  # before the lock is released
     finally:
         os.close(handle)
 
 
 def _lock(path: pathlib.Path) -> int | None:
-    """The locked handle of this folder; None where its owner before has removed it meanwhile.
+    """Locks this folder and returns its handle; None if its previous owner removed it meanwhile.
 
     Raises:
-      BlockingIOError: somebody else has locked it.
+      BlockingIOError: another process has locked it.
     """
-    import fcntl  # here, since Windows has none, and has to do without this function only
+    import fcntl  # imported here, since Windows does not have it
 
     with contextlib.suppress(FileExistsError):
         path.mkdir()
@@ -208,8 +208,8 @@ def _lock(path: pathlib.Path) -> int | None:
         return None
     is_there = False
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # is gone with its process, however that ends
-        # A folder that has been removed can be locked, too, by those who had opened it before.
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when its process ends
+        # A process that opened the folder before it was removed can still lock it.
         with contextlib.suppress(FileNotFoundError):
             is_there = os.path.samestat(os.fstat(handle), path.stat())
     finally:
@@ -219,7 +219,7 @@ def _lock(path: pathlib.Path) -> int | None:
 
 
 def _sync(folder: pathlib.Path) -> None:
-    """Once the folder is renamed its files must survive the machine."""
+    """Flushes all files to disk, so that they survive a crash of the machine after the rename."""
     for path in folder.rglob("*"):
         handle = os.open(path, os.O_RDONLY)
         try:

@@ -1,7 +1,7 @@
-"""Where images come from: the wheel, a folder of plain files, or TensorFlow Datasets; never the network.
+"""Loads images from the wheel, from a folder of files, or from TensorFlow Datasets; never from the network.
 
-`load_images("mnist", "train")` looks in one folder (`data_dir`, else `FEDMD_JAX_DATA`, else the directory of TensorFlow
-Datasets) and takes the first of these that is there:
+`load_images("mnist", "train")` searches one folder (`data_dir`, else `FEDMD_JAX_DATA`, else the directory of TensorFlow
+Datasets) for the following, in this order:
 
 1. Plain arrays, `mnist/train.npz`, the format that `save_images` writes: a NumPy archive of `images`, uint8
    [N, H, W, C], `labels`, integers [N] from 0, and columns [N] of any other name for `load_column`. For a name with a
@@ -14,9 +14,9 @@ Datasets) and takes the first of these that is there:
    tensorflow, but is slow (MNIST takes 9 s). `fedmd-jax data prepare` therefore puts plain arrays of the same rows
    beside them, `mnist/3.0.1/train.npz`, which count as plain arrays (0.3 s).
 
-EMNIST images are stored transposed and its letters are numbered from 1; whichever file they come from, they leave here
-upright and numbered from 0. Rows leave in the order of the original files, also from records, which TensorFlow Datasets
-has shuffled: a seed chooses the same images whatever form they are in.
+EMNIST images are stored transposed and its letters are numbered from 1; they are returned upright and numbered from 0.
+Rows are returned in the order of the original files, also from the shuffled records of TensorFlow Datasets, so that a
+seed selects the same images from every source.
 """
 
 import contextlib
@@ -42,12 +42,12 @@ from fedmd_jax.data.files import (
 )
 
 _SPLITS = ("train", "test")  # of the embedded data and of idx files; other files may have any
-_NO_COLUMNS = ("path", "file", "allow_pickle")  # NumPy and `write_npz` take these for something else
+_NO_COLUMNS = ("path", "file", "allow_pickle")  # arguments of NumPy and `write_npz`
 _EMBEDDED = ("embedded/digits", "embedded/letters")
 
 
 def load_images(name: str, split: str, *, data_dir: str | os.PathLike | None = None) -> Images:
-    """Reads one split of a data set; the module's docstring says where from.
+    """Loads one split of a data set. The module's docstring lists the sources.
 
     Args:
       name: `"embedded/digits"` (MNIST, 8,000 and 1,000 images) or `"embedded/letters"` (EMNIST a-f, 1,800 and 2,400),
@@ -62,7 +62,7 @@ def load_images(name: str, split: str, *, data_dir: str | os.PathLike | None = N
       prepare`, or the original files.
 
     Raises:
-      DataError: nothing is there, a file is damaged or holds something else, or a name is not one.
+      DataError: no source is found, a file is damaged or has other content, or a name is invalid.
 
     >>> images, labels = load_images("embedded/letters", "test")
     >>> images.shape, images.dtype, labels.shape, labels.dtype
@@ -82,7 +82,7 @@ def load_images(name: str, split: str, *, data_dir: str | os.PathLike | None = N
 
 
 def load_column(name: str, split: str, column: str, *, data_dir: str | os.PathLike | None = None) -> np.ndarray:
-    """Reads what is known of each image beside its label: who wrote it, which superclass it is in.
+    """Loads a column of further information on each image, such as its writer or its superclass.
 
     Args:
       name: name of the data set, as for `load_images`.
@@ -95,7 +95,7 @@ def load_column(name: str, split: str, column: str, *, data_dir: str | os.PathLi
       The column, [N], integers or strings, row for row that of `load_images`.
 
     Raises:
-      DataError: nothing is there, it has no such column, or a file is damaged.
+      DataError: no source is found, it has no such column, or a file is damaged.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -128,21 +128,21 @@ def save_images(
 ) -> pathlib.Path:
     """Writes a split as `{folder}/{name}/{split}.npz`, where `load_images` with `data_dir=folder` finds it first.
 
-    The file appears whole or not at all; an existing one is replaced.
+    The file is written atomically and replaces an existing one.
 
     Args:
-      folder: the data folder; made if missing.
+      folder: the data folder; created if missing.
       name: name of the data set, such as `"my_scans"` or `"my_scans/small"`.
       split: name of the split, such as `"train"`.
       images: pixels, [N, H, W, C], uint8.
       labels: classes from 0, [N], integers.
-      **columns: what else is known of each image, such as `writer`, for `load_column`: [N], integers or strings.
+      **columns: further information on each image, such as `writer`, for `load_column`: [N], integers or strings.
 
     Returns:
       The path of the file.
 
     Raises:
-      DataError: the arrays or the names are not such; nothing is written.
+      DataError: the arrays or the names are invalid; nothing is written.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -165,18 +165,18 @@ def save_images(
     return path
 
 
-# What may go wrong in a call of load_images.
+# Errors of load_images.
 
 
 def check_name(name: str, split: str = "train") -> None:
-    """A name or a split becomes part of a path: nothing that climbs out of the folder, nothing that is no name.
+    """Checks that a name and a split can be parts of a path within the data folder.
 
     Args:
-      name: of a data set.
-      split: of a split.
+      name: name of a data set.
+      split: name of a split.
 
     Raises:
-      DataError: one of them is none.
+      DataError: one of them is invalid.
     """
     if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]{,99}(/\w[\w.-]{,99})?", name):
         raise DataError(f"a data set is named like 'mnist' or 'emnist/letters', got {name!r:.80}")
@@ -199,14 +199,14 @@ def _not_found(folder, origin, name, split):
     )
 
 
-# The folder, and what is in it. A `find` function answers None where its kind of file is absent.
+# The folder and its content. A `find` function returns None if there is no file of its kind.
 
 
 def data_folder(data_dir: str | os.PathLike | None) -> tuple[pathlib.Path, str]:
-    """The one folder to look in, and who named it.
+    """The data folder, and which setting named it.
 
     Args:
-      data_dir: the folder if it was given.
+      data_dir: the folder, if given.
     """
     if data_dir is not None:
         return _folder(data_dir, "data_dir"), "data_dir"
@@ -217,7 +217,7 @@ def data_folder(data_dir: str | os.PathLike | None) -> tuple[pathlib.Path, str]:
 
 
 def _folder(given, origin):
-    """A path that a file system can have, be it there or not."""
+    """The path of a folder that may or may not exist; raises DataError if it is not a valid path."""
     try:
         path = pathlib.Path(os.path.expanduser(given))
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -232,12 +232,12 @@ def _array_files(folder, name, split):
 
 
 def find_arrays(folder: pathlib.Path, name: str, split: str) -> pathlib.Path | None:
-    """The plain arrays of a split: those that stand alone first, then those beside records.
+    """The file of plain arrays of a split: by itself first, then beside records.
 
     Args:
       folder: the data folder.
-      name: of the data set.
-      split: of the split.
+      name: name of the data set.
+      split: name of the split.
     """
     candidates = _array_files(folder, name, split)
     if version := find_tfds(folder, name):
@@ -246,7 +246,7 @@ def find_arrays(folder: pathlib.Path, name: str, split: str) -> pathlib.Path | N
 
 
 def _idx_files(folder, name, split):
-    """Images and labels as their publishers name them; none where the publisher has no such split."""
+    """Published file names of images and labels; none if the publisher has no such split."""
     if split not in _SPLITS:
         return []
     base, _, config = name.partition("/")
@@ -260,20 +260,20 @@ def find_idx(folder: pathlib.Path, name: str, split: str) -> list[pathlib.Path] 
 
     Args:
       folder: the data folder.
-      name: of the data set.
-      split: of the split.
+      name: name of the data set.
+      split: name of the split.
     """
-    # One of the two is enough: that the other is missing is then said by its reader.
+    # One of the two is enough: the reader reports the other as missing.
     paths = _idx_files(folder, name, split)
     return paths if any(path.is_file() for path in paths) else None
 
 
 def find_tfds(folder: pathlib.Path, name: str) -> pathlib.Path | None:
-    """The newest prepared version; a version that is still being written is in a folder of another name.
+    """The newest prepared version. A version that is being written is in a folder with another name.
 
     Args:
       folder: the data folder.
-      name: of the data set.
+      name: name of the data set.
     """
     versions = {}
     for path in (folder / name).glob("*/dataset_info.json"):
@@ -296,10 +296,10 @@ def _load_embedded(name, split):
 
 
 def records_info(path: pathlib.Path) -> tuple[str, dict[str, int]]:
-    """What a prepared data set says of itself, without TensorFlow Datasets, which takes half a second to import.
+    """Reads `dataset_info.json` without TensorFlow Datasets, which takes half a second to import.
 
     Args:
-      path: the folder of its version.
+      path: the folder of the version.
 
     Returns:
       Its file format, and the number of examples of each split.
@@ -318,12 +318,12 @@ def records_info(path: pathlib.Path) -> tuple[str, dict[str, int]]:
 
 
 def read_records(path: pathlib.Path, split: str, features: list[str]) -> list[np.ndarray]:
-    """Columns of a data set that TensorFlow Datasets has prepared, in the order in which its builder met the rows.
+    """Reads columns of a data set that TensorFlow Datasets prepared, in the original order of the rows.
 
     Args:
-      path: the folder of its version.
+      path: the folder of the version.
       split: name of the split.
-      features: the columns.
+      features: names of the columns.
 
     Returns:
       One array per feature, [N, ...].
@@ -334,8 +334,8 @@ def read_records(path: pathlib.Path, split: str, features: list[str]) -> list[np
     # Imported here: it takes half a second, and most callers read something else.
     import tensorflow_datasets as tfds
 
-    # Not `tfds.data_source(name)`: given a folder, TFDS neither looks for builder code of the same version nor for a
-    # network, where it would retry for minutes.
+    # Not `tfds.data_source(name)`, which would look for builder code of the same version and retry the network for
+    # minutes.
     with reading(path):
         _check_features(json.loads((path / "features.json").read_text()))
         builder = tfds.builder_from_directory(path)
@@ -351,14 +351,14 @@ def read_records(path: pathlib.Path, split: str, features: list[str]) -> list[np
             raise DataError(f"{path}: wanted the features {wanted}, found {sorted(builder.info.features)}")
         others = set(builder.info.features) - set(features)
         source = builder.as_data_source(split=split, decoders=dict.fromkeys(others, tfds.decode.SkipDecoding()))
-        # Tens of thousands of records are read in half the time of one by one.
+        # Reading all records at once takes half the time of reading them one by one.
         rows = source.__getitems__(list(range(len(source))))
         order = _places(split, len(rows)) if not builder.info.disable_shuffling else slice(None)
         return [np.array([row[feature] for row in rows])[order] for feature in features]
 
 
 def _check_features(part: object) -> None:
-    """Refuses features of a class that is not TensorFlow Datasets' own: it imports whatever module a file names."""
+    """Refuses features of classes outside TensorFlow Datasets, which would import any module that a file names."""
     for key, value in part.items() if isinstance(part, dict) else ():
         is_class = key in ("pythonClassName", "python_class_name", "type") and isinstance(value, str) and "." in value
         if is_class and not value.startswith("tensorflow_datasets.core.features."):
@@ -369,9 +369,9 @@ def _check_features(part: object) -> None:
 
 
 def _places(split, num_rows):
-    """Where each row of the original is among the records, which are in the order of a hash of the row's number.
+    """Position of each original row among the records, which are sorted by a hash of the row number.
 
-    For a builder that does not number its rows this is some other order, as good as that of the records.
+    For a builder that does not number its rows this is an arbitrary order.
     """
     from tensorflow_datasets.core import hashing
 
@@ -381,15 +381,15 @@ def _places(split, num_rows):
 
 
 def upright_emnist(name: str, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The one place that knows how NIST ships EMNIST, in idx files and, passed on unchanged, in TFDS.
+    """Transposes EMNIST images and renumbers its letters, which NIST and TFDS ship transposed and numbered from 1.
 
     Args:
-      name: of the data set; only `emnist/...` is changed.
-      images: as shipped, [N, H, W, C].
-      labels: as shipped, [N].
+      name: name of the data set; only `emnist/...` is changed.
+      images: images as shipped, [N, H, W, C].
+      labels: labels as shipped, [N].
 
     Returns:
-      Images that stand upright, and labels from 0.
+      Upright images, and labels from 0.
     """
     base, _, config = name.partition("/")
     if base != "emnist":

@@ -19,11 +19,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from fedmd_jax.checks import one_line
 from fedmd_jax.experiments.run_directory import Record, WriteError
-from fedmd_jax.hints import one_line
-from fedmd_jax.packing import buffer_lengths, pack, unpack
-from fedmd_jax.processes import on_host
-from fedmd_jax.spread import gather_clients
+from fedmd_jax.mapping.packing import buffer_lengths, pack, unpack
+from fedmd_jax.mapping.sharding import fetch_to_host, gather_clients
 
 _KEEP = 2  # last checkpoints, beside the best
 Trees = Mapping[str, chex.ArrayTree]  # by name, such as that of a group
@@ -206,7 +205,7 @@ def _accuracy(metrics: Any) -> float:
 
 def _packed(trees: Trees) -> dict[str, dict[str, np.ndarray]]:
     """Per group one flat NumPy buffer per dtype, from all devices of all processes."""
-    trees = gather_clients(on_host(trees))
+    trees = gather_clients(fetch_to_host(trees))
     return {name: pack(tree, buffer_lengths([tree])) for name, tree in trees.items()}
 
 

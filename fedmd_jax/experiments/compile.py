@@ -9,14 +9,14 @@ from typing import Any
 
 import jax
 
-from fedmd_jax.federation import Federation
+from fedmd_jax.simulation.federation import Federation
 
 # Each program of a federation counts as this phase.
 _PHASES = {
     "new_states": "transfer",
     "pretrain": "transfer",
-    "personalize": "transfer",
-    "pool": "pooled",
+    "train_private": "transfer",
+    "train_pooled": "pooled",
     "revisit": "local",
     "round": "rounds",
     "evaluate": "evaluate",

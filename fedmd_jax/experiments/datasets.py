@@ -18,8 +18,8 @@ from fedmd_jax.data import (
     split_by_superclass,
     split_by_writer,
 )
-from fedmd_jax.datasets import labelled_dataset, public_dataset
 from fedmd_jax.experiments.settings import Data
+from fedmd_jax.simulation.federation_data import labelled_dataset, public_dataset
 from fedmd_jax.types import PrivateDataset, PublicDataset
 
 Labelled = TypeVar("Labelled", PublicDataset, PrivateDataset)
@@ -29,10 +29,10 @@ class Datasets(NamedTuple):
     """What an experiment trains and tests on, and how many outputs a network needs for it."""
 
     public: PublicDataset
-    private: Mapping[int, tuple[np.ndarray, np.ndarray]]  # client id -> inputs [n, H, W, channels], labels [n]
-    test: PrivateDataset  # unstacked, the same for all clients: what `Data.evaluate_on` says
-    num_classes: int  # C, public and private classes together
-    public_test: PrivateDataset | None  # unstacked; None unless it was asked for
+    private: Mapping[int, tuple[np.ndarray, np.ndarray]]  #: client id -> inputs [n, H, W, channels], labels [n]
+    test: PrivateDataset  #: unstacked, the same for all clients: what `Data.evaluate_on` says
+    num_classes: int  #: C, public and private classes together
+    public_test: PrivateDataset | None  #: unstacked; None unless it was asked for
 
 
 def load(data: Data, *, num_clients: int, seed: int, public_test: bool = False) -> Datasets:

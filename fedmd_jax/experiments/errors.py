@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import jax
 
-from fedmd_jax.hints import one_line
+from fedmd_jax.checks import one_line
 
 
 class UsageError(ValueError):

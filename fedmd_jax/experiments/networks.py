@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from fedmd_jax.hints import one_line
+from fedmd_jax.checks import one_line
 from fedmd_jax.models import (
     CNN,
     MLP,

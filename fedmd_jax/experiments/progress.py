@@ -6,7 +6,7 @@ from typing import Literal, TextIO
 
 from tqdm.auto import tqdm
 
-from fedmd_jax.metrics import OK, RoundMetrics
+from fedmd_jax.simulation.metrics import OK, RoundMetrics
 
 ProgressKind = Literal["auto", "bar", "lines", "none"]
 
@@ -71,5 +71,5 @@ def make_progress(kind: ProgressKind, num_rounds: int) -> Progress:
 
 def _note(metrics: RoundMetrics) -> str:
     num_faulty = sum(client.status != OK for client in metrics.clients)
-    faulty = f", {num_faulty} of {len(metrics.clients)} clients absent or failed" if num_faulty else ""
+    faulty = f", {num_faulty} of {len(metrics.clients)} clients dropped or failed" if num_faulty else ""
     return faulty + ("" if metrics.digested else ", no consensus: no client with a weight reported")

@@ -17,9 +17,9 @@ from typing import Any
 import jax
 
 import fedmd_jax
+from fedmd_jax.checks import one_line
 from fedmd_jax.experiments.settings import Experiment
-from fedmd_jax.hints import one_line
-from fedmd_jax.metrics import RoundMetrics
+from fedmd_jax.simulation.metrics import RoundMetrics
 
 CONFIG, METRICS, SUMMARY, PLOT = "config.json", "metrics.jsonl", "summary.json", "accuracy.png"
 CHECKPOINTS = "checkpoints"

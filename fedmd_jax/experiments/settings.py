@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, TypeVar
 
-from fedmd_jax.hints import one_line
-from fedmd_jax.local import Distance, Training
-from fedmd_jax.losses import kl, mae, mse
-from fedmd_jax.optimizers import adam
-from fedmd_jax.stopping import EarlyStopping
-from fedmd_jax.subset import draw_public_subset, draw_stratified_subset
+from fedmd_jax.algorithms.public_subset import draw_public_subset, draw_stratified_subset
+from fedmd_jax.checks import one_line
+from fedmd_jax.client.early_stopping import EarlyStopping
+from fedmd_jax.client.losses import kl, mae, mse
+from fedmd_jax.client.optimizers import adam
+from fedmd_jax.client.training import Distance, TrainingConfig
 
 Settings = TypeVar("Settings")
 _LARGEST = sys.float_info.max  # JSON has integers beyond it
@@ -76,9 +76,11 @@ class Phase:
         _check_counts(1, num_epochs=self.num_epochs, batch_size=self.batch_size)
         _check_positive(learning_rate=self.learning_rate)
 
-    def training(self) -> Training:
+    def training(self) -> TrainingConfig:
         """The same settings for the functions of the library."""
-        return Training(num_epochs=self.num_epochs, batch_size=self.batch_size, optimizer=adam(self.learning_rate))
+        return TrainingConfig(
+            num_epochs=self.num_epochs, batch_size=self.batch_size, optimizer=adam(self.learning_rate)
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,7 +116,7 @@ class StoppablePhase(Phase):
         """The data that early stopping monitors; None without early stopping."""
         return self.monitor if self.patience else None
 
-    def training(self) -> Training:
+    def training(self) -> TrainingConfig:
         """The same settings for the functions of the library."""
         stopping = EarlyStopping(patience=self.patience, min_delta=self.min_delta) if self.patience else None
         return dataclasses.replace(super().training(), early_stopping=stopping)
@@ -207,7 +209,7 @@ class Experiment:
       availability: Probability that a client takes part in a round, one number or one per client.
       completion: Probability that a client that takes part completes the round, one number or one per client. The
         scores of a client that does not complete it count; its digest and its revisit are discarded.
-      score_bound: Scores are clipped to this size before they are averaged, which limits the influence of one client.
+      score_clip: Scores are clipped to this size before they are averaged, which limits the influence of one client.
         None: no clipping.
       clients_per_chunk: Clients of a group that are trained at once; bounds memory, changes results by rounding. None:
         what is fastest.
@@ -243,7 +245,7 @@ class Experiment:
     revisit: Phase = Phase(num_epochs=2, batch_size=5)
     availability: tuple[float, ...] = (1.0,)
     completion: tuple[float, ...] = (1.0,)
-    score_bound: float | None = None
+    score_clip: float | None = None
     clients_per_chunk: int | None = None
     devices: Devices = None
     vmap_seeds: int | None = None
@@ -258,8 +260,8 @@ class Experiment:
             _check_counts(1, clients_per_chunk=self.clients_per_chunk)
         if self.vmap_seeds is not None:
             _check_counts(1, vmap_seeds=self.vmap_seeds)
-        if self.score_bound is not None:
-            _check_positive(score_bound=self.score_bound)
+        if self.score_clip is not None:
+            _check_positive(score_clip=self.score_clip)
         if self.devices not in (None, "all"):
             _check_counts(1, devices=self.devices)
         _check_positive(temperature=self.temperature, width=self.width)

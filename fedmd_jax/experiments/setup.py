@@ -15,19 +15,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fedmd_jax.attendance import all_clients, simulate_attendance
-from fedmd_jax.clients import ArchitectureGroup, group_client_ids, stack_private
-from fedmd_jax.communication import Communication, communication_bytes
-from fedmd_jax.consensus import bound_scores
-from fedmd_jax.devices import client_costs
+from fedmd_jax.algorithms.participation import all_clients
 from fedmd_jax.experiments.checkpoint import PretrainedCache, fingerprint
 from fedmd_jax.experiments.datasets import Datasets, hold_out, load, pool
 from fedmd_jax.experiments.networks import architecture_from_name
 from fedmd_jax.experiments.run_directory import CHECKPOINTS, Record, origin
 from fedmd_jax.experiments.settings import Devices, Experiment
-from fedmd_jax.federation import Federation, States, fedmd, vmap_federation
-from fedmd_jax.mapping import chunk_of, client_mesh
-from fedmd_jax.spread import gather_clients
+from fedmd_jax.mapping.chunking import chunk_of
+from fedmd_jax.mapping.grouped import client_costs
+from fedmd_jax.mapping.groups import ArchitectureGroup, group_client_ids, stack_private
+from fedmd_jax.mapping.sharding import client_mesh, gather_clients
+from fedmd_jax.simulation.communication import CommunicationCost, communication_bytes
+from fedmd_jax.simulation.federation import Federation, States, fedmd, vmap_federation
+from fedmd_jax.simulation.participation import simulate_participation
+from fedmd_jax.transforms.clipping import clip_scores
 from fedmd_jax.types import Participants, PrivateDataset, PublicDataset
 
 T = TypeVar("T")
@@ -38,11 +39,11 @@ class Arrays(NamedTuple):
     """The data of a run, on its devices; a leading [S] where seeds are trained at once."""
 
     public: PublicDataset
-    private: dict[str, PrivateDataset]  # per group, stacked
-    test: PrivateDataset  # unstacked
-    pretraining: PublicDataset  # public examples of transfer learning
-    pooling: PrivateDataset | None  # private examples of the pooled bound, if it is wanted
-    validation: dict[str, PrivateDataset]  # per program that stops early
+    private: dict[str, PrivateDataset]  #: per group, stacked
+    test: PrivateDataset  #: unstacked
+    pretraining: PublicDataset  #: public examples of transfer learning
+    pooling: PrivateDataset | None  #: private examples of the pooled bound, if it is wanted
+    validation: dict[str, PrivateDataset]  #: per program that stops early
 
 
 class Keys(NamedTuple):
@@ -53,7 +54,7 @@ class Keys(NamedTuple):
     private: chex.PRNGKey
     rounds: chex.PRNGKey
     pooled: chex.PRNGKey
-    attendance: chex.PRNGKey
+    participation: chex.PRNGKey
 
 
 class Setup(NamedTuple):
@@ -98,8 +99,8 @@ class Setup(NamedTuple):
         if probabilities is None:
             return {}
         client_ids = group_client_ids(self.federation.groups)
-        keys = self.keys.attendance if self.batched else [self.keys.attendance]
-        policies = [simulate_attendance(key, **probabilities) for key in keys]
+        keys = self.keys.participation if self.batched else [self.keys.participation]
+        policies = [simulate_participation(key, **probabilities) for key in keys]
         drawn = [all_clients(self.federation.groups, policy(round_, client_ids)) for policy in policies]
         return {"participants": stack(drawn) if self.batched else drawn[0]}
 
@@ -130,7 +131,7 @@ class Setup(NamedTuple):
         of_device = {name: -(-group.num_clients // (mesh.size if mesh else 1)) for name, group in groups.items()}
         return {name: min(chunks[name] or of_device[name], of_device[name]) for name in groups}
 
-    def communication(self, num_rounds: int) -> Communication:
+    def communication(self, num_rounds: int) -> CommunicationCost:
         """Bytes that this many rounds send, from the shapes of the networks."""
         return communication_bytes(
             self._one_seed(),
@@ -325,7 +326,7 @@ def _keys(seed: int) -> Keys:
 
 def _federation(experiment: Experiment, datasets: Datasets) -> Federation:
     groups = group_clients(experiment, datasets.num_classes)
-    mesh, bound = choose_mesh(experiment.devices), experiment.score_bound
+    mesh, bound = choose_mesh(experiment.devices), experiment.score_clip
     return fedmd(
         groups,
         subset_size=experiment.subset_size,
@@ -336,7 +337,7 @@ def _federation(experiment: Experiment, datasets: Datasets) -> Federation:
         revisit_training=experiment.revisit.training(),
         distance=experiment.distance_function(),
         draw_subset=experiment.subset_function(),
-        transforms=() if bound is None else (partial(bound_scores, bound=bound),),
+        transforms=() if bound is None else (partial(clip_scores, bound=bound),),
         clients_per_chunk=experiment.clients_per_chunk or "auto",
         mesh=mesh,
         costs=None if mesh is None else client_costs(groups, datasets.public.inputs[:1]),
@@ -350,8 +351,8 @@ def _arrays(experiment: Experiment, federation: Federation, datasets: Datasets) 
     rng = np.random.default_rng([experiment.seed, 1])  # the data are drawn with another one
     phases = {
         "pretrain": (experiment.public_training.monitored, datasets.public, datasets.public_test),
-        "personalize": (experiment.private_training.monitored, None, datasets.test),
-        "pool": (experiment.pooled_training.monitored if pooled else None, pooled, datasets.test),
+        "train_private": (experiment.private_training.monitored, None, datasets.test),
+        "train_pooled": (experiment.pooled_training.monitored if pooled else None, pooled, datasets.test),
     }
     train, validation = {}, {}
     for name, (monitored, examples, test) in phases.items():
@@ -361,4 +362,4 @@ def _arrays(experiment: Experiment, federation: Federation, datasets: Datasets) 
         elif monitored == "test":
             validation[name] = test
     federation.check(datasets.public, private, datasets.test, *validation.values())
-    return Arrays(datasets.public, private, datasets.test, train["pretrain"], train["pool"], validation)
+    return Arrays(datasets.public, private, datasets.test, train["pretrain"], train["train_pooled"], validation)

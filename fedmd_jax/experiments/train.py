@@ -19,8 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedmd_jax.clients import group_client_ids
-from fedmd_jax.communication import Communication
+from fedmd_jax.checks import one_line
 from fedmd_jax.experiments import distributed
 from fedmd_jax.experiments import run_directory as files
 from fedmd_jax.experiments.checkpoint import CheckpointError, Checkpoints, PretrainedCache, difference
@@ -32,18 +31,19 @@ from fedmd_jax.experiments.results.report import summarize
 from fedmd_jax.experiments.run_directory import Record
 from fedmd_jax.experiments.settings import Experiment
 from fedmd_jax.experiments.setup import Setup, prepare
-from fedmd_jax.federation import States
-from fedmd_jax.hints import one_line
-from fedmd_jax.metrics import (
+from fedmd_jax.mapping.groups import group_client_ids
+from fedmd_jax.mapping.sharding import fetch_to_host
+from fedmd_jax.simulation.communication import CommunicationCost
+from fedmd_jax.simulation.federation import States
+from fedmd_jax.simulation.metrics import (
     OK,
     PRIVATE_FAULT,
     PUBLIC_FAULT,
     RoundMetrics,
+    reverted_clients,
     round_metrics,
-    undone_clients,
     with_faults,
 )
-from fedmd_jax.processes import on_host
 from fedmd_jax.types import RoundInfo
 
 REVISIT_FAULT = "revisit not finite"  # of the local-only baseline
@@ -108,19 +108,19 @@ class Signals:
 class _Run(NamedTuple):
     """One run, or several seeds that are trained at once."""
 
-    name: str  # of the experiment
+    name: str  #: of the experiment
     setup: Setup
     programs: Programs
     cache: PretrainedCache
     checkpoints: Checkpoints
-    writers: Sequence[files.Writer]  # one per seed in the first process, none in the others
-    before: Record  # of the checkpoint from which the run is resumed
+    writers: Sequence[files.Writer]  #: one per seed in the first process, none in the others
+    before: Record  #: of the checkpoint from which the run is resumed
     progress: Progress
     signals: Signals
 
     def fetch(self, tree: Any) -> list[Any]:
         """Results on the host, per seed."""
-        return self.setup.per_seed(on_host(tree))
+        return self.setup.per_seed(fetch_to_host(tree))
 
     def seconds(self) -> dict[str, float]:
         """Seconds of one seed by phase, with those before the run was resumed."""
@@ -285,7 +285,7 @@ def write_summary(
     experiment: Experiment,
     *,
     pooled: Mapping[int, float | None] | None,
-    communication: Communication,
+    communication: CommunicationCost,
     seconds: Mapping[str, float],
     interrupted: bool,
     continued: Sequence[Record] = (),
@@ -360,7 +360,7 @@ def _begin_to_compile(run: _Run, *, resumed: bool) -> None:
         for names in calls:
             some = _some(states, names)
             run.programs.begin("pretrain", some, data.pretraining, keys.public, *setup.validation("pretrain"))
-        run.programs.begin("personalize", states, data.private, keys.private, *setup.validation("personalize"))
+        run.programs.begin("train_private", states, data.private, keys.private, *setup.validation("train_private"))
     run.programs.begin("evaluate", states, data.test)
     if (run.before["round"] or 0) < setup.experiment.num_rounds:
         key, participants = setup.round_key(1), setup.participants(1)
@@ -368,7 +368,7 @@ def _begin_to_compile(run: _Run, *, resumed: bool) -> None:
         if setup.experiment.local:
             run.programs.begin("revisit", states, data.private, key, **participants)
     if setup.experiment.pooled:
-        run.programs.begin("pool", states, data.pooling, keys.pooled, *setup.validation("pool"))
+        run.programs.begin("train_pooled", states, data.pooling, keys.pooled, *setup.validation("train_pooled"))
 
 
 def _pretrain_calls(run: _Run) -> list[list[str]]:
@@ -415,8 +415,8 @@ def _transfer_learn(run: _Run) -> tuple[States, list[dict[str, list[int]]]]:
     setup = run.setup
     states, public_failed = _pretrain(run)
     run.progress.phase("transfer learning: private data")
-    arguments = setup.data.private, setup.keys.private, *setup.validation("personalize")
-    states, info = run.programs("personalize", states, *arguments)
+    arguments = setup.data.private, setup.keys.private, *setup.validation("train_private")
+    states, info = run.programs("train_private", states, *arguments)
     failed = zip(public_failed, _failed(run, info), strict=True)
     return states, [dict(zip((PUBLIC_FAULT, PRIVATE_FAULT), ids, strict=True)) for ids in failed]
 
@@ -426,8 +426,8 @@ def _train_pooled(run: _Run) -> Accuracies:
     setup = run.setup
     states, _ = _pretrain(run)
     run.progress.phase("pooled upper bound")
-    arguments = setup.data.pooling, setup.keys.pooled, *setup.validation("pool")
-    states, info = run.programs("pool", states, *arguments)
+    arguments = setup.data.pooling, setup.keys.pooled, *setup.validation("train_pooled")
+    states, info = run.programs("train_pooled", states, *arguments)
     results = zip(_evaluate(run, states), _failed(run, info), strict=True)
     return [{i: None if i in failed else accuracy for i, accuracy in found.items()} for found, failed in results]
 
@@ -453,7 +453,7 @@ def _record(
     elif info is None:  # before round 1 both are the same
         baseline = [{client.client_id: (client.accuracy, OK) for client in each.clients} for each in metrics]
     else:
-        completed = [each.attendance.completed for each in infos]
+        completed = [each.participation.completed for each in infos]
         results = zip(_evaluate(run, local), _failed(run, local_info, completed), strict=True)
         baseline = [
             {i: (accuracy, REVISIT_FAULT if i in failed else OK) for i, accuracy in found.items()}
@@ -492,4 +492,4 @@ def _failed(run: _Run, info: Any, completed: Sequence[Any] | None = None) -> lis
     infos = run.fetch(info)
     completed = completed or [None] * len(infos)
     client_ids = group_client_ids(run.setup.federation.groups)
-    return [set(undone_clients(client_ids, *each)) for each in zip(infos, completed, strict=True)]
+    return [set(reverted_clients(client_ids, *each)) for each in zip(infos, completed, strict=True)]

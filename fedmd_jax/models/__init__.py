@@ -1,4 +1,4 @@
-"""Networks: layers, the paper's CNNs, other small networks, and the way from a Flax module to an `Architecture`."""
+"""Networks and layers in Flax, and adapters from Flax modules to an `Architecture`."""
 
 from fedmd_jax.models.cnn import CNN, TABLE_1, TABLE_2, PaperNetwork, paper_cnn, scale_width
 from fedmd_jax.models.convolution import (

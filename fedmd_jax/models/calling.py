@@ -31,7 +31,7 @@ def training_values(train_argument: str | None) -> dict[str, bool]:
 
 
 class Watch:
-    """What one trace of a network shows.
+    """Observations from one trace of a network.
 
     Attributes:
       train: whether the network is traced as in training.
@@ -89,7 +89,7 @@ class Watch:
 
 
 class Convention:
-    """How a network wants to be called: its training flags and the argument for the row mask, by position or by name.
+    """How a network is called: its training flags and its argument for the row mask, by position or by name.
 
     Args:
       network: the name of its class.
@@ -122,9 +122,9 @@ class Convention:
             raise ValueError(f"{network}.__call__ has no argument {sorted(missing)[0]!r}")
         known = names if auto else {*names, *elsewhere}
         self._flags = {name: value for name, value in values.items() if name in names or name in missing}
-        # Whether the network's own flags say what trains; if so, it may well have reasons to leave its dropout off.
+        # Whether the network has flags of its own; if so, it may leave its dropout off on purpose.
         self._trusted = train_argument is None or any(name in known for name in values)
-        # A module that hands `**kwargs` on does not say which flags it takes.
+        # The flags of a module that passes on `**kwargs` are not in its signature.
         self._searched = not (auto and takes_any and not self._flags)
 
     def call(self, attempt: Callable[[tuple, dict], Any], *, train: bool, mask: chex.Array | None = None) -> Any:
@@ -147,7 +147,7 @@ class Convention:
             raise failure from None
 
     def check_training(self, watch: Watch) -> None:
-        """A ValueError if nothing that trains in another way than it scores was told to."""
+        """Raises ValueError if no layer that depends on the training flag was active in training."""
         if watch.layers and not any(watch.layers.values()) and not self._trusted:
             raise ValueError(
                 f"{self.network} trains as it scores, without {', '.join(watch.layers)}: accept `train` in `__call__` "
@@ -155,7 +155,7 @@ class Convention:
             )
 
     def _in_order(self, named: dict) -> tuple[tuple, dict]:
-        """By position as far as possible, since `nn.remat` and `nn.vmap` have no use for names."""
+        """By position if possible, since `nn.remat` and `nn.vmap` do not support keyword arguments."""
         args, rest = [], dict(named)
         by_position = [p for p in self._parameters[1:] if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         for parameter in by_position:
@@ -167,7 +167,7 @@ class Convention:
 
 
 def _search(attempt: Callable[[tuple, dict], Any], train: bool, named: dict) -> dict[str, bool]:
-    """The known flags that a network takes which hands `**kwargs` on: tried one by one, without computing anything."""
+    """The known flags accepted by a network that passes on `**kwargs`: tried one by one, without computing anything."""
     found = {}
     for name, value in FLAGS.items():
         flags = {flag: known == train for flag, known in {**found, name: value}.items()}
@@ -215,7 +215,7 @@ def watched(convention: Convention, run: Callable[..., tuple[chex.Array, chex.Ar
 
 
 def _verify_leading_axis(call, inputs, mask, verified):
-    """Traces the network with twice the rows: an axis that had as many entries as the batch by accident has not now."""
+    """Traces the network with twice the rows, to detect axes that had the size of the batch by coincidence."""
     shapes = tuple(leaf.shape for leaf in jax.tree.leaves(inputs))
     if shapes in verified:
         return

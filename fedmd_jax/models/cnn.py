@@ -14,7 +14,7 @@ from fedmd_jax.models.layers import ConvBatchNorm, ReLUDropout, check_positive, 
 class PaperNetwork(NamedTuple):
     """A row of the paper's tables of networks."""
 
-    filters: tuple[int, ...]  # of each convolution
+    filters: tuple[int, ...]  #: of each convolution
     dropout: float
 
 
@@ -58,9 +58,9 @@ class _Pool(NamedTuple):
     padding: str
 
 
-# What follows each other, by the number of convolutions; every convolution brings its batch-norm, ReLU and dropout.
-# Two and three are the released code's. Four is OUR choice: the paper names such a network (Table 2, model 9) and
-# describes it nowhere. It is the one of three with a last convolution that keeps the 3x3 map.
+# Sequence of layers by number of convolutions; each convolution is followed by batch norm, ReLU and dropout. Two and
+# three are as in the released code. Four is OUR choice, since the paper lists such a network (Table 2, model 9) without
+# describing it: the network of three with one more convolution that keeps the 3x3 map.
 _THREE = (_Conv(3, 1, "SAME"), _Pool(1, "SAME"), _Conv(2, 2, "VALID"), _Pool(2, "VALID"), _Conv(3, 2, "VALID"))
 _TOPOLOGIES = {
     2: (_Conv(3, 1, "SAME"), _Pool(1, "SAME"), _Conv(3, 2, "VALID")),
@@ -71,13 +71,13 @@ _SMALLEST_IMAGE = {2: 3, 3: 12, 4: 12}
 
 
 class CNN(nn.Module):
-    """The paper's network of two, three or four convolutions, returning raw scores.
+    """The network of the paper with two, three or four convolutions. Returns logits.
 
     Parameters are named conv1, bn1, conv2, bn2, ..., head. Convolutions have biases, the head has none; kernels start
     Glorot-uniform. The head sees the last feature map flattened, [H * W * filters].
 
     Attributes:
-      filters: of each convolution; two, three or four of them.
+      filters: number of filters of each of the two, three or four convolutions.
       num_classes: scores per image.
       dropout: probability to drop an activation after each convolution, in [0, 1).
       conv_general_dilated: the convolution, as `jax.lax.conv_general_dilated`.
@@ -111,10 +111,11 @@ class CNN(nn.Module):
 
         Args:
           x: images, [B, H, W, channels].
-          train: dropout (stream "dropout") is on, batch-norm uses and moves the statistics of the batch.
+          train: whether dropout (stream "dropout") is active, and batch norm uses batch statistics and updates the
+            running ones.
 
         Returns:
-          Raw scores, [B, C].
+          Logits, [B, C].
         """
         self._check_image(x.shape)
         number = 0
@@ -151,7 +152,7 @@ class CNN(nn.Module):
 
 
 class _ConvParameters(nn.Module):
-    """The kernel [h, w, I, O] and the bias [O] of a convolution that another module carries out."""
+    """The kernel [h, w, I, O] and the bias [O] of a convolution that another module computes."""
 
     shape: Sequence[int]
 

@@ -1,8 +1,8 @@
 """Convolutions and pooling as matrix products and strided slices.
 
-A convolution that is vmapped over the weights of many clients becomes a grouped convolution, slow on CPUs and GPUs,
-and inside `lax.scan` XLA:CPU runs any convolution without its fast path. A matrix product suffers from neither: under
-vmap it becomes a batched one. `conv_general_dilated` takes the place of the function of the same name in `jax.lax`:
+Under vmap over the weights of many clients a convolution becomes a grouped convolution, which is slow on CPUs and GPUs,
+and inside `lax.scan` XLA:CPU runs every convolution without its fast path. Matrix products have neither problem: under
+vmap they become batched products. `conv_general_dilated` replaces the function of the same name in `jax.lax`:
 
 >>> from flax import linen as nn
 >>> layer = nn.Conv(8, (3, 3), conv_general_dilated=conv_general_dilated)
@@ -34,8 +34,8 @@ def native(x, kernel, strides, pads, precision=None):
 def patches(x, kernel, strides, pads, precision=None):
     """Convolution as one product: patches [B, H', W', h*w*I] times the kernel [h*w*I, O].
 
-    Best for many input channels; needs h*w times the memory of `x` (divided by the strides). Its gradient is written by
-    hand, so it has no forward-mode derivative (`jax.jvp`); neither has `avg_pool`.
+    Best for many input channels. It needs h*w times the memory of `x` (divided by the strides). It has a custom VJP and
+    therefore no forward-mode derivative (`jax.jvp`), as `avg_pool`.
     """
     return _patches_forward(x, kernel, strides, pads, precision)[0]
 
@@ -64,7 +64,7 @@ patches.defvjp(_patches_forward, _patches_backward)
 
 
 def _rows_product(a, b, precision):
-    """`a^T b` over all axes but the last; the one with fewer columns is transposed, since that is a copy."""
+    """`a^T b` over all axes but the last. The matrix with fewer columns is transposed, since this makes a copy."""
     a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
     contract = (((0,), (0,)), ((), ()))
     if a.shape[1] <= b.shape[1]:
@@ -73,7 +73,7 @@ def _rows_product(a, b, precision):
 
 
 def image_columns(x: chex.Array, window: Sequence[int], strides: Sequence[int], pads: Pads) -> chex.Array:
-    """What each window of a convolution sees, side by side.
+    """The pixels of each window of a convolution, concatenated (im2col).
 
     Args:
       x: images, [B, H, W, I].
@@ -91,10 +91,11 @@ def image_columns(x: chex.Array, window: Sequence[int], strides: Sequence[int], 
 
 
 def blocked(x, kernel, strides, pads, precision=None):
-    """`patches` that give several neighbouring outputs at once: fewer rows, more columns.
+    """`patches` that compute several neighbouring outputs at once: fewer rows, more columns.
 
-    Best for few input channels, whose products are too slim for a CPU: 3x3 values times 8 filters. Four outputs side by
-    side see 3x6 values; their kernel, [3, 6, 1, 4 * 8], holds the small one four times, shifted, and zeros.
+    Best for few input channels, whose matrix products are too narrow for a CPU (9 values times 8 filters). Four
+    neighbouring outputs of a 3x3 kernel depend on 3x6 values; the combined kernel, [3, 6, 1, 4 * 8], contains four
+    shifted copies of the small one, and zeros.
     """
     kernels, strides = block_kernels(x.shape, kernel, strides, pads)
     blocks = patches(x, kernels, strides, pads, precision)  # [B, H', W' / n, n * O]
@@ -104,17 +105,17 @@ def blocked(x, kernel, strides, pads, precision=None):
 def block_kernels(
     shape: Sequence[int], kernel: chex.Array, strides: Sequence[int], pads: Pads
 ) -> tuple[chex.Array, tuple[int, int]]:
-    """What `blocked` gives to `patches`.
+    """The kernel and the strides that `blocked` passes to `patches`.
 
     Args:
-      shape: of the images, [B, H, W, I].
+      shape: shape of the images, [B, H, W, I].
       kernel: [h, w, I, O].
       strides: steps along H and W.
       pads: ((low, high), (low, high)).
 
     Returns:
-      The kernel of n outputs side by side, [h, w + (n - 1) * stride, I, n * O], and its strides. n is 4 where that
-      divides the width of the result, else 3, 2 or 1.
+      The kernel of n outputs side by side, [h, w + (n - 1) * stride, I, n * O], and its strides. n is the largest of 4,
+      3, 2 and 1 that divides the width of the result.
     """
     height, width, num_channels, num_filters = kernel.shape
     num_outputs = max(1, (shape[2] + sum(pads[1]) - width) // strides[1] + 1)
@@ -130,7 +131,7 @@ def block_kernels(
 def shifted(x, kernel, strides, pads, precision=None):
     """Convolution as a sum over the kernel positions of products [B, H', W', I] times [I, O].
 
-    Where memory is short.
+    Needs the least memory.
     """
     weights = kernel.reshape(-1, *kernel.shape[2:])
     windows = _windows(x, kernel.shape[:2], strides, pads)
@@ -138,7 +139,7 @@ def shifted(x, kernel, strides, pads, precision=None):
 
 
 def choose_form(x_shape: Sequence[int], kernel_shape: Sequence[int], *, platform: str | None = None) -> Form:
-    """The fastest form of a convolution for vmapped clients in a scan: the one place where this is decided.
+    """The fastest form of a convolution for vmapped clients in a scan. All automatic choices are made here.
 
     Args:
       x_shape: (B, H, W, I), without the client axis.
@@ -155,7 +156,7 @@ def choose_form(x_shape: Sequence[int], kernel_shape: Sequence[int], *, platform
     #   34x34x3 -> 16              25   7    3       12  10    2       4   4   2       7   88    9
     #   30x30x8 -> 16              10   8    2       16  16    2       9   8   2       4  232   16
     #   28x28x8 -> 16, stride 2   2.1 1.8  1.2      1.5 1.5   .6     1.5 1.6  .6     1.1   48    3
-    # `shifted` is fast on one channel where nothing is fused with it, and then slow or computed again in a network.
+    # `shifted` is fast on one channel by itself, but in a network it is fused with other operations and slow.
     platform = platform or jax.default_backend()
     if platform == "tpu":  # has hardware for it, also for grouped ones
         return native
@@ -181,7 +182,7 @@ def conv_general_dilated(
 ) -> chex.Array:
     """Drop-in replacement of `jax.lax.conv_general_dilated`, fast under vmap over clients and inside scan.
 
-    What is not a plain 2-D convolution (NHWC, HWIO, no dilation, no groups) goes to `jax.lax` unchanged.
+    All but plain 2-D convolutions (NHWC, HWIO, no dilation, no groups) are passed to `jax.lax` unchanged.
 
     Args:
       lhs: images, [B, H, W, I].
@@ -261,7 +262,7 @@ def _avg_pool_forward(x, window, strides, pads):
 def _avg_pool_backward(window, strides, pads, x, gradient):
     gradient = gradient * _inverse_counts(x, window, strides, pads)
     margin = [(w - 1) // s for w, s in zip(window, strides, strict=True)]
-    # Padded once and cut into shifted pieces: XLA:CPU is slow at the sum of arrays that are padded one by one.
+    # Padded once, then sliced: XLA:CPU is slow at sums of arrays that are padded one by one.
     padded = jnp.pad(gradient, ((0, 0), *((m, m + w) for m, w in zip(margin, window, strict=True)), (0, 0)))
 
     def shifted_back(number, down, right, height, width):
@@ -275,13 +276,13 @@ _avg_pool.defvjp(_avg_pool_forward, _avg_pool_backward)
 
 
 def _inverse_counts(x, window, strides, pads):
-    """One over the number of real pixels that each window sees, [1, H', W', 1]."""
+    """Reciprocal of the number of real pixels in each window, [1, H', W', 1]."""
     ones = np.ones((1, *x.shape[1:3], 1), np.float32)
     return jnp.asarray(1 / sum(_windows(ones, window, strides, pads, pad=np.pad)), x.dtype)
 
 
 def _windows(x, window, strides, pads, *, pad=jnp.pad):
-    """Yields what each position of the window sees, [B, H', W', C], in row-major order."""
+    """Yields the pixels at each position of the window, [B, H', W', C], in row-major order."""
     x = pad(x, ((0, 0), *pads, (0, 0))) if np.any(pads) else x
     if any(n < w for n, w in zip(x.shape[1:3], window, strict=True)):
         raise ValueError(f"a window of {tuple(window)} does not fit into a padded image of {x.shape[1:3]}")
@@ -295,19 +296,19 @@ def _windows(x, window, strides, pads, *, pad=jnp.pad):
 
 
 def _windows_transposed(shifted_back, shape, dtype, window, strides, pads):
-    """The transpose of `_windows`: every pixel gets the sum of what the windows that saw it send back.
+    """The transpose of `_windows`: every pixel gets the sum of the gradients of the windows that contain it.
 
-    Pixels a stride apart are seen by the same positions of the window. So the image is put together from
-    `strides[0] * strides[1]` dense ones, instead of from one sparse image for each position.
+    Pixels a stride apart are at the same positions of their windows. The image is therefore assembled from
+    `strides[0] * strides[1]` dense images instead of one sparse image per position.
 
     Args:
-      shifted_back: (number of the position, down, right, height, width) -> what it sends back, moved down and right in
-        an otherwise empty image of that size, [B, height, width, C].
-      shape: of the images, [B, H, W, C].
-      dtype: of the images.
+      shifted_back: (number of the position, down, right, height, width) -> the gradients of this position, shifted down
+        and right in an otherwise zero image of that size, [B, height, width, C].
+      shape: shape of the images, [B, H, W, C].
+      dtype: dtype of the images.
       window: height and width.
       strides: steps along H and W.
-      pads: of the images.
+      pads: padding of the images.
 
     Returns:
       [B, H, W, C].
@@ -316,7 +317,7 @@ def _windows_transposed(shifted_back, shape, dtype, window, strides, pads):
     height, width = (-(-size // stride) for size, stride in zip(padded, strides, strict=True))
 
     def pixels(row, column):
-        """The dense image of the pixels that begin at `row` and `column`."""
+        """The dense image of the pixels at a stride from `row` and `column`."""
         seen_by = itertools.product(range(row, window[0], strides[0]), range(column, window[1], strides[1]))
         sent_back = [
             shifted_back(i * window[1] + j, i // strides[0], j // strides[1], height, width) for i, j in seen_by

@@ -34,7 +34,7 @@ def architecture_from_linen(
     mask_argument: str | None = None,
     penalty: Callable = no_penalty,
 ) -> Architecture:
-    """Makes pure functions of a linen module.
+    """Converts a linen module to pure functions.
 
     The module is called as `module(inputs, train=...)`. The flag may also be called `training`, `is_training`,
     `deterministic` or `use_running_average` (the last two are False in training), or have a name of your own,
@@ -45,8 +45,8 @@ def architecture_from_linen(
     of flax and of this package on [B, ...] leave padding rows out of their statistics, and so does a module that takes
     the row mask [B] itself, `mask_argument`. A `mask` that the module itself gives to a batch norm is left alone.
 
-    Every variable collection but `params` is the model state; the collections that the module sows into are dropped.
-    Random streams (`dropout` and any other) come from `key`, and exist in training only.
+    All variable collections except `params` form the model state; sown collections are dropped. Random streams
+    (`dropout` and others) are derived from `key` and exist in training only.
 
     Args:
       module: an unbound linen module that returns raw scores [B, C].
@@ -98,7 +98,7 @@ def architecture_from_linen(
 
 
 def _streams(key):
-    """Linen takes "params" for every stream that is not named."""
+    """Linen uses the stream "params" for every stream without a key."""
     key_params, key_dropout = jax.random.split(key)
     return {"params": key_params, "dropout": key_dropout}
 
@@ -114,7 +114,7 @@ def _owners(collection):
 
 
 def _interceptor(watch: Watch, batch_first: bool):
-    """Tells `watch` what is called, and gives its mask to every active batch norm that is called without one."""
+    """An interceptor that reports calls to `watch` and passes the mask to active batch norms without one."""
 
     def intercept(call, args, kwargs, context):
         layer = context.module
@@ -138,7 +138,7 @@ def _interceptor(watch: Watch, batch_first: bool):
 
 
 def _flag(layer) -> str | None:
-    """The flag of a layer that trains in another way than it scores."""
+    """The training flag of a layer."""
     for kind, flag, rate in _WATCHED:
         if isinstance(layer, kind) and (rate is None or getattr(layer, rate) > 0):
             return flag

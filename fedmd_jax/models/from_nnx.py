@@ -21,7 +21,7 @@ def architecture_from_nnx(
     mask_argument: str | None = None,
     penalty: Callable = no_penalty,
 ) -> Architecture:
-    """Makes pure functions of a recipe for an nnx module.
+    """Converts a constructor of nnx modules to pure functions.
 
     The module is called as `module(inputs)` after `module.train()` or `module.eval()`, and after `nnx.view` where flax
     has it: its `nnx.Dropout` and `nnx.BatchNorm` need no argument. If its `__call__` has a training flag, it is set,
@@ -64,7 +64,7 @@ def architecture_from_nnx(
     >>> logits.shape, model_state
     ((5, 3), {})
     """
-    # Made for real, not with `jax.eval_shape`: flax takes an array that is made while tracing for a static attribute.
+    # Constructed, not traced with `jax.eval_shape`: flax treats arrays made while tracing as static attributes.
     module = None if isinstance(make, nnx.Module) else _make(make, nnx.Rngs(0))
     if not isinstance(module, nnx.Module):
         raise ValueError(f"wanted a function rngs -> nnx.Module, got {make}")
@@ -144,7 +144,7 @@ def _statistics(module):
 
 
 def _keep_structure(new_state, old_state):
-    """What `new_state` has in the places of `old_state`: a call may have sown new variables."""
+    """The variables of `new_state` that `old_state` has: a call may have sown new ones."""
     if isinstance(old_state, dict):
         return {name: _keep_structure(new_state[name], child) for name, child in old_state.items()}
     return new_state
@@ -165,7 +165,7 @@ def _takes(layer, name) -> bool:
 
 
 def _switch(module, flags, train):
-    """The module in training or in inference mode, by all the ways of nnx."""
+    """Sets the module to training or inference mode in all ways that nnx has."""
     for name, value in flags.items():
         switches = lambda _, layer, name=name: isinstance(layer, nnx.Module) and _is_switch(layer, name)  # noqa: E731
         module.set_attributes(switches, raise_if_not_found=False, **{name: value})
@@ -178,7 +178,7 @@ def _switch(module, flags, train):
 
 @contextlib.contextmanager
 def _watched_layers(module: nnx.Module, watch: Watch):
-    """Within, `watch` sees the layers of this one module object, and its mask goes to their batch norms."""
+    """A context in which `watch` observes the layers of this module object and passes its mask to their batch norms."""
     layers = [(path, layer, type(layer)) for path, layer in _modules(module) if isinstance(layer, tuple(_HOOKS))]
     for path, layer, kind in layers:
         layer.__class__ = _watched_class(kind)
@@ -195,13 +195,13 @@ def _watched_layers(module: nnx.Module, watch: Watch):
 
 
 class _Place:
-    """Where a layer is, and who watches it."""
+    """The path of a layer, and its `Watch`."""
 
     def __init__(self, watch: Watch, kind: str, path: tuple):
         self.watch, self.kind, self.path = watch, kind, path
 
     def active(self, method, flag, layer, *args, **kwargs):
-        """Tells of a call of `method` of `layer`: whether it is active in it, and its arguments by name."""
+        """Records a call of `method` of `layer`: whether the layer is active, and its arguments by name."""
         given = inspect.signature(method).bind(layer, *args, **kwargs).arguments
         value = getattr(layer, flag) if given.get(flag) is None else given[flag]
         return value is not None and self.watch.active(self.kind, self.path, flag, value), given
@@ -245,7 +245,7 @@ _HOOKS = {nnx.Dropout: _Dropout, nnx.MultiHeadAttention: _Attention, nnx.BatchNo
 
 @functools.cache
 def _watched_class(kind: type[nnx.Module]) -> type[nnx.Module]:
-    """A subclass in which the call of flax's layer is watched; one for each class, because nnx registers classes."""
+    """A subclass whose calls are observed. It is cached, because nnx keeps every class it has registered."""
     if kind in _HOOKS:
         return _HOOKS[kind]
     hook = next(hook for base, hook in _HOOKS.items() if issubclass(kind, base))

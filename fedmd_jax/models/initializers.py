@@ -1,7 +1,7 @@
-"""Kernel initialisers that compile fast.
+"""Kernel initializers that compile fast.
 
-The numbers are those of `jax.nn.initializers`, but drawn in one or two dimensions and then reshaped: XLA:CPU unrolls
-the loops over the 3x3 positions of a kernel, random generator and all. Compiling the initialisation of the three
+The distributions are those of `jax.nn.initializers`, drawn in one or two dimensions and then reshaped: XLA:CPU unrolls
+the loops over the 3x3 positions of a kernel, including the random generator. Compiling the initialization of the three
 kernels of a small CNN takes 0.7 s instead of 6.7 s.
 """
 

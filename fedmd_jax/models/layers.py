@@ -1,4 +1,4 @@
-"""Layers with the conventions of the reference implementation (Keras), and cheap on every backend."""
+"""Layers with the conventions of the reference implementation (Keras) that are fast on every backend."""
 
 import math
 import numbers
@@ -14,16 +14,16 @@ from fedmd_jax.models.convolution import block_kernels, conv_general_dilated, ex
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation as in Keras, blind to padding rows.
+    """Batch normalization as in Keras that ignores padding rows.
 
-    Normalises by the biased variance of the batch and moves the running variance towards the unbiased one, n/(n-1)
-    with n the number of real values of a channel. (Keras does so for images, [B, H, W, C]; PyTorch always.)
-    Statistics are computed in float32.
+    Normalizes by the biased variance of the batch and updates the running variance with the unbiased one, n/(n-1) times
+    the biased one with n the number of real values of a channel. (Keras does so for images, [B, H, W, C]; PyTorch
+    always.) Statistics are computed in float32.
 
     Variables: `params` `scale` and `bias`, `batch_stats` `mean` and `var`, all [C].
 
     Attributes:
-      momentum: share of the old moving statistics that a training step keeps, in [0, 1).
+      momentum: weight of the old running statistics in an update, in [0, 1).
       epsilon: added to the variance.
 
     References:
@@ -47,11 +47,11 @@ class BatchNorm(nn.Module):
 
         Args:
           x: activations, [B, ..., C].
-          train: whether to use, and to move, the statistics; otherwise the moving ones are used.
-          mask: [B], bool; False where a row is padding and may not reach the statistics.
+          train: whether to use batch statistics and update the running ones; otherwise the running ones are used.
+          mask: [B], bool; False for padding rows, which do not affect the statistics.
 
         Returns:
-          Normalised activations, [B, ..., C]. Of a batch without a real row: finite, and no statistics are moved.
+          Normalized activations, [B, ..., C]. Without a real row they are finite, and the statistics do not change.
         """
         normalisation = self._normalisation(x.shape[-1], train, lambda mean: _statistics(x, mask, mean))
         return _normalise(x, *normalisation)
@@ -59,8 +59,8 @@ class BatchNorm(nn.Module):
     def _normalisation(self, num_channels, train, statistics):
         """The `mean`, `factor` and `bias`, [C] each, of `(x - mean) * factor + bias`.
 
-        In training they are those of the batch, `statistics(moving_mean) -> mean, biased variance, count`, which the
-        moving ones then approach.
+        In training they are those of the batch, `statistics(moving_mean) -> mean, biased variance, count`, with which
+        the running ones are updated.
         """
         shape = (num_channels,)
         scale = self.param("scale", nn.initializers.ones, shape)
@@ -79,14 +79,14 @@ class BatchNorm(nn.Module):
 
 
 class ConvBatchNorm(BatchNorm):
-    """Batch normalisation of a convolution, folded into its kernel where that is cheaper.
+    """Batch normalization of a convolution, folded into the kernel if that is cheaper.
 
-    A normalised convolution is a convolution with another kernel and another bias. In inference both are known
-    beforehand, so that no pass over the activations remains. In training they hang on the mean and the variance of
-    what the convolution gives. Where a window has few values, as in an image, these follow from the mean m and the
-    covariance S of the windows, since a convolution is linear in them: mean W'm, variance diag(W'SW). Nothing then
-    reads the activations for the statistics, neither forward nor backward; in the first layer of a small CNN these are
-    the largest arrays of the whole step.
+    A normalized convolution is a convolution with another kernel and bias. In inference both are known, so that no
+    extra pass over the activations is needed. In training they depend on the mean and variance of the convolution's
+    output. If a window has few values, as in an image, these follow from the mean m and the covariance S of the
+    windows, since the convolution is linear: mean W'm, variance diag(W'SW). The statistics then need no pass over the
+    activations, neither forward nor backward. In the first layer of a small CNN the activations are the largest arrays
+    of a step.
 
     Variables and attributes are those of `BatchNorm`.
     """
@@ -109,12 +109,12 @@ class ConvBatchNorm(BatchNorm):
         Args:
           x: images, [B, H, W, I].
           kernel: [h, w, I, O].
-          bias: of the convolution, [O]. In training it moves the running mean and nothing else.
+          bias: bias of the convolution, [O]. In training it affects the running mean only.
           strides: steps along H and W.
           padding: "SAME" or "VALID".
           conv: as `jax.lax.conv_general_dilated`.
-          train: as of `BatchNorm`.
-          mask: as of `BatchNorm`.
+          train: as in `BatchNorm`.
+          mask: as in `BatchNorm`.
 
         Returns:
           [B, H', W', O].
@@ -157,10 +157,9 @@ def _add_to_mean(bias, statistics):
 def _statistics(x, mask, shift):
     """Mean [C], biased variance [C] and the count [] of the real values of a channel.
 
-    One pass over `x`, E[d^2] - E[d]^2 with d = x - `shift`. The shift by the moving mean keeps small what the
-    difference loses to cancellation, and costs nothing. Forward and backward on [64, 28, 28, 8], four clients vmapped
-    in a scan, two CPU cores: 14 ms; mean first and then squared deviations 22, a hand-written backward pass 22 to 26,
-    a shift by a value of `x` itself 26.
+    One pass over `x`, E[d^2] - E[d]^2 with d = x - `shift`. The shift by the running mean reduces cancellation at no
+    cost. Forward and backward on [64, 28, 28, 8], four clients vmapped in a scan, two CPU cores: 14 ms; mean first and
+    then squared deviations 22, a hand-written backward pass 22 to 26, a shift by a value of `x` itself 26.
     """
     axes = tuple(range(x.ndim - 1))
     size = math.prod(x.shape[1:-1])
@@ -171,7 +170,7 @@ def _statistics(x, mask, shift):
     else:
         chex.assert_shape(mask, x.shape[:1])
         count = jnp.sum(mask, dtype=jnp.float32) * size
-        # `where`, and no product: garbage in a padding row, be it infinite, stays out of the values and the gradients.
+        # `where` instead of a product keeps non-finite padding rows out of the values and the gradients.
         deviation = jnp.where(mask.reshape((-1,) + (1,) * (x.ndim - 1)), deviation, 0.0)
     divisor = jnp.maximum(count, 1.0)
     mean = jnp.sum(deviation, axes) / divisor
@@ -191,7 +190,8 @@ def _linear_statistics(x, mask, weights, num_channels):
     deviation = rows - mean[None]
     if real is not None:
         deviation = jnp.where(real, deviation, 0.0)
-    # In full: `diag(W'SW)` is a small difference of large numbers where pixels are alike, and GPUs round products.
+    # Highest precision: `diag(W'SW)` is a small difference of large numbers for similar pixels, and GPUs round
+    # products.
     dot = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
     covariance = dot(deviation.T, deviation) / divisor
     means = dot(mean[None], weights).reshape(-1, num_channels)  # of each place in a block
@@ -215,7 +215,7 @@ class GroupNorm(nn.Module):
     """`flax.linen.GroupNorm` with the call of `BatchNorm`: no row sees another, so it does not need `train`.
 
     Attributes:
-      num_groups: wanted number of channel groups; the largest divisor of it that also divides the channels is taken.
+      num_groups: number of channel groups; reduced to its greatest common divisor with the number of channels.
     """
 
     num_groups: int = 8
@@ -228,11 +228,11 @@ class GroupNorm(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Element-wise dropout whose random bits cost next to nothing.
+    """Element-wise dropout with cheap random bits.
 
-    On a CPU the threefry bits of `flax.linen.Dropout` cost as much as a convolution. Here the place of an element is
-    hashed with the key: a dozen integer operations that are fused into what uses them, and made again in the backward
-    pass instead of being kept.
+    On a CPU the threefry bits of `flax.linen.Dropout` cost as much as a convolution. Here the position of an element is
+    hashed with the key: a dozen integer operations that are fused into their consumers and recomputed in the backward
+    pass.
 
     Attributes:
       rate: probability to drop an element, in [0, 1).
@@ -261,9 +261,9 @@ class Dropout(nn.Module):
 
 
 class ReLUDropout(Dropout):
-    """`Dropout` of a ReLU, in one pass forward and one backward.
+    """ReLU and dropout in one pass forward and one backward.
 
-    The result says where the gradient flows, so that nothing else is kept for it.
+    The backward pass needs only the output: the gradient is nonzero where the output is positive.
     """
 
     @nn.compact
@@ -295,14 +295,14 @@ _relu_dropout.defvjp(_relu_dropout_forward, _relu_dropout_backward)
 
 
 def write_out(fn: Callable[[chex.Array, chex.Array], chex.Array], x: chex.Array) -> chex.Array:
-    """An element-wise `fn` of a large array, computed once and kept.
+    """Computes an element-wise `fn` of a large array once and materializes it.
 
-    XLA:CPU has no fence (`jax.lax.optimization_barrier` is gone before fusion begins): it computes an element-wise
-    function again in each of its consumers, which is ten times for an activation that is pooled and then cut into the
-    nine patches of a 3x3 convolution. What a loop carries it has to keep; so here is one, of two turns.
+    XLA:CPU fuses an element-wise function into each of its consumers and computes it again there: ten times for an
+    activation that is pooled and then cut into the nine patches of a 3x3 convolution (`jax.lax.optimization_barrier` is
+    removed before fusion). The carry of a loop has to be materialized, hence this loop of two iterations.
 
     Args:
-      fn: (part of x, place of its first element) -> the same shape.
+      fn: (part of x, position of its first element) -> the same shape.
       x: any shape.
 
     Returns:
@@ -320,20 +320,20 @@ def write_out(fn: Callable[[chex.Array, chex.Array], chex.Array], x: chex.Array)
     return jax.lax.fori_loop(0, 2, turn, x)
 
 
-_LARGE = 2**16  # elements; smaller ones stay in the cache, where doing things twice is cheap
+_LARGE = 2**16  # elements; smaller arrays stay in the cache, where recomputation is cheap
 
 
 def keep_mask(words: chex.Array, shape: Sequence[int], rate: float, *, start: chex.Array | int = 0) -> chex.Array:
-    """Which elements dropout keeps: each with probability 1 - rate (to 2**-32), independently.
+    """The elements that dropout keeps: each with probability 1 - rate (to 2**-32), independently.
 
-    The place of an element and the words of the key go through the finaliser of MurmurHash3, one word after the other.
-    That is no generator to simulate physics with, and keys have to be random themselves, as `jax.random`'s are.
+    The position of an element and the words of the key are hashed with the finalizer of MurmurHash3, one word after the
+    other. The statistical quality suffices for dropout; keys must be random themselves, as those of `jax.random` are.
 
     Args:
-      words: of the key, uint32, any shape; `jax.random.key_data` gives them.
-      shape: of the result.
-      rate: probability to drop, in [0, 1).
-      start: place of the first element, where the result is a part of something larger.
+      words: words of the key, uint32, any shape, from `jax.random.key_data`.
+      shape: shape of the result.
+      rate: probability to drop an element, in [0, 1).
+      start: position of the first element, if the result is a part of a larger array.
 
     Returns:
       Boolean, [*shape].
@@ -341,8 +341,7 @@ def keep_mask(words: chex.Array, shape: Sequence[int], rate: float, *, start: ch
     References:
       Appleby, MurmurHash3, 2011.
     """
-    # `lax` throughout: there are hundreds of these operations in a federation, and `jnp` takes ten times as long to
-    # trace each.
+    # `lax` instead of `jnp`, which takes ten times as long to trace: a federation has hundreds of these operations.
     hashed = jax.lax.full(shape, start, jnp.uint32)
     for axis, _ in enumerate(shape):
         stride = jax.lax.full(shape, math.prod(shape[axis + 1 :]) % 2**32, jnp.uint32)
@@ -362,13 +361,13 @@ def _mix(words):
 
 
 def check_positive(**counts):
-    """Raises ValueError where a list of counts holds something else than positive integers."""
+    """Raises ValueError if a list of counts has an entry that is not a positive integer."""
     for name, values in counts.items():
         if not all(isinstance(n, numbers.Integral) and n > 0 for n in values):
             raise ValueError(f"{name} must be positive integers, got {tuple(values)}")
 
 
 def check_rate(dropout):
-    """Raises ValueError where a dropout rate is not in [0, 1)."""
+    """Raises ValueError if a dropout rate is not in [0, 1)."""
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must be in [0, 1), got {dropout}")

@@ -1,4 +1,4 @@
-"""What both adapters need to keep padding rows out of batch statistics."""
+"""Helpers of both adapters that keep padding rows out of batch statistics."""
 
 import chex
 import jax

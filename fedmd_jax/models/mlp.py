@@ -9,12 +9,12 @@ from fedmd_jax.models.layers import ReLUDropout, check_positive, check_rate
 
 
 class MLP(nn.Module):
-    """Dense layers with ReLU and dropout, then the head; inputs of any shape are flattened.
+    """Dense layers with ReLU and dropout, then the head. Inputs of any shape are flattened.
 
     Parameters are named dense1, dense2, ..., head.
 
     Attributes:
-      hidden: units of each hidden layer; may be empty (multinomial logistic regression).
+      hidden: number of units of each hidden layer; may be empty (multinomial logistic regression).
       num_classes: scores per example.
       dropout: probability to drop a hidden activation, in [0, 1).
 

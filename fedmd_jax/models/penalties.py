@@ -7,13 +7,13 @@ import jax.numpy as jnp
 
 
 def head_l2(scale: float = 1e-3) -> Callable[[chex.ArrayTree], chex.Array]:
-    """L2 on the kernel of the layer named "head", as Keras has it: `scale * sum(kernel**2)`, without a half.
+    """L2 penalty on the kernel of the layer named "head", as in Keras: `scale * sum(kernel**2)`, without a factor 1/2.
 
     Args:
       scale: 1e-3 in the released FedMD code, in the digest and in the revisit loss.
 
     Returns:
-      params -> scalar, to be given to `architecture_from_linen(..., penalty=head_l2())`.
+      params -> scalar, for `architecture_from_linen(..., penalty=head_l2())`.
 
     >>> head_l2(0.5)({"head": {"kernel": jnp.array([[1.0, 2.0]])}}).tolist()
     2.5

@@ -16,16 +16,16 @@ Norm = Callable[..., nn.Module]
 
 
 class ResNet(nn.Module):
-    """The residual network of the CIFAR experiments, returning raw scores.
+    """The residual network of the CIFAR experiments. Returns logits.
 
-    A 3x3 stem, then stages of residual blocks of two 3x3 convolutions; each stage but the first halves the image.
-    Shortcuts have no parameters: they skip pixels and pad channels with zeros (the paper's option A). Then the mean
-    over the image and the head.
+    A 3x3 stem is followed by stages of residual blocks of two 3x3 convolutions; each stage but the first halves the
+    image. Shortcuts have no parameters: they skip pixels and pad channels with zeros (option A of the paper). The mean
+    over the image and the head come last.
 
     Attributes:
-      num_blocks: residual blocks of a stage.
-      num_classes: scores per image.
-      filters: of each stage, not decreasing.
+      num_blocks: number of residual blocks per stage.
+      num_classes: number of scores per image.
+      filters: number of filters of each stage, not decreasing.
       norm: makes the normalisation, `BatchNorm`, `GroupNorm` or your own: `norm(name=...)` is a module that is called
         as `module(x, train=train)`.
       conv_general_dilated: the convolution, as `jax.lax.conv_general_dilated`.

@@ -9,7 +9,7 @@ import pytest
 from fedmd_jax.cli import main
 from fedmd_jax.experiments.setup import prepare
 
-SETTINGS = "--smoke --networks mlp:n1=8 mlp:n1=8 --weights 1 0.5 --score-bound 2 --subset stratified"
+SETTINGS = "--smoke --networks mlp:n1=8 mlp:n1=8 --weights 1 0.5 --score-clip 2 --subset stratified"
 NUM_TEST = 300
 
 

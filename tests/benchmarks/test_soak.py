@@ -8,7 +8,7 @@ import pytest
 import soak
 import toys
 
-FAULTS = ("absent", "incomplete", "scores not finite", "revisit not finite")
+FAULTS = ("dropped", "straggler", "scores not finite", "revisit not finite")
 
 
 def lines():
@@ -81,7 +81,7 @@ def test_finished_rounds_and_all_rounds_are_wanted(tmp_path):
 def test_a_run_that_was_moved_may_differ_by_rounding_and_no_more(tmp_path):
     image = 1 / soak.NUM_TEST
     fine = changed(9, accuracy=0.5 + image, digest_loss=0.1 * (1 + 1e-4))
-    bad = {"a loss is": {"digest_loss": None}, "away": {"revisit_loss": 0.21}, "where it was": {"status": "absent"}}
+    bad = {"a loss is": {"digest_loss": None}, "away": {"revisit_loss": 0.21}, "where it was": {"status": "dropped"}}
     assert problems(tmp_path, fine, is_moved=True) == ""
     for number, (told, values) in enumerate([*bad.items(), ("away", {"accuracy": 0.5 + 2 * image})]):
         (tmp_path / str(number)).mkdir()

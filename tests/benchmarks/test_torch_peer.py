@@ -123,8 +123,8 @@ def federations(make, peer_class, **settings):
     federation = fmd.fedmd(
         groups,
         subset_size=40,
-        digest_training=fmd.Training(num_epochs=1, batch_size=256),
-        revisit_training=fmd.Training(num_epochs=2, batch_size=256),
+        digest_training=fmd.TrainingConfig(num_epochs=1, batch_size=256),
+        revisit_training=fmd.TrainingConfig(num_epochs=2, batch_size=256),
     )
     public = fmd.public_dataset(work["public"])
     private = fmd.stack_private(groups, dict(enumerate(work["private"])))

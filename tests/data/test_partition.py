@@ -22,7 +22,7 @@ def split(labels, *, seed, **request):
 
 
 @given(requests(), st.integers(0, 2**32))
-def test_every_client_gets_exactly_what_was_asked_and_nobody_shares(request_, seed):
+def test_every_client_gets_what_was_asked_without_overlap(request_, seed):
     labels, request = request_
     shares = split(labels, seed=seed, **request)
     assert len(shares) == request["num_clients"]

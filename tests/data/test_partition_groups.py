@@ -209,7 +209,7 @@ SKEWS = {
 @pytest.mark.parametrize("skew", SKEWS)
 @modest
 @given(st.data(), SEEDS)
-def test_a_skew_divides_all_of_the_classes_and_leaves_nobody_below_the_minimum(skew, data, seed):
+def test_a_skew_divides_all_classes_and_respects_the_minimum(skew, data, seed):
     draw = data.draw
     split = draw(SKEWS[skew])
     num_clients, min_examples = draw(st.integers(1, 6)), draw(st.integers(1, 5))

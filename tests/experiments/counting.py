@@ -5,8 +5,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from fedmd_jax.evaluate import Evaluation
-from fedmd_jax.types import Attendance, ClientState, RoundInfo, TrainingInfo
+from fedmd_jax.client.evaluation import Evaluation
+from fedmd_jax.types import ClientState, Participation, RoundInfo, TrainingInfo
 
 UNIT = 2.0**-20  # accuracies are shares
 
@@ -45,7 +45,7 @@ def counting(setup):
             for name, group in groups.items()
         }
         yes = of_clients(keys.shape, True)
-        info = RoundInfo(losses, losses, client_ids, jnp.full(keys.shape, True), Attendance(yes, yes), yes, yes, yes)
+        info = RoundInfo(losses, losses, client_ids, jnp.full(keys.shape, True), Participation(yes, yes), yes, yes, yes)
         return appended(4)(states)[0], info
 
     def evaluate(states, _):
@@ -55,10 +55,10 @@ def counting(setup):
         setup.federation,
         new_states=jax.jit(new_states),
         pretrain=jax.jit(appended(2), donate_argnums=0),
-        personalize=jax.jit(appended(3), donate_argnums=0),
+        train_private=jax.jit(appended(3), donate_argnums=0),
         round=jax.jit(round_, donate_argnums=0),
         revisit=jax.jit(appended(6), donate_argnums=0),
-        pool=jax.jit(appended(5)),
+        train_pooled=jax.jit(appended(5)),
         evaluate=jax.jit(evaluate),
     )
     return setup._replace(federation=federation)

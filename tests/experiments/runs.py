@@ -1,12 +1,12 @@
 """Made-up results of a federation, and the run directory they make."""
 
-from fedmd_jax.communication import Communication
 from fedmd_jax.experiments.run_directory import Writer, round_records
 from fedmd_jax.experiments.settings import Experiment
 from fedmd_jax.experiments.train import write_summary
-from fedmd_jax.metrics import OK, ClientMetrics, RoundMetrics
+from fedmd_jax.simulation.communication import CommunicationCost
+from fedmd_jax.simulation.metrics import OK, ClientMetrics, RoundMetrics
 
-SENT = Communication(3200, 3200, 19200, 23560.0)
+SENT = CommunicationCost(3200, 3200, 19200, 23560.0)
 SECONDS = {"compile": 3.0, "transfer": 1.25, "rounds": 2.0, "total": 7.5}
 
 

@@ -47,7 +47,7 @@ def test_states_come_back_to_the_bit_and_the_last_two_and_the_best_stay(tmp_path
 
 def test_states_of_a_mesh_are_the_same_on_disk(tmp_path):
     cache = PretrainedCache(tmp_path, {"mlp": "place"}, {"mlp": STATES["mlp"]})
-    spread = fmd.spread_clients({"mlp": STATES["mlp"]}, fmd.client_mesh(2))
+    spread = fmd.mapping.shard_clients({"mlp": STATES["mlp"]}, fmd.client_mesh(2))
     cache.save("mlp", spread["mlp"], {"failed": [[1]]})
     states, record = cache.load("mlp")
     assert states.params["w"].tolist() == [[1.0] * 3]

@@ -46,7 +46,7 @@ def test_the_bar_ends_with_the_last_phase_round_and_accuracy(num_rounds):
 def test_faults_are_shown():
     for changes, told in (
         ({"digested": False}, ", no consensus: no client with a weight reported"),
-        ({"status": {1: "absent"}}, ", 1 of 3 clients absent or failed"),
+        ({"status": {1: "dropped"}}, ", 1 of 3 clients dropped or failed"),
     ):
         terminal, file = Terminal(), io.StringIO()
         for shown in (Bar(1, terminal), Lines(1, file)):

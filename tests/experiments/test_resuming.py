@@ -117,7 +117,7 @@ def test_other_phases_and_intervals(play, tmp_path, options, stage):
 
 
 def test_failures_in_transfer_learning_are_in_round_0_after_it_was_resumed(play, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "undone_clients", lambda *_: {2, 1})
+    monkeypatch.setattr(train, "reverted_clients", lambda *_: {2, 1})
     for path, disturbed in ((tmp_path / "whole", None), (tmp_path / "run", STAGES[3])):
         play("--out", path, *TINY, stage=disturbed, kind=Killed)
     assert play("--resume", tmp_path / "run")[0] == 0

@@ -227,7 +227,7 @@ def test_a_loss_that_is_not_finite_is_null(loss):
 
 
 def test_the_summary(tmp_path):
-    status = {2: {0: "absent", 1: "scores not finite, digest not finite"}, 4: {1: "digest not finite"}}
+    status = {2: {0: "dropped", 1: "scores not finite, digest not finite"}, 4: {1: "digest not finite"}}
     summary = runs.write(tmp_path / "run", runs.experiment(num_rounds=5), status=status, failed={1: [3]})
     assert json.loads((tmp_path / "run" / files.SUMMARY).read_text()) == summary
     names = ("experiment", "seed", "num_clients", "num_rounds", "num_rounds_done", "interrupted")

@@ -62,7 +62,7 @@ def test_data_out_of_range(settings, message):
         ({"completion": (float("nan"),)}, "completion must be at least 0 and at most 1, got nan"),
         ({"availability": ()}, "availability must be one number, or one per client, 2, got 0"),
         ({"completion": (1.0,) * 3}, "completion must be one number, or one per client, 2, got 3"),
-        ({"score_bound": 0.0}, "score_bound must be positive and finite, got 0.0"),
+        ({"score_clip": 0.0}, "score_clip must be positive and finite, got 0.0"),
         ({"devices": 0}, "devices must be an integer of at least 1, got 0"),
         ({"devices": "many"}, "devices must be an integer of at least 1, got 'many'"),
         ({"clients_per_chunk": 0}, "clients_per_chunk must be an integer of at least 1, got 0"),

@@ -12,7 +12,7 @@ from fedmd_jax.cli import main
 from fedmd_jax.experiments import run_directory as files
 from fedmd_jax.experiments.settings import StoppablePhase
 from fedmd_jax.experiments.setup import choose_mesh, choose_seeds_at_once, group_clients, prepare, stack
-from fedmd_jax.federation import fedmd
+from fedmd_jax.simulation.federation import fedmd
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_settings_reach_the_federation(experiment, monkeypatch):
         "fedmd_jax.experiments.setup.fedmd",
         lambda groups, **settings: given.update(settings) or fedmd(groups, subset_size=10),
     )
-    prepare([dataclasses.replace(experiment, clients_per_chunk=2, score_bound=3.0)])
+    prepare([dataclasses.replace(experiment, clients_per_chunk=2, score_clip=3.0)])
     assert (given["clients_per_chunk"], [each.keywords for each in given["transforms"]]) == (2, [{"bound": 3.0}])
 
 
@@ -121,7 +121,7 @@ def test_failures_dropouts_and_stragglers_are_in_the_metrics(options, tmp_path):
     )
     lines, _, summary = run(tmp_path / "run", options)
     status = [[line["status"] for line in lines if line["round"] == round_] for round_ in range(3)]
-    assert status == [["public training not finite"] * 3] + [["ok", "absent", "incomplete"]] * 2
+    assert status == [["public training not finite"] * 3] + [["ok", "dropped", "straggler"]] * 2
     assert None in [client["pooled_accuracy"] for client in summary["clients"]]
 
 

@@ -77,11 +77,11 @@ def check_group(case):
     assert all(weight == 0 or 1e-30 <= weight <= 1e30 for weight in group.weights)
     assert all(0 <= i < 2**32 for i in group.client_ids)
     if group.num_clients <= 3:
-        close(fmd.all_clients({"a": group}).weights["a"], group.weights)
+        close(fmd.algorithms.all_clients({"a": group}).weights["a"], group.weights)
 
 
 def check_client_keys(case):
-    keys = fmd.client_keys(KEY, case)
+    keys = fmd.mapping.client_keys(KEY, case)
     for key, client_id in zip(keys, np.asarray(case).tolist(), strict=True):
         assert type(client_id) is int
         assert (jax.random.key_data(key) == jax.random.key_data(fold_in(KEY, np.uint32(client_id)))).all()
@@ -107,9 +107,9 @@ def private_examples(draw):
 
 
 def check_stack_private(case):
-    first, second, examples, home = case
+    first, second, examples, storage = case
     groups = {name: fmd.ArchitectureGroup(None, ids) for name, ids in (("a", first), ("b", second)) if ids}
-    stacked = fmd.stack_private(groups, examples, home=home)
+    stacked = fmd.stack_private(groups, examples, storage=storage)
     for name, group in groups.items():
         inputs, labels, counts = stacked[name]
         for position, client_id in enumerate(group.client_ids):
@@ -248,7 +248,7 @@ def check_consensus(case):
 
 def check_weighted_sum(case):
     weights, numbers, chunk, axes = case
-    fn = fmd.weighted_sum_clients(lambda own: own, axes, clients_per_chunk=chunk)
+    fn = fmd.mapping.weighted_sum_clients(lambda own: own, axes, clients_per_chunk=chunk)
     shapes = abstract(fn, weights, numbers)
     assert shapes.total.shape == (1, *numbers.shape[1:])
     if ordinary(numbers) and weights.dtype == np.float32 and chunk in (None, 1):
@@ -260,7 +260,7 @@ def check_weighted_sum(case):
 
 @cache
 def sum_clients(chunk):
-    return jax.jit(fmd.weighted_sum_clients(lambda own: own, (0,), clients_per_chunk=chunk))
+    return jax.jit(fmd.mapping.weighted_sum_clients(lambda own: own, (0,), clients_per_chunk=chunk))
 
 
 two_weights = st.lists(st.sampled_from([0.0, 1.0, 0.5, -1.0, float("nan")]), min_size=2, max_size=2).map(np.float32)
@@ -268,7 +268,7 @@ two_weights = st.lists(st.sampled_from([0.0, 1.0, 0.5, -1.0, float("nan")]), min
 
 def check_map_clients(case):
     axes, chunk, own, shared = case
-    mapped = fmd.map_clients(lambda own, shared: own * 2, axes, clients_per_chunk=chunk)
+    mapped = fmd.mapping.map_clients(lambda own, shared: own * 2, axes, clients_per_chunk=chunk)
     shape = abstract(mapped, own, shared)
     assert shape.shape == own.shape
 
@@ -283,7 +283,11 @@ def public_datasets(draw):
     return fmd.PublicDataset(inputs, draw(odd.maybe(usual, st.none() | odd.arrays(), 4)))
 
 
-DRAWS = {"random": fmd.draw_public_subset, "stratified": fmd.draw_stratified_subset, "in order": fmd.take_in_order}
+DRAWS = {
+    "random": fmd.draw_public_subset,
+    "stratified": fmd.draw_stratified_subset,
+    "in order": fmd.algorithms.first_examples,
+}
 draw_three = {name: jax.jit(partial(draw, size=3)) for name, draw in DRAWS.items()}
 
 
@@ -303,7 +307,7 @@ def check_subset(case):
                 assert int(3 * count / 4) <= np.sum(np.asarray(subset.labels) == label) <= -(-3 * count // 4)
 
 
-# Cohorts and attendance.
+# Cohorts and participation.
 
 GROUPS = {"a": fmd.ArchitectureGroup(None, (0, 3, 5)), "b": fmd.ArchitectureGroup(None, (1, 2))}
 some_sizes = st.integers(0, 7) | st.dictionaries(
@@ -314,8 +318,8 @@ some_sizes = st.integers(0, 7) | st.dictionaries(
 
 
 def check_cohort(size):
-    sizes = fmd.cohort_sizes(GROUPS, size)
-    cohort = fmd.draw_cohort(KEY, GROUPS, size)
+    sizes = fmd.simulation.cohort_sizes(GROUPS, size)
+    cohort = fmd.simulation.draw_cohort(KEY, GROUPS, size)
     assert all(1 <= sizes[name] <= group.num_clients for name, group in GROUPS.items())
     assert sum(sizes.values()) == (sum(size.values()) if isinstance(size, dict) else size)
     for name, rows in cohort.rows.items():
@@ -326,13 +330,13 @@ def check_cohort(size):
 def check_rows(case):
     which, tree, rows, new = case
     if which == "take":
-        taken = fmd.take_clients({"x": tree}, rows)["x"]
+        taken = fmd.simulation.get_rows({"x": tree}, rows)["x"]
         rows = np.asarray(rows, int)
         assert (rows >= 0).all()
         np.testing.assert_array_equal(taken, tree[rows])
     else:
         expected = np.array(tree)
-        changed = fmd.put_clients({"x": tree}, rows, {"x": new})["x"]
+        changed = fmd.simulation.set_rows({"x": tree}, rows, {"x": new})["x"]
         rows = np.asarray(rows, int)
         assert len(set(rows.tolist())) == len(rows)
         assert (rows >= 0).all()
@@ -355,10 +359,10 @@ some_luck = st.floats(0, 1) | odd.things | st.dictionaries(st.integers(0, 3), st
 three_ids = st.lists(st.integers(0, 3), min_size=3, max_size=3, unique=True).map(np.uint32)
 
 
-def check_attendance(case):
+def check_participation(case):
     ids, availability, completion = case
-    attendance = fmd.draw_attendance(KEY, {"a": ids}, availability=availability, completion=completion)
-    available, completed = np.asarray(attendance.available["a"]), np.asarray(attendance.completed["a"])
+    participation = fmd.simulation.draw_participation(KEY, {"a": ids}, availability=availability, completion=completion)
+    available, completed = np.asarray(participation.available["a"]), np.asarray(participation.completed["a"])
     assert available.shape == completed.shape == np.shape(ids)
     assert not (completed & ~available).any()
     for mask, probability in ((available, availability), (completed | ~available, completion)):
@@ -481,7 +485,7 @@ class Call(NamedTuple):
 
 
 def training(*, num_epochs, batch_size, optimizer, early_stopping):
-    return fmd.Training(
+    return fmd.TrainingConfig(
         num_epochs=num_epochs, batch_size=batch_size, optimizer=optimizer, early_stopping=early_stopping
     )
 
@@ -503,7 +507,7 @@ SETTINGS = {
             "early_stopping": odd.maybe(st.none(), odd.things),
         },
     ),
-    "bound_scores": (lambda bound: fmd.bound_scores(jnp.ones((2, 3)), bound=bound), {"bound": number}),
+    "clip_scores": (lambda bound: fmd.transforms.clip_scores(jnp.ones((2, 3)), bound=bound), {"bound": number}),
     "EarlyStopping": (fmd.EarlyStopping, {"patience": count, "min_delta": number}),
     "client_mesh": (fmd.client_mesh, {"num_devices": st.none() | count}),
     "adam": (fmd.adam, {"learning_rate": number, "b1": number, "b2": number, "eps": number}),
@@ -624,8 +628,8 @@ def trees(draw):
 
 def check_spread(case):
     tree, num_devices, costs = case
-    spread = fmd.spread_clients(tree, fmd.client_mesh(num_devices), costs=costs)
-    gathered = fmd.gather_clients(spread)
+    sharded = fmd.mapping.shard_clients(tree, fmd.client_mesh(num_devices), costs=costs)
+    gathered = fmd.gather_clients(sharded)
     assert sorted(gathered) == sorted(tree)
     for name in tree:
         for found, given in zip(jax.tree.leaves(gathered[name]), jax.tree.leaves(tree[name]), strict=True):
@@ -695,9 +699,9 @@ TARGETS = [
     target("cohorts", odd.maybe(some_sizes, odd.things, 5), check_cohort, few=16),
     target("rows of clients", rows_cases(), check_rows, few=16),
     target(
-        "attendance",
+        "participation",
         st.tuples(odd.maybe(three_ids, odd.arrays() | odd.things, 6), some_luck, some_luck),
-        check_attendance,
+        check_participation,
         few=16,
     ),
     target(

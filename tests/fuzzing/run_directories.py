@@ -59,7 +59,7 @@ _OPTIONS = [
     *("--num-rounds", "--subset-size", "--networks", "--width", "--weights", "--num-seeds", "--seed"),
     *("--out", "--over"),
     *("--data.num-public", "--data.private-classes", "--data.data-dir", "--digest.batch-size", "--availability"),
-    *("--distance", "--temperature", "--score-bound", "--devices", "--no-pooled", "--smoke", "--nonsense"),
+    *("--distance", "--temperature", "--score-clip", "--devices", "--no-pooled", "--smoke", "--nonsense"),
     *("--resume", "--allow-environment-change", "--help", "-h", "--from", "--data-dir", "--no-checksums"),
     *("--", "-", "=", "--seed="),
 ]
@@ -83,7 +83,7 @@ _VALUES = [
 _GOOD = [
     *(["--num-rounds", "1"], ["--distance", "kl"], ["--width", "0.5"], ["--smoke"], ["--no-pooled"]),
     *(["--num-seeds", "2"],),
-    *(["--networks", "mlp", "mlp"], ["--availability", "0.5"], ["--devices", "all"], ["--score-bound", "None"]),
+    *(["--networks", "mlp", "mlp"], ["--availability", "0.5"], ["--devices", "all"], ["--score-clip", "None"]),
 ]
 _odd_words = st.lists(st.sampled_from(_OPTIONS) | st.sampled_from(_VALUES) | st.text(max_size=4), max_size=5)
 words = st.tuples(

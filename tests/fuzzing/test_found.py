@@ -333,14 +333,14 @@ def test_scores_of_different_shapes_are_not_broadcast():
 def test_a_weight_that_is_none_silences_nobody_else(weight):
     weights = {"a": jnp.array([1.0, weight]), "b": jnp.array([1.0])}
     np.testing.assert_array_equal(fmd.weighted_consensus(SCORES, weights), 2 * np.ones((2, 3)))
-    sums = fmd.weighted_sum_clients(lambda own: own, (0,))(weights["a"], jnp.ones(2))
+    sums = fmd.mapping.weighted_sum_clients(lambda own: own, (0,))(weights["a"], jnp.ones(2))
     assert (float(sums.total[0]), float(sums.weight[0])) == (1.0, 1.0)
 
 
 def test_client_ids_are_not_rounded_or_wrapped():
     for ids in ([1.5], [-1], [2**32], np.array([-1], np.int32), "ab", 3, None, [[1]]):
-        refused(fmd.client_keys, KEY, ids)
-        refused(fmd.draw_attendance, KEY, {"a": ids})
+        refused(fmd.mapping.client_keys, KEY, ids)
+        refused(fmd.simulation.draw_participation, KEY, {"a": ids})
     for ids in (None, 3, [True], np.zeros((1, 1))):
         refused(fmd.ArchitectureGroup, None, ids)
     for weights in (3, "ab", [None, 1], [1j, 1], [[1], [1]]):
@@ -363,16 +363,16 @@ def test_rows_that_are_none():
     tree = {"x": np.arange(3), "y": jnp.arange(3)}
     for rows in ([3], [-1], [0.5], [[0]], "a", None):
         for one in tree:
-            refused(fmd.take_clients, {one: tree[one]}, rows)
-    refused(fmd.put_clients, {"x": np.arange(3)}, [0, 0], {"x": np.arange(2)})
-    refused(fmd.put_clients, {"x": np.arange(3)}, [0, 1], {"x": np.array(7)})
-    refused(fmd.put_clients, {"x": np.arange(3)}, [0, 1], {"x": np.array([0.5, 1.5])})
+            refused(fmd.simulation.get_rows, {one: tree[one]}, rows)
+    refused(fmd.simulation.set_rows, {"x": np.arange(3)}, [0, 0], {"x": np.arange(2)})
+    refused(fmd.simulation.set_rows, {"x": np.arange(3)}, [0, 1], {"x": np.array(7)})
+    refused(fmd.simulation.set_rows, {"x": np.arange(3)}, [0, 1], {"x": np.array([0.5, 1.5])})
 
 
 def test_public_labels_of_another_length():
     """JAX took the last one."""
     public = fmd.PublicDataset(jnp.zeros((4, 2)), jnp.zeros(3, jnp.int32))
-    for draw in (fmd.draw_public_subset, fmd.draw_stratified_subset, fmd.take_in_order):
+    for draw in (fmd.draw_public_subset, fmd.draw_stratified_subset, fmd.algorithms.first_examples):
         refused(draw, KEY, public, 2)
         for size in (0, 5, 2.0, "2", None, True):
             refused(draw, KEY, public._replace(labels=jnp.zeros(4, jnp.int32)), size)
@@ -380,16 +380,16 @@ def test_public_labels_of_another_length():
 
 def test_counts_that_are_none():
     for count in (True, 1.0, "1", None, 0, 2**40, np.array([1])):
-        refused(fmd.Training, num_epochs=count)
+        refused(fmd.TrainingConfig, num_epochs=count)
         refused(fmd.EarlyStopping, patience=count)
-        refused(fmd.cohort_sizes, GROUPS, count)
+        refused(fmd.simulation.cohort_sizes, GROUPS, count)
         refused(fmd.communication_bytes, {}, subset_size=count, num_classes=1, num_rounds=1)
     for count in (True, 1.0, "1", 0, 99):
         refused(fmd.client_mesh, count)
-    refused(fmd.cohort_sizes, GROUPS, {"a": 1, 2: 1})
+    refused(fmd.simulation.cohort_sizes, GROUPS, {"a": 1, 2: 1})
     refused(fmd.communication_bytes, {}, subset_size=1, num_classes=1, num_rounds=1)
-    refused(fmd.Training, optimizer="adam")
-    refused(fmd.Training, early_stopping=3)
+    refused(fmd.TrainingConfig, optimizer="adam")
+    refused(fmd.TrainingConfig, early_stopping=3)
     refused(fmd.EarlyStopping, patience=1, min_delta="x")
 
 
@@ -404,17 +404,17 @@ def test_nothing_to_score():
 
 def test_axes_and_arguments_that_are_none():
     for axes in ((1,), ("a",), (None,), (), 3):
-        refused(lambda axes=axes: fmd.map_clients(jnp.square, axes)(jnp.ones(2)))
-    refused(fmd.map_clients(jnp.square, (0,)), jnp.float32(2))
-    refused(fmd.map_clients(jnp.square, (0,)), jnp.ones(0))
+        refused(lambda axes=axes: fmd.mapping.map_clients(jnp.square, axes)(jnp.ones(2)))
+    refused(fmd.mapping.map_clients(jnp.square, (0,)), jnp.float32(2))
+    refused(fmd.mapping.map_clients(jnp.square, (0,)), jnp.ones(0))
     for tree in ({"a": np.float32(1)}, {"a": {}}, {"a": np.zeros(0)}, {"a": [1.0]}):
-        refused(fmd.spread_clients, tree, fmd.client_mesh(1))
-    refused(fmd.spread_clients, {"a": np.zeros(1)}, fmd.client_mesh(1), costs=3)
+        refused(fmd.mapping.shard_clients, tree, fmd.client_mesh(1))
+    refused(fmd.mapping.shard_clients, {"a": np.zeros(1)}, fmd.client_mesh(1), costs=3)
 
 
 def test_probabilities_that_are_none():
     for probability in ("x", None, 1j, float("nan"), {0: "x"}):
-        refused(fmd.draw_attendance, KEY, {"a": [0]}, availability=probability)
+        refused(fmd.simulation.draw_participation, KEY, {"a": [0]}, availability=probability)
 
 
 def test_partitions_of_what_is_none():

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedmd_jax.losses import mae
+from fedmd_jax.client.losses import mae
 from fedmd_jax.models import CNN, architecture_from_linen, head_l2
 
 GOLDEN = dict(np.load(pathlib.Path(__file__).parents[1] / "golden" / "reference_a.npz"))

@@ -1,7 +1,7 @@
-"""Builders of TensorFlow Datasets: two of our own, and the stock ones fed from files.
+"""Builders of TensorFlow Datasets: two custom ones, and the stock ones with input from files.
 
-Importing this package imports TensorFlow Datasets. Nothing is registered there, since `emnist` is taken: call the
-classes, or read what `fedmd-jax data prepare` wrote with `tfds.data_source(name, data_dir=...)`.
+Importing this package imports TensorFlow Datasets. The builders are not registered, since the name `emnist` is taken:
+call the classes, or read the output of `fedmd-jax data prepare` with `tfds.data_source(name, data_dir=...)`.
 """
 
 from fedmd_jax.data.builders.emnist_letters import EmnistLetters

@@ -1,4 +1,4 @@
-"""EMNIST Letters, all of it."""
+"""The builder of the complete EMNIST Letters."""
 
 import pathlib
 
@@ -25,7 +25,7 @@ _CITATION = """\
 
 
 class EmnistLetters(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Takes the place of the stock `emnist/letters`: under its name and version it is found where that is asked for."""
+    """Replaces the stock builder of `emnist/letters`, with the same name and version."""
 
     name = "emnist"
     VERSION = tfds.core.Version("3.1.0")

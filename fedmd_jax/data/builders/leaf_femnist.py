@@ -1,4 +1,4 @@
-"""LEAF's FEMNIST, with writers."""
+"""The builder of LEAF's FEMNIST with writers."""
 
 import pathlib
 
@@ -25,7 +25,7 @@ _CITATION = """\
 
 
 class LeafFemnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Reads what LEAF's own scripts write, or writers saved as arrays, from the manual folder."""
+    """Reads the output of LEAF's scripts, or the same data saved as arrays, from the manual folder."""
 
     name = "leaf"
     VERSION = tfds.core.Version("1.0.0")

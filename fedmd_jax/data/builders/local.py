@@ -1,4 +1,4 @@
-"""The builder of a data set of the catalogue, fed from files or from its own download."""
+"""Builders of the data sets of the catalogue, with input from files or from a download."""
 
 import pathlib
 

@@ -1,4 +1,4 @@
-"""From a table of columns to what a builder of TensorFlow Datasets yields."""
+"""Converts a table of columns to the rows that a builder of TensorFlow Datasets yields."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -19,7 +19,7 @@ SEED = 191003581  # FedMD is arXiv 1910.03581
 
 
 def choose(folder: str | pathlib.Path) -> dict[str, np.ndarray]:
-    """The content of the file: class-balanced random parts of MNIST and of the letters a-f of EMNIST.
+    """Draws the content of the file: class-balanced random parts of MNIST and of the letters a-f of EMNIST.
 
     Args:
       folder: the data folder with the original files.

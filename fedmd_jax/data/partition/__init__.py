@@ -1,8 +1,8 @@
-"""Who owns which example: seeded partitions of a labelled data set among clients.
+"""Seeded partitions of a labelled data set among clients.
 
-A partition is a list with one index array per client. Every function here takes its arrays first, its settings as
-keywords, and `rng` last, and is a pure function of them: the same generator state gives the same partition. No example
-goes to two clients. What cannot be met is refused before `rng` is touched.
+A partition is a list with one index array per client. Every function takes arrays first, settings as keywords, and
+`rng` last; the same generator state gives the same partition. No example goes to two clients. Impossible requests are
+refused before `rng` is used.
 """
 
 from fedmd_jax.data.partition.by_class import split_by_class, split_k_classes

@@ -1,4 +1,4 @@
-"""The same number of examples of every class to every client, or of only some classes to each."""
+"""Partitions by class: the same number of examples of every class, or of some classes, for each client."""
 
 from collections.abc import Sequence
 
@@ -15,10 +15,10 @@ def split_by_class(
     classes: Sequence[int] | None = None,
     rng: np.random.Generator,
 ) -> list[np.ndarray]:
-    """Gives every client the same number of examples of every class; no example goes to two clients.
+    """Gives every client the same number of examples of every class.
 
-    This is the iid setting of FedMD. A client's share does not depend on how many clients come after it: with the same
-    seed, a federation of twenty begins with the ten clients of a federation of ten.
+    This is the iid setting of FedMD. A client's share does not depend on the number of clients after it: with the same
+    seed, the first ten of twenty clients are those of a federation of ten.
 
     Args:
       labels: class of each example, [N], integers.
@@ -67,10 +67,10 @@ def split_k_classes(
     classes: Sequence[int] | None = None,
     rng: np.random.Generator,
 ) -> list[np.ndarray]:
-    """Gives every client the same number of examples of a few classes; no example goes to two clients.
+    """Gives every client the same number of examples of a few classes.
 
-    The classes of a client are drawn among those that the fewest clients before it have, so no class has more than one
-    client more than another. A client's share does not depend on how many clients come after it.
+    The classes of a client are drawn among those with the fewest clients so far, so that the numbers of clients of two
+    classes differ by at most one. A client's share does not depend on the number of clients after it.
 
     Args:
       labels: class of each example, [N], integers.
@@ -104,7 +104,9 @@ def split_k_classes(
     classes = check_classes(labels, classes)
     if classes_per_client > len(classes):
         raise ValueError(f"classes_per_client is {classes_per_client}, but there are {len(classes)} classes")
-    most = -(-num_clients * classes_per_client // len(classes))  # clients of one class; chance says which have one less
+    most = -(
+        -num_clients * classes_per_client // len(classes)
+    )  # largest number of clients of a class; some classes have one less
     check_supply(
         labels,
         classes,

@@ -1,4 +1,4 @@
-"""Clients that differ as people or things do: a writer each, or one kind of each family of classes."""
+"""Partitions by group: one writer per client, or one fine class of each superclass per client."""
 
 from collections.abc import Sequence
 
@@ -17,13 +17,13 @@ def split_by_writer(
     classes: Sequence[int] | None = None,
     rng: np.random.Generator,
 ) -> list[np.ndarray]:
-    """Makes every client one writer, drawn among those who wrote enough; it gets all that its writer wrote.
+    """Gives every client all examples of one writer, drawn among the writers with enough examples.
 
-    This is the non-iid setting of FedMD for letters, where a writer needs 18 images of the letters a-f in total. A
-    client's share does not depend on how many clients come after it.
+    This is the non-iid setting of FedMD for letters, in which a writer needs 18 images of the letters a-f in total. A
+    client's share does not depend on the number of clients after it.
 
     Args:
-      writers: who wrote each example, [N], integers or strings.
+      writers: writer of each example, [N], integers or strings.
       labels: class of each example, [N], integers.
       num_clients: number of clients, at least 1.
       min_examples: examples of the classes, taken together, that a writer must have, at least 1.
@@ -75,13 +75,12 @@ def split_by_superclass(
     superclasses: Sequence[int] | None = None,
     rng: np.random.Generator,
 ) -> list[np.ndarray]:
-    """Gives every client one fine class of each superclass, the same number of examples of each; nobody shares.
+    """Gives every client one fine class of each superclass, with the same number of examples of each.
 
-    This is the non-iid setting of FedMD for CIFAR-100: clients are to tell superclasses apart, and each has seen one
-    kind only (of the carnivores, one knows wolves, another bears). The fine classes of each superclass are dealt in a
-    random order, again from the start when they are used up: with five in each, clients i and i + 5 have the same
-    fine classes, as in the released code, but here never the same images. A client's share does not depend on how many
-    clients come after it.
+    This is the non-iid setting of FedMD for CIFAR-100: clients classify superclasses, and each has examples of one fine
+    class only (of the carnivores, wolves or bears). The fine classes of each superclass are assigned in random order
+    and cyclically: with five in each, clients i and i + 5 have the same fine classes, as in the released code, but
+    never the same images. A client's share does not depend on the number of clients after it.
 
     Args:
       fine: fine class of each example, [N], integers.

@@ -1,28 +1,27 @@
-"""What every partition asks of its arguments; the complaints are `ValueError`s of one line with the numbers."""
+"""Checks of the arguments of partitions. Every error is a `ValueError` of one line with the numbers."""
 
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from fedmd_jax.checks import as_array, as_list, check_count, told
-from fedmd_jax.hints import one_line
+from fedmd_jax.checks import as_array, as_list, check_count, describe_value, one_line
 
 
 def check_generator(rng: np.random.Generator) -> None:
-    """A `ValueError` where a source of randomness is none of NumPy's."""
+    """Raises ValueError if `rng` is not a generator of NumPy."""
     if not isinstance(rng, np.random.Generator):
-        raise ValueError(f"rng must be a numpy.random.Generator, got {told(rng)}")
+        raise ValueError(f"rng must be a numpy.random.Generator, got {describe_value(rng)}")
 
 
 def check_labels(labels: np.ndarray, name: str = "labels") -> np.ndarray:
-    """The labels as an array, [N], integers.
+    """Returns the labels as an array of integers, [N].
 
     Args:
-      labels: what was given.
-      name: what it is called in the complaint.
+      labels: the labels.
+      name: name of the labels in the error message.
 
     Raises:
-      ValueError: they are something else.
+      ValueError: the labels are not integers [N].
     """
     labels = as_array(name, labels)
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
@@ -31,48 +30,48 @@ def check_labels(labels: np.ndarray, name: str = "labels") -> np.ndarray:
 
 
 def check_counts(**counts: int) -> None:
-    """Refuses counts that are not integers of at least 1.
+    """Checks that counts are integers of at least 1.
 
     Args:
       **counts: the counts by name.
 
     Raises:
-      ValueError: one is something else.
+      ValueError: a count is not an integer of at least 1.
     """
     for name, count in counts.items():
         check_count(name, count)
 
 
 def check_classes(labels: np.ndarray, classes: Sequence[int] | None, name: str = "classes") -> list[int]:
-    """The classes asked for, or all there are.
+    """Returns the requested classes, or all classes.
 
     Args:
       labels: class of each example, [N].
-      classes: the request; None for all, ascending.
-      name: what they are called in the complaint.
+      classes: the requested classes; None for all, ascending.
+      name: name of the classes in the error message.
 
     Raises:
-      ValueError: there are none, one is repeated, or one is no integer.
+      ValueError: there is no class, a class is repeated, or a class is not an integer.
     """
     classes = np.unique(labels).tolist() if classes is None else as_list(name, classes)
     if not all(isinstance(label, (int, np.integer)) and not isinstance(label, bool) for label in classes):
-        raise ValueError(f"{name} must be integers, got {told(classes)}")
+        raise ValueError(f"{name} must be integers, got {describe_value(classes)}")
     if not classes or len(set(classes)) != len(classes):
-        raise ValueError(f"{name} must be one or more different labels, got {told(classes)}")
+        raise ValueError(f"{name} must be one or more different labels, got {describe_value(classes)}")
     return [int(label) for label in classes]
 
 
 def check_supply(labels: np.ndarray, classes: Iterable[int], *, needed: int, request: str) -> None:
-    """Refuses a request that a class cannot meet.
+    """Checks that every class has enough examples.
 
     Args:
       labels: class of each example, [N].
-      classes: the classes that are asked for.
-      needed: examples of each of them.
-      request: what is asked for, in words, in front of "need 4 of each".
+      classes: the requested classes.
+      needed: number of examples needed of each class.
+      request: the request in words, followed by "need 4 of each" in the error message.
 
     Raises:
-      ValueError: a class has less.
+      ValueError: a class has fewer examples.
     """
     supply = {c: int(np.sum(labels == c)) for c in classes}
     short = one_line(", ".join(f"class {c} has {supply[c]}" for c in supply if supply[c] < needed), longest=400)

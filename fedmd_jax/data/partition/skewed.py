@@ -1,11 +1,11 @@
-"""All examples to the clients, unevenly: in their classes (Dirichlet) or in their number (quantity)."""
+"""Skewed partitions of all examples: in the classes (Dirichlet) or in the number of examples (quantity)."""
 
 import sys
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from fedmd_jax.checks import is_number, told
+from fedmd_jax.checks import describe_value, is_number
 from fedmd_jax.data.partition.checks import check_classes, check_counts, check_generator, check_labels
 
 Weights = Callable[[np.random.Generator, int], np.ndarray]  # generator, number of clients n -> weights [n], positive
@@ -22,9 +22,9 @@ def split_dirichlet(
 ) -> list[np.ndarray]:
     """Divides the examples of every class among the clients in proportions drawn from a Dirichlet distribution.
 
-    Every example of the classes goes to exactly one client. A client that comes out below `min_examples` is given
-    random examples of whoever has the most. (Others draw all proportions again until everybody has enough, which need
-    not end where alpha is small.)
+    Every example of the classes goes to exactly one client. A client with fewer than `min_examples` gets random
+    examples of the client with the most. (Other implementations draw all proportions again until every client has
+    enough, which may not terminate for small alpha.)
 
     Args:
       labels: class of each example, [N], integers.
@@ -40,7 +40,7 @@ def split_dirichlet(
 
     Raises:
       ValueError: a count is below 1, alpha is not above 0 and finite, `classes` is empty or repeats a class, or there
-        are too few examples for everybody's minimum.
+        are too few examples for the minimum of all clients.
 
     References:
       Yurochkin et al., Bayesian Nonparametric Federated Learning of Neural Networks, 2019, section 4: proportions over
@@ -74,16 +74,16 @@ def split_by_quantity(
     classes: Sequence[int] | None = None,
     rng: np.random.Generator,
 ) -> list[np.ndarray]:
-    """Divides the examples among clients of uneven sizes, at random as to classes.
+    """Divides the examples among clients of different sizes, independently of their classes.
 
-    Every example of the classes goes to exactly one client. A client that comes out below `min_examples` is given
-    random examples of whoever has the most.
+    Every example of the classes goes to exactly one client. A client with fewer than `min_examples` gets random
+    examples of the client with the most.
 
     Args:
       labels: class of each example, [N], integers.
       num_clients: number of clients, at least 1.
-      weights: what sizes are proportional to: `lognormal(sigma)`, `power_law(exponent)`, or a function
-        `(rng, num_clients) -> [num_clients]` of your own.
+      weights: sizes are proportional to them: `lognormal(sigma)`, `power_law(exponent)`, or any function
+        `(rng, num_clients) -> [num_clients]`.
       min_examples: examples that every client has at least, at least 1.
       classes: the classes to hand out; all classes in `labels` if None.
       rng: the source of randomness; it advances.
@@ -93,8 +93,8 @@ def split_by_quantity(
       integers, ascending.
 
     Raises:
-      ValueError: a count is below 1, `classes` is empty or repeats a class, there are too few examples for everybody's
-        minimum, or the weights are not positive numbers [num_clients].
+      ValueError: a count is below 1, `classes` is empty or repeats a class, there are too few examples for the minimum
+        of all clients, or the weights are not positive numbers [num_clients].
 
     >>> labels = np.zeros(100, int)
     >>> rng = np.random.default_rng(0)
@@ -130,10 +130,10 @@ def lognormal(sigma: float) -> Weights:
 
 
 def power_law(exponent: float) -> Weights:
-    """Weights that fall with the client's rank, rank ** -exponent; who has which rank is drawn.
+    """Weights that decrease with the rank of the client, rank ** -exponent. Ranks are drawn at random.
 
     Args:
-      exponent: how fast they fall, above 0; at 1 the second has half of the first (Zipf's law).
+      exponent: rate of the decrease, above 0; at 1 the second weight is half of the first (Zipf's law).
 
     Raises:
       ValueError: the exponent is not above 0 and finite.
@@ -146,7 +146,7 @@ def power_law(exponent: float) -> Weights:
 
 
 def _over_the_largest(logarithms):
-    """Weights, the largest 1 and none 0, whatever the logarithms."""
+    """Weights from their logarithms, scaled so that the largest is 1 and none is 0."""
     return np.exp(np.maximum(logarithms - logarithms.max(), np.log(np.finfo(np.float64).tiny)))
 
 
@@ -160,7 +160,7 @@ def _raise_to_minimum(shares, min_examples, rng):
     shares = list(shares)
     for poor in range(len(shares)):
         while (lacking := min_examples - len(shares[poor])) > 0:
-            # There are examples for all minimums, so while one is below, the richest is above.
+            # There are enough examples in total, so while a client is below the minimum, the largest is above it.
             rich = max(range(len(shares)), key=lambda client: len(shares[client]))
             given, kept = np.split(rng.permutation(shares[rich]), [min(lacking, len(shares[rich]) - min_examples)])
             shares[poor], shares[rich] = np.concatenate([shares[poor], given]), kept
@@ -177,4 +177,4 @@ def _check_total(total, num_clients, min_examples):
 
 def _check_positive(name, number):
     if not is_number(number) or not 0 < number <= sys.float_info.max:
-        raise ValueError(f"{name} must be a finite number above 0, got {told(number)}")
+        raise ValueError(f"{name} must be a finite number above 0, got {describe_value(number)}")

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedmd_jax.checks import one_line
 from fedmd_jax.experiments.results.report import find_faults, measured_on
 from fedmd_jax.experiments.run_directory import Record, replace_file
-from fedmd_jax.hints import one_line
 
 Run = tuple[Record, Sequence[Record]]  # the content of summary.json, and the records of metrics.jsonl
 
@@ -20,10 +20,10 @@ Run = tuple[Record, Sequence[Record]]  # the content of summary.json, and the re
 class Curve(NamedTuple):
     """One client, or the mean of all, in every run."""
 
-    accuracy: np.ndarray  # [S, R + 1]: round 0 to the last
-    local: np.ndarray | None  # [S]: without digests
-    pooled: np.ndarray | None  # [S]: the upper bound
-    faults: np.ndarray  # [R + 1], bool: whether anything went wrong in this round of any run
+    accuracy: np.ndarray  #: [S, R + 1]: round 0 to the last
+    local: np.ndarray | None  #: [S]: without digests
+    pooled: np.ndarray | None  #: [S]: the upper bound
+    faults: np.ndarray  #: [R + 1], bool: whether anything went wrong in this round of any run
 
 
 def write_plot(path: pathlib.Path, draw: Callable[..., bytes], *arguments: Any) -> None:
@@ -265,5 +265,5 @@ def _add_legend(figure: Any, mean: Curve, colours: Mapping[str, Any], *, several
     if mean.pooled is not None:
         handles.append(Line2D([], [], marker="_", markersize=10, mew=2, label="pooled upper bound", **style))
     if faulty:
-        handles.append(Line2D([], [], markersize=6, label="absent or failed", **_FAULT, **style))
+        handles.append(Line2D([], [], markersize=6, label="dropped or failed", **_FAULT, **style))
     figure.legend(handles=handles, loc="outside right upper", fontsize=8, frameon=False)

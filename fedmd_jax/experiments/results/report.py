@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from fedmd_jax.communication import Communication
 from fedmd_jax.experiments.run_directory import Record
 from fedmd_jax.experiments.settings import Experiment
-from fedmd_jax.metrics import OK
+from fedmd_jax.simulation.communication import CommunicationCost
+from fedmd_jax.simulation.metrics import OK
 
 _LOCAL_FAULT = "local only not finite"  # `local_status` of a round is not ok
 ACCURACIES = ("transfer_accuracy", "final_accuracy", "local_accuracy", "pooled_accuracy")
@@ -20,7 +20,7 @@ def summarize(
     metrics: Sequence[Record],
     *,
     pooled: Mapping[int, float | None] | None,
-    communication: Communication,
+    communication: CommunicationCost,
     seconds: Mapping[str, float],
 ) -> Record:
     """The content of summary.json, without versions and device.
@@ -73,13 +73,13 @@ def summarize(
 
 
 def find_faults(metrics: Sequence[Record]) -> dict[int, dict[str, list[int]]]:
-    """What went wrong: client id -> what, such as "digest not finite" or "absent" -> the rounds.
+    """What went wrong: client id -> what, such as "digest not finite" or "dropped" -> the rounds.
 
     Args:
       metrics: records of metrics.jsonl.
 
-    >>> find_faults([{"round": 2, "client_id": 5, "status": "incomplete, scores not finite"}])
-    {5: {'incomplete': [2], 'scores not finite': [2]}}
+    >>> find_faults([{"round": 2, "client_id": 5, "status": "straggler, scores not finite"}])
+    {5: {'straggler': [2], 'scores not finite': [2]}}
     """
     faults: dict[int, dict[str, list[int]]] = {}
     for record in metrics:

@@ -58,7 +58,7 @@ def test_the_plot_says_on_what_accuracy_is_measured(tmp_path):
 
 
 def test_what_went_wrong_is_marked(tmp_path):
-    runs.write(tmp_path / "run", runs.experiment(num_rounds=4), status={2: {1: "absent"}, 3: {0: "scores not finite"}})
+    runs.write(tmp_path / "run", runs.experiment(num_rounds=4), status={2: {1: "dropped"}, 3: {0: "scores not finite"}})
     runs.write(tmp_path / "sound", runs.experiment(num_rounds=4))
     marked, sound = (read_run(tmp_path / name) for name in ("run", "sound"))
     pictures = {plot(*marked), plot(*sound), plot_seeds([marked, sound]), plot_seeds([sound, sound])}

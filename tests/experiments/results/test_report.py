@@ -37,14 +37,14 @@ def test_what_a_run_has_cost(tmp_path):
 
 
 def test_what_went_wrong_stands_below_the_table(tmp_path):
-    status = {2: {1: "digest not finite"}, 5: {1: "incomplete, digest not finite"}}
-    status = {round_: {0: "absent", **status.get(round_, {})} for round_ in range(1, 10)}
+    status = {2: {1: "digest not finite"}, 5: {1: "straggler, digest not finite"}}
+    status = {round_: {0: "dropped", **status.get(round_, {})} for round_ in range(1, 10)}
     summary = runs.write(tmp_path / "run", runs.experiment(num_rounds=10), status=status)
     assert describe(summary).splitlines()[6:11] == [
         "",
-        "client 0 (mlp:n1=1): absent in 9 of 10 rounds",
+        "client 0 (mlp:n1=1): dropped in 9 of 10 rounds",
         "client 1 (mlp:n1=2): digest not finite in rounds 2, 5",
-        "client 1 (mlp:n1=2): incomplete in round 5",
+        "client 1 (mlp:n1=2): straggler in round 5",
         "",
     ]
     for client in summary["clients"]:
@@ -53,11 +53,11 @@ def test_what_went_wrong_stands_below_the_table(tmp_path):
 
 
 def test_what_went_wrong_in_the_control_does_too(tmp_path):
-    experiment, status = runs.experiment(num_rounds=3), {2: {1: "absent"}}
+    experiment, status = runs.experiment(num_rounds=3), {2: {1: "dropped"}}
     summary = runs.write(tmp_path / "run", experiment, status=status, failed={1: [2, 3], 2: [1]})
-    assert read_run(tmp_path / "run")[0]["clients"][1]["faults"] == {"absent": [2], "local only not finite": [2, 3]}
+    assert read_run(tmp_path / "run")[0]["clients"][1]["faults"] == {"dropped": [2], "local only not finite": [2, 3]}
     assert describe(summary).splitlines()[7:10] == [
-        "client 1 (mlp:n1=2): absent in round 2",
+        "client 1 (mlp:n1=2): dropped in round 2",
         "client 1 (mlp:n1=2): local only not finite in rounds 2, 3",
         "client 2 (mlp:n1=1): local only not finite in round 1",
     ]

@@ -1,0 +1,222 @@
+"""The phases of FedMD for ONE client, arrays in, arrays out: transfer learning, digest, revisit.
+
+`mapping` maps these functions over many clients.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from fedmd_jax.checks import check_numbers
+from fedmd_jax.client.losses import cross_entropy, mae
+from fedmd_jax.client.optimizers import init_optimizer
+from fedmd_jax.client.training import Distance, Learner, TrainingConfig, check_validation, fit
+from fedmd_jax.types import (
+    Architecture,
+    ClientState,
+    PrivateDataset,
+    PublicDataset,
+    TrainingInfo,
+    TransferInfo,
+)
+
+
+def init_client(
+    architecture: Architecture,
+    key: chex.PRNGKey,
+    inputs: chex.Array,
+    *,
+    digest: TrainingConfig,
+    revisit: TrainingConfig,
+) -> ClientState:
+    """A client with fresh parameters and two fresh optimizers.
+
+    Args:
+      architecture: the client's network.
+      key: seeds the parameters.
+      inputs: [B, ...], of which only shape and dtype are used.
+      digest: settings of digest, with the optimizer of the distillation steps.
+      revisit: settings of revisit, with the optimizer of the private steps.
+
+    Returns:
+      The client. Random keys in the states of its optimizers are its own: those of the optimizer, folded with `key`.
+    """
+    params, model_state = architecture.init(key, inputs)
+    optimizers = [init_optimizer(training.optimizer, params, key) for training in (digest, revisit)]
+    return ClientState(params, model_state, *optimizers)
+
+
+def digest(
+    architecture: Architecture,
+    state: ClientState,
+    inputs: chex.Array,
+    consensus: chex.Array,
+    key: chex.PRNGKey,
+    *,
+    training: TrainingConfig,
+    distance: Distance = mae,
+) -> tuple[ClientState, TrainingInfo]:
+    """Distils the consensus on the public subset into one client.
+
+    Dropout is active and batch statistics are updated, as in the reference.
+
+    Args:
+      architecture: the client's network.
+      state: the client.
+      inputs: the public subset, [M, ...].
+      consensus: targets, [M, C], constant during the digest.
+      key: shuffling and dropout.
+      training: epochs, batches and the digest optimizer.
+      distance: loss of (logits [B, C], targets [B, C]) -> [B], such as `mae` or `partial(kl, temperature=2.0)`.
+
+    Returns:
+      The client, and the losses of the epochs.
+
+    References:
+      Li and Wang 2019, Algorithm 1, "Digest".
+    """
+    check_numbers("consensus", consensus, kind=jnp.floating, rank=2)
+    learner = Learner(state.params, state.model_state, state.digest_opt_state)
+    learner, info = fit(architecture, distance, learner, inputs, consensus, inputs.shape[0], key, training=training)
+    return state._replace(
+        params=learner.params, model_state=learner.model_state, digest_opt_state=learner.opt_state
+    ), info
+
+
+def revisit(
+    architecture: Architecture,
+    state: ClientState,
+    private: PrivateDataset,
+    key: chex.PRNGKey,
+    validation: PrivateDataset | None = None,
+    *,
+    training: TrainingConfig,
+) -> tuple[ClientState, TrainingInfo]:
+    """Trains one client on its own labelled examples.
+
+    Args:
+      architecture: the client's network.
+      state: the client.
+      private: inputs [N, ...], labels [N] and the number of real rows; `labelled_dataset` makes one of arrays.
+      key: key for shuffling and dropout.
+      validation: validation data, if there is early stopping.
+      training: epochs, batches and the revisit optimizer.
+
+    Returns:
+      The client, and the losses of the epochs.
+
+    References:
+      Li and Wang 2019, Algorithm 1, "Revisit".
+    """
+    learner = Learner(state.params, state.model_state, state.revisit_opt_state)
+    learner, info = fit(
+        architecture,
+        cross_entropy,
+        learner,
+        private.inputs,
+        private.labels,
+        private.num_examples,
+        key,
+        training=training,
+        validation=validation,
+    )
+    return state._replace(
+        params=learner.params, model_state=learner.model_state, revisit_opt_state=learner.opt_state
+    ), info
+
+
+def pretrain(
+    architecture: Architecture,
+    state: ClientState,
+    public: PublicDataset,
+    key: chex.PRNGKey,
+    validation: PrivateDataset | None = None,
+    *,
+    training: TrainingConfig,
+) -> tuple[ClientState, TrainingInfo]:
+    """Trains one client on the labelled public dataset, with an optimizer state that is discarded afterwards.
+
+    Args:
+      architecture: the client's network.
+      state: the client.
+      public: inputs [P, ...] and labels [P].
+      key: shuffling and dropout.
+      validation: validation data, if there is early stopping; disjoint from the public examples.
+      training: epochs, batches and optimizer.
+
+    Returns:
+      The client, and the losses of the epochs.
+
+    Raises:
+      ValueError: the public dataset has no labels.
+
+    References:
+      Li and Wang 2019, Algorithm 1, "Transfer learning", first half.
+    """
+    if public.labels is None:
+        raise ValueError("transfer learning needs the labels of the public dataset, got none")
+    opt_state = init_optimizer(training.optimizer, state.params, key)
+    learner = Learner(state.params, state.model_state, opt_state)
+    learner, info = fit(
+        architecture,
+        cross_entropy,
+        learner,
+        public.inputs,
+        public.labels,
+        public.inputs.shape[0],
+        key,
+        training=training,
+        validation=validation,
+    )
+    return state._replace(params=learner.params, model_state=learner.model_state), info
+
+
+def transfer_learn(
+    architecture: Architecture,
+    state: ClientState,
+    public: PublicDataset,
+    private: PrivateDataset,
+    key: chex.PRNGKey,
+    public_validation: PrivateDataset | None = None,
+    private_validation: PrivateDataset | None = None,
+    *,
+    public_training: TrainingConfig,
+    private_training: TrainingConfig,
+    client_id: int | chex.Array | None = None,
+) -> tuple[ClientState, TransferInfo]:
+    """Transfer learning of one client: training on the public dataset, then on its private dataset.
+
+    The second half is a long `revisit`. The rounds continue with its optimizer state, as in the reference, so that
+    `private_training` and the revisits of the rounds need the same kind of optimizer.
+
+    Args:
+      architecture: the client's network.
+      state: the client.
+      public: inputs [P, ...] and labels [P].
+      private: the client's private dataset.
+      key: shuffling and dropout.
+      public_validation: validation data, if the first half has early stopping.
+      private_validation: validation data, if the second half has early stopping.
+      public_training: epochs, batches and optimizer of the first half.
+      private_training: those of the second half.
+      client_id: of a client of a federation: with the key of `Federation.transfer_learn` it trains as it does there.
+        None if `key` is this client's alone.
+
+    Returns:
+      The client, and the losses of the two halves.
+
+    Raises:
+      ValueError: the public dataset has no labels, or a half has early stopping without validation data or the reverse.
+
+    References:
+      Li and Wang 2019, Algorithm 1, "Transfer learning".
+    """
+    check_validation(public_training, public_validation, "public_training: ")
+    check_validation(private_training, private_validation, "private_training: ")
+    keys = jax.random.split(key)
+    key_public, key_private = keys if client_id is None else (jax.random.fold_in(each, client_id) for each in keys)
+    state, public_info = pretrain(architecture, state, public, key_public, public_validation, training=public_training)
+    state, private_info = revisit(
+        architecture, state, private, key_private, private_validation, training=private_training
+    )
+    return state, TransferInfo(public_info, private_info)

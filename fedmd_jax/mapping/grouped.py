@@ -1,0 +1,282 @@
+"""Maps a function of one client over all clients of all groups, on one device or on a mesh.
+
+Without a mesh the groups run one after the other. On a mesh, a group with at least as many clients as devices is
+stacked and padded to a multiple of the devices. Clients of smaller groups are assigned to devices one by one: all
+devices run the same program, which branches to the network of its client with `lax.switch`. Per-client arguments are
+packed into flat buffers, since the networks on a row of devices differ in shape.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from fedmd_jax.mapping.chunking import ClientsPerChunk, PartialSums, chunk_of, map_clients, weighted_sum_clients
+from fedmd_jax.mapping.groups import Groups
+from fedmd_jax.mapping.packing import buffer_lengths, pack, place_clients, unpack
+from fedmd_jax.mapping.sharding import ShardedClients, arrange, constrain_replicated, group_sizes
+from fedmd_jax.types import ClientState
+
+
+def client_costs(groups: Groups, inputs: chex.Array) -> dict[str, float]:
+    """Cost of a client of each group: floating point operations of scoring `inputs`.
+
+    Args:
+      groups: the architecture groups.
+      inputs: any batch, [B, ...]; only shape and dtype are used, nothing is computed.
+
+    >>> from fedmd_jax.mapping.groups import ArchitectureGroup
+    >>> from fedmd_jax.types import Architecture
+    >>> def linear(num_outputs):
+    ...     def init(key, inputs):
+    ...         return jnp.zeros((inputs.shape[1], num_outputs)), {}
+    ...     return Architecture(init, lambda params, state, inputs, *, train: (inputs @ params, state))
+    >>> groups = {"small": ArchitectureGroup(linear(2), (0,)), "large": ArchitectureGroup(linear(5), (1,))}
+    >>> client_costs(groups, jnp.zeros((1, 10)))
+    {'small': 40.0, 'large': 100.0}
+    """
+    return {name: _flops(group.architecture, inputs) for name, group in groups.items()}
+
+
+def map_groups(
+    fn: Callable[..., Any],
+    in_axes: Sequence[int | None],
+    *,
+    groups: Groups,
+    mesh: Mesh | None = None,
+    clients_per_chunk: ClientsPerChunk = None,
+) -> Callable[..., Any]:
+    """Maps a function of one client over every client of every group.
+
+    Args:
+      fn: (architecture, *arguments) -> results of one client; a plain tuple of results becomes a tuple of mappings.
+      in_axes: for each argument 0 if it is per group and client, None if all clients share it.
+      groups: the architecture groups; the clients are those of the arguments.
+      mesh: devices along one axis; there is no communication between them.
+      clients_per_chunk: number of clients of a group that run at once on a device, as in `fedmd`; for "auto" one of the
+        arguments must be the states.
+
+    Returns:
+      A function whose arguments are per group, [K, ...], where `in_axes` is 0. Its results are per group as well: a
+      `ShardedClients` on a mesh. Arguments that are not sharded yet are sharded, which costs communication if they are
+      large.
+
+    Raises:
+      ValueError: arguments are sharded in different ways, or over another number of devices.
+
+    >>> from fedmd_jax.mapping.groups import ArchitectureGroup
+    >>> groups = {"a": ArchitectureGroup(None, (0, 1)), "b": ArchitectureGroup(None, (2,))}
+    >>> add = map_groups(lambda architecture, own, shared: own + shared, (0, None), groups=groups)
+    >>> sums = add({"a": jnp.array([1.0, 2.0]), "b": jnp.array([3.0])}, jnp.array(10.0))
+    >>> {name: own.tolist() for name, own in sums.items()}
+    {'a': [11.0, 12.0], 'b': [13.0]}
+    """
+    in_axes = tuple(in_axes)
+
+    def mapped(*arguments):
+        placement, names, of_group, arguments = _placed(groups, in_axes, arguments, mesh)
+        results = {}
+        for name in names:
+            given = of_group(name, in_axes, arguments)
+            one = partial(fn, groups[name].architecture)
+            chunk = _chunk(clients_per_chunk, name, given, mesh)
+            results[name] = map_clients(one, in_axes, mesh, clients_per_chunk=chunk)(*given)
+        if placement is None:
+            return _unzip(results)
+        rows = [_Row(fn, in_axes, groups, slots, arguments, packed=True) for slots in placement.device_rows]
+        packed = [
+            map_clients(row, (0, *in_axes), mesh)(row.kinds, *_of_row(number, in_axes, arguments))
+            for number, row in enumerate(rows)
+        ]
+        return _shard_results(placement, results, packed, rows)
+
+    return mapped
+
+
+def sum_groups(
+    fn: Callable[..., Any],
+    in_axes: Sequence[int | None],
+    *,
+    groups: Groups,
+    mesh: Mesh | None = None,
+    clients_per_chunk: ClientsPerChunk = None,
+) -> Callable[..., PartialSums]:
+    """The weighted sum of the results of `fn` over all clients of all groups.
+
+    Args:
+      fn: (architecture, *arguments) -> a tree of the same shapes for every network.
+      in_axes: as in `map_groups`.
+      groups: as in `map_groups`.
+      mesh: as in `map_groups`.
+      clients_per_chunk: as in `map_groups`.
+
+    Returns:
+      A function of weights, per group [K], and of arguments as in `map_groups` that returns `PartialSums` over all
+      groups: one sum per device, and `finite` per group.
+
+    >>> from fedmd_jax.mapping.groups import ArchitectureGroup
+    >>> groups = {"a": ArchitectureGroup(None, (0, 1)), "b": ArchitectureGroup(None, (2,))}
+    >>> sum_squares = sum_groups(lambda architecture, own: own**2, (0,), groups=groups)
+    >>> weights = {"a": jnp.array([1.0, 0.5]), "b": jnp.array([1.0])}
+    >>> sum_squares(weights, {"a": jnp.array([1.0, 2.0]), "b": jnp.array([3.0])}).total.tolist()
+    [12.0]
+    """
+    in_axes = tuple(in_axes)
+
+    def summed(weights, *arguments):
+        placement, names, of_group, arguments = _placed(groups, in_axes, arguments, mesh)
+        sums = {}
+        for name in names:
+            given = of_group(name, in_axes, arguments)
+            one = partial(fn, groups[name].architecture)
+            chunk = _chunk(clients_per_chunk, name, given, mesh)
+            own = weights[name] if mesh is None else _pad(weights[name], placement.stacked[name])
+            sums[name] = weighted_sum_clients(one, in_axes, mesh, clients_per_chunk=chunk)(own, *given)
+        rows = []
+        for number, slots in enumerate(placement.device_rows if placement else ()):
+            row = _Row(fn, in_axes, groups, slots, arguments, packed=False)
+            own = jnp.stack([jnp.float32(0) if slot is None else weights[slot[0]][slot[1]] for slot in slots])
+            of_row = _of_row(number, in_axes, arguments)
+            rows.append(weighted_sum_clients(row, (0, *in_axes), mesh)(own, row.kinds, *of_row))
+        finite = {name: each.finite for name, each in sums.items()}
+        if placement is not None:
+            shapes = {name: jax.ShapeDtypeStruct((), bool) for name, _ in placement.sizes if name not in sums}
+            finite = ShardedClients(finite, [{"bool": row.finite[:, None]} for row in rows], placement, shapes)
+        parts = [*sums.values(), *rows]
+        return PartialSums(_add([each.total for each in parts]), _add([each.weight for each in parts]), finite)
+
+    return summed
+
+
+class _Row:
+    """`fn` for the clients of one row, one client per device, as a function that `map_clients` can map.
+
+    Its argument `kind` is the number of the group of a device's client.
+    """
+
+    def __init__(self, fn, in_axes, groups, slots, arguments, *, packed):
+        self.names = list(dict.fromkeys(slot[0] for slot in slots if slot is not None))
+        self.kinds = np.asarray([len(self.names) if slot is None else self.names.index(slot[0]) for slot in slots])
+        self.shapes = {}  # shapes of the results of one client, known after tracing
+        self._packed = packed
+        self._ones = {}
+        for name in self.names:
+            shapes = [None if axis is None else a.shapes[name] for axis, a in zip(in_axes, arguments, strict=True)]
+            # Under jit it is traced once, for the shapes and for the results.
+            self._ones[name] = jax.jit(partial(_of_packed, partial(fn, groups[name].architecture), shapes))
+
+    def __call__(self, kind, *arguments):
+        self.shapes = {name: jax.eval_shape(one, *arguments) for name, one in self._ones.items()}
+        finish = self._pack if self._packed else lambda result: result
+        results = [partial(lambda one, *arguments: finish(one(*arguments)), one) for one in self._ones.values()]
+        nothing = jax.eval_shape(results[0], *arguments)
+
+        def idle(*_):
+            return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), nothing)
+
+        return jax.lax.switch(kind, [*results, idle] if (self.kinds == len(results)).any() else results, *arguments)
+
+    def _pack(self, result):
+        parts = zip(*map(_parts, self.shapes.values()), strict=True)
+        return tuple(pack(part, buffer_lengths(shapes)) for part, shapes in zip(_parts(result), parts, strict=True))
+
+
+def _of_packed(fn, shapes, *arguments):
+    """`fn` of one client, with some arguments packed."""
+    return fn(*(a if tree is None else unpack(a, tree) for a, tree in zip(arguments, shapes, strict=True)))
+
+
+def _placed(groups, in_axes, arguments, mesh):
+    """The placement, the stacked groups, a function that selects their arguments, and all arguments, sharded alike."""
+    mapped = [a for axis, a in zip(in_axes, arguments, strict=True) if axis is not None]
+    if mesh is None:
+        return None, [name for name in groups if name in mapped[0]], _of_group, arguments
+    placements = {a.placement for a in mapped if isinstance(a, ShardedClients)}
+    if len(placements) > 1 or any(placement.num_devices != mesh.size for placement in placements):
+        raise ValueError(
+            f"per-client arguments must be sharded over the {mesh.size} devices of the mesh in one way, got "
+            f"{len(placements)} ways, over {sorted(placement.num_devices for placement in placements)} devices"
+        )
+    placement = placements.pop() if placements else place_clients(group_sizes(mapped[0]), mesh.size)
+    sharded = partial(_shard_here, placement=placement, mesh=mesh)
+    arguments = [a if axis is None else sharded(a) for axis, a in zip(in_axes, arguments, strict=True)]
+    return placement, placement.stacked, _of_stacked, arguments
+
+
+def _shard_here(clients, placement, mesh):
+    """Shards clients inside a program. Arrays whose rows move between devices are replicated first."""
+    if isinstance(clients, ShardedClients):
+        return clients
+    sharded, sizes = arrange(clients, placement), dict(placement.sizes)
+    stacked = {
+        name: tree if placement.stacked[name] == sizes[name] else constrain_replicated(tree, mesh)
+        for name, tree in sharded.stacked.items()
+    }
+    return ShardedClients(stacked, constrain_replicated(sharded.rows, mesh), placement, sharded.shapes)
+
+
+def _shard_results(placement, stacked, packed, rows):
+    """The results of all clients; each part is a `ShardedClients`."""
+    shapes = {name: shape for row in rows for name, shape in row.shapes.items()}
+    example = next(iter((*stacked.values(), *shapes.values())))
+    parts = tuple(
+        ShardedClients(
+            {name: _parts(result)[part] for name, result in stacked.items()},
+            [buffers[part] for buffers in packed],
+            placement,
+            {name: _parts(shape)[part] for name, shape in shapes.items()},
+        )
+        for part in range(len(_parts(example)))
+    )
+    return parts if type(example) is tuple else parts[0]
+
+
+def _unzip(results):
+    """Converts a mapping of tuples to a tuple of mappings."""
+    example = next(iter(results.values()))
+    if type(example) is not tuple:
+        return results
+    return tuple({name: result[part] for name, result in results.items()} for part in range(len(example)))
+
+
+def _parts(result):
+    return result if type(result) is tuple else (result,)
+
+
+def _of_group(name, in_axes, arguments):
+    return [a if axis is None else a[name] for axis, a in zip(in_axes, arguments, strict=True)]
+
+
+def _of_stacked(name, in_axes, arguments):
+    return [a if axis is None else a.stacked[name] for axis, a in zip(in_axes, arguments, strict=True)]
+
+
+def _of_row(number, in_axes, arguments):
+    return [a if axis is None else a.rows[number] for axis, a in zip(in_axes, arguments, strict=True)]
+
+
+def _chunk(clients_per_chunk, name, arguments, mesh):
+    params = next((argument.params for argument in arguments if isinstance(argument, ClientState)), ())
+    return chunk_of(clients_per_chunk, name, params, mesh)
+
+
+def _add(trees):
+    return jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]), *trees)
+
+
+def _pad(weights, size):
+    return jnp.pad(weights, (0, size - weights.shape[0]))
+
+
+def _flops(architecture, inputs):
+    params, model_state = jax.eval_shape(architecture.init, jax.random.key(0), inputs)
+    score = jax.jit(partial(architecture.apply, train=False))
+    analysis = score.lower(params, model_state, inputs).cost_analysis()
+    if analysis is None:  # the platform has no count
+        return float(sum(leaf.size for leaf in jax.tree.leaves(params)))
+    return float(analysis["flops"])

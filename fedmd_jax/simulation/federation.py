@@ -1,0 +1,536 @@
+"""A federation: compiled functions for each phase, and the loop over the rounds."""
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from fedmd_jax.aggregators.base import Aggregator
+from fedmd_jax.aggregators.mean import weighted_mean
+from fedmd_jax.algorithms.fedmd import fedmd_round, learn, report, round_keys
+from fedmd_jax.algorithms.participation import ParticipationPolicy, all_clients, complete_participants
+from fedmd_jax.algorithms.public_subset import draw_public_subset
+from fedmd_jax.checks import check_count
+from fedmd_jax.client.evaluation import Evaluation, evaluate
+from fedmd_jax.client.guards import keep_if_finite
+from fedmd_jax.client.losses import mae
+from fedmd_jax.client.phases import init_client, pretrain, revisit
+from fedmd_jax.client.training import Distance, TrainingConfig, check_validation
+from fedmd_jax.mapping.chunking import ClientsPerChunk, check_chunks
+from fedmd_jax.mapping.grouped import map_groups
+from fedmd_jax.mapping.groups import Groups, check_groups, group_client_ids, group_keys
+from fedmd_jax.mapping.packing import check_costs
+from fedmd_jax.mapping.sharding import replicate, shard_clients
+from fedmd_jax.simulation.federation_data import Private, check_data, check_optimizers
+from fedmd_jax.simulation.metrics import RoundMetrics, reverted_clients, reverted_halves, round_metrics, with_faults
+from fedmd_jax.transforms.clipping import Transform
+from fedmd_jax.types import (
+    ClientState,
+    Participants,
+    PrivateDataset,
+    PublicDataset,
+    RoundInfo,
+    TrainingInfo,
+    TransferInfo,
+)
+
+States = Mapping[str, ClientState]
+Validation = PrivateDataset | Private  # one for all clients, or a stacked one per group
+
+
+# The compiled functions of a federation, in the order in which a run calls them.
+PROGRAMS = ("new_states", "pretrain", "train_private", "round", "evaluate", "revisit", "train_pooled", "score", "learn")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Federation:
+    """Compiled functions over all groups. States are donated, except to `train_pooled`, `score` and `evaluate`.
+
+    `pretrain`, `train_private`, `train_pooled`, `revisit`, `round`, `score` and `learn` take `participants=`: the
+    clients of the states, if they are not all clients of the groups, and their participation. `new_states` takes
+    `client_ids=`, per group [n]. On one device `participants=` is not needed for all clients of some of the groups.
+
+    A client that ends a training phase with NaN or infinity is reverted to its state before that phase, and `finite` of
+    the `TrainingInfo` of that phase is False.
+
+    If `pretrain`, `train_private` or `train_pooled` has early stopping, it takes the validation data as its last
+    argument: one unstacked dataset for all clients, or a stacked one per group. Without early stopping that argument is
+    refused.
+
+    Attributes:
+      check: (public, private, *others) -> None. Raises ValueError if the data does not fit the networks or the
+        settings. `others` are test or pooled data.
+      init: (key, public, private) -> states, after `check`.
+      new_states: (key, inputs [B, ...]) -> states, without `check`.
+      pretrain: (states, public, key) -> (states, TrainingInfo per group): transfer learning, public half.
+      train_private: (states, private, key) -> (states, TrainingInfo per group): transfer learning, private half.
+      train_pooled: (states, pooled, key) -> (states, TrainingInfo per group): every client trains on ONE unstacked
+        dataset, the private examples of all clients together; from pretrained states this is the upper bound of the
+        paper.
+      revisit: (states, private, key) -> (states, TrainingInfo per group): the private half of the round with this key.
+      round: (states, public, private, key) -> (states, RoundInfo): `fedmd_round`.
+      score: (states, public, key) -> scores per group [K, M, C]: the reports of the clients in the round with this key,
+        on the public subset drawn with this key.
+      learn: (states, public, private, consensus [M, C], key) -> (states, RoundInfo): digest and revisit of that round.
+        `score`, a custom aggregation and `learn` make a round; a deployed client is a federation of one client.
+      evaluate: (states, test) -> Evaluation per group, [K]; `test` is one unstacked dataset for all clients, or a
+        stacked one per group.
+      shard: (tree per group, [K, ...]) -> the tree on the devices of its clients, a `ShardedClients` on a mesh. For
+        private data, and for states from a checkpoint; results are sharded already. `gather_clients` is its inverse.
+      groups: the architecture groups.
+      mesh: the mesh, or None.
+      public_training: settings of `pretrain`.
+      private_training: settings of `train_private`.
+    """
+
+    check: Callable[..., None]
+    init: Callable[[chex.PRNGKey, PublicDataset, Private], States]
+    new_states: Callable[[chex.PRNGKey, chex.Array], States]
+    pretrain: Callable[[States, PublicDataset, chex.PRNGKey], tuple[States, Mapping[str, TrainingInfo]]]
+    train_private: Callable[[States, Private, chex.PRNGKey], tuple[States, Mapping[str, TrainingInfo]]]
+    train_pooled: Callable[[States, PrivateDataset, chex.PRNGKey], tuple[States, Mapping[str, TrainingInfo]]]
+    revisit: Callable[[States, Private, chex.PRNGKey], tuple[States, Mapping[str, TrainingInfo]]]
+    round: Callable[[States, PublicDataset, Private, chex.PRNGKey], tuple[States, RoundInfo]]
+    score: Callable[[States, PublicDataset, chex.PRNGKey], Mapping[str, chex.Array]]
+    learn: Callable[[States, PublicDataset, Private, chex.Array, chex.PRNGKey], tuple[States, RoundInfo]]
+    evaluate: Callable[[States, PrivateDataset | Private], Mapping[str, Evaluation]]
+    shard: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+    groups: Groups
+    mesh: Mesh | None
+    public_training: TrainingConfig
+    private_training: TrainingConfig
+
+    def put(self, data: Any) -> Any:
+        """Moves data, or its shapes, to the devices that need it; returns it unchanged without a mesh.
+
+        Args:
+          data: a mapping of groups, [K, ...], which is sharded, or any other tree, which is replicated.
+        """
+        return self.shard(data) if isinstance(data, Mapping) else replicate(data, self.mesh)
+
+    def transfer_learn(
+        self,
+        states: States,
+        public: PublicDataset,
+        private: Private,
+        key: chex.PRNGKey,
+        public_validation: Validation | None = None,
+        private_validation: Validation | None = None,
+        *,
+        participants: Participants | None = None,
+    ) -> tuple[States, TransferInfo]:
+        """Both halves of transfer learning: training on the public dataset, then on the private datasets.
+
+        Args:
+          states: clients from `init`; donated.
+          public: the public dataset, labelled.
+          private: per group, stacked private datasets.
+          key: key for shuffling and dropout.
+          public_validation: validation data, if the first half has early stopping: one unstacked dataset for all
+            clients, or a stacked one per group.
+          private_validation: the same for the second half.
+          participants: the clients that are given, if these are not all clients.
+
+        Returns:
+          The clients, and the `TrainingInfo` of each half, per group. `run_federation(..., transfer=info)` records it
+          in the history.
+
+        Raises:
+          ValueError: a half has early stopping without validation data or the reverse, or the states were donated to an
+            earlier call; nothing is consumed then.
+
+        Warns:
+          UserWarning: the training of a client ended in NaN or infinity and was reverted.
+        """
+        check_validation(self.public_training, public_validation, "public_training: ")
+        check_validation(self.private_training, private_validation, "private_training: ")
+        key_public, key_private = jax.random.split(key)
+        states, first = self.pretrain(states, public, key_public, public_validation, participants=participants)
+        states, second = self.train_private(states, private, key_private, private_validation, participants=participants)
+        info = TransferInfo(first, second)
+        ids = group_client_ids(self.groups) if participants is None else participants.client_ids
+        for phase, reverted in reverted_halves(ids, info).items():
+            warnings.warn(f"{phase} for clients {reverted}: they stay as they were before it", stacklevel=2)
+        return states, info
+
+
+def fedmd(
+    groups: Groups,
+    *,
+    subset_size: int = 5000,
+    public_training: TrainingConfig = TrainingConfig(num_epochs=20, batch_size=128),
+    private_training: TrainingConfig = TrainingConfig(num_epochs=25, batch_size=32),
+    pooled_training: TrainingConfig = TrainingConfig(num_epochs=50, batch_size=32),
+    digest_training: TrainingConfig = TrainingConfig(num_epochs=1, batch_size=256),
+    revisit_training: TrainingConfig = TrainingConfig(num_epochs=2, batch_size=5),
+    distance: Distance = mae,
+    draw_subset: Callable = draw_public_subset,
+    transforms: Sequence[Transform] = (),
+    aggregator: Aggregator = weighted_mean,
+    clients_per_chunk: ClientsPerChunk = "auto",
+    mesh: Mesh | None = None,
+    costs: Mapping[str, float] | None = None,
+) -> Federation:
+    """Makes a federation of architecture groups. Each phase is one jit-compiled program.
+
+    Args:
+      groups: name -> architecture, client ids and consensus weights.
+      subset_size: number of public examples per round.
+      public_training: settings of transfer learning on the public dataset.
+      private_training: settings of transfer learning on private data, which shares its optimizer state with the
+        revisits.
+      pooled_training: settings of the pooled upper bound.
+      digest_training: settings of the digest of each round.
+      revisit_training: settings of the revisit of each round.
+      distance: `mae`, `kl` or any (logits [B, C], targets [B, C]) -> [B].
+      draw_subset: (key, public, size) -> the public subset of a round.
+      transforms: functions that each client applies to its scores before it sends them, in this order: (scores [M, C],
+        key) -> scores. `partial(clip_scores, bound=10.0)` is one.
+      aggregator: combines the scores of all clients into the consensus, see `aggregators`.
+      clients_per_chunk: number of clients of a group that run at once on a device, in every phase; chunks run one after
+        the other. One number for all groups, or one per group; None for all clients, "auto" for the fastest
+        (`choose_chunk`). It bounds memory and changes results by rounding only.
+      mesh: devices over which the clients are sharded: groups with at least as many clients as devices in equal parts,
+        smaller groups client by client.
+      costs: cost of a client of each group, in any unit, as from `client_costs`, to balance the clients of small groups
+        over the devices. Equal by default.
+
+    Returns:
+      The federation. Defaults are those of the released code for letters (iid), without its early stopping.
+
+    Raises:
+      ValueError: no group, a client in two groups, early stopping in a round, a subset size below 1, an invalid
+        `clients_per_chunk`, a group without a cost.
+
+    References:
+      Li and Wang 2019, Algorithm 1; settings from the configurations of the released code.
+    """
+    check_groups(groups)
+    check_count("subset_size", subset_size)
+    check_chunks(clients_per_chunk, groups)
+    if digest_training.early_stopping or revisit_training.early_stopping:
+        raise ValueError("early stopping is for transfer learning and the pooled bound, not for digest and revisit")
+    if costs is not None:
+        check_costs(costs, groups)
+    init_one = partial(init_client, digest=digest_training, revisit=revisit_training)
+
+    def check(public, private, *others):
+        check_data(groups, subset_size, public, private, *others)
+        check_optimizers(
+            groups,
+            public.inputs,
+            before=[private_training.optimizer, pooled_training.optimizer],
+            revisit=revisit_training.optimizer,
+            digest=digest_training.optimizer,
+        )
+
+    over = {"groups": groups, "mesh": mesh, "clients_per_chunk": clients_per_chunk}
+
+    def shard(clients):
+        of_groups = None if costs is None else {name: costs[name] for name in clients}
+        return shard_clients(clients, mesh, costs=of_groups)
+
+    def new_states(key, inputs, client_ids=None):
+        client_ids = group_client_ids(groups) if client_ids is None else client_ids
+        init_clients = map_groups(init_one, (0, None), groups=groups, mesh=mesh)
+        return init_clients(shard(group_keys(key, client_ids)), inputs)
+
+    def train(one_client, data_axis, training, *, losses_count=False):
+        """One training phase of all clients; `data` is shared (`data_axis` None), or per group and client (0)."""
+
+        def train_one(architecture, *arguments):
+            # Before the rounds an epoch may have a non-finite loss, if the client recovers from it.
+            one = keep_if_finite(partial(one_client, architecture, training=training), losses_count=losses_count)
+            return one(*arguments)
+
+        def train_groups(states, data, key, validation=None, *, participants=None):
+            completed_axis, completed = None, jnp.array(True)
+            if participants is not None and participants.completed is not None:
+                participants = complete_participants(participants, groups, mesh)
+                completed_axis, completed = 0, participants.completed
+            given = {name: groups[name] for name in states}
+            client_ids = group_client_ids(given) if participants is None else participants.client_ids
+            validation_axis = None if validation is None or isinstance(validation, PrivateDataset) else 0
+            in_axes = (completed_axis, 0, data_axis, 0, validation_axis)
+            train_clients = map_groups(train_one, in_axes, **over)
+            return train_clients(completed, states, data, group_keys(key, client_ids), validation)
+
+        return train_groups
+
+    def revisit_groups(states, private, key, participants=None):
+        revisit_as_in_rounds = train(revisit, 0, revisit_training, losses_count=True)
+        return revisit_as_in_rounds(states, private, round_keys(key).revisit, participants=participants)
+
+    to_learn = {"digest_training": digest_training, "revisit_training": revisit_training, "distance": distance}
+    to_report = {"transforms": transforms}
+    round_ = partial(
+        fedmd_round,
+        subset_size=subset_size,
+        draw_subset=draw_subset,
+        aggregator=aggregator,
+        **to_report,
+        **to_learn,
+        **over,
+    )
+
+    def score_groups(states, public, key, participants=None):
+        participants, keys = complete_participants(participants, groups, mesh), round_keys(key)
+        subset = draw_subset(keys.subset, public, subset_size)
+        score_clients = map_groups(partial(report, **to_report), (0, None, 0), **over)
+        return score_clients(states, subset.inputs, group_keys(keys.transform, participants.client_ids))
+
+    def learn_groups(states, public, private, consensus, key, participants=None):
+        participants, keys = complete_participants(participants, groups, mesh), round_keys(key)
+        inputs = draw_subset(keys.subset, public, subset_size).inputs
+        half = partial(learn, **to_learn, **over)
+        return half(states, inputs, consensus, jnp.array(True), private, keys, participants)
+
+    def evaluate_groups(states, test):
+        evaluate_clients = map_groups(evaluate, (0, None if isinstance(test, PrivateDataset) else 0), **over)
+        return evaluate_clients(states, test)
+
+    programs = {
+        "new_states": new_states,
+        "pretrain": train(pretrain, None, public_training),
+        "train_private": train(revisit, 0, private_training),
+        "train_pooled": train(revisit, None, pooled_training),
+        "revisit": revisit_groups,
+        "round": round_,
+        "evaluate": evaluate_groups,
+        "score": score_groups,
+        "learn": learn_groups,
+    }
+    programs = {name: compile_program(name, program) for name, program in programs.items()}
+
+    def init(key, public, private):
+        check(public, private)
+        return programs["new_states"](key, public.inputs[:1])
+
+    return Federation(
+        check=check,
+        init=init,
+        **programs,
+        shard=shard,
+        groups=groups,
+        mesh=mesh,
+        public_training=public_training,
+        private_training=private_training,
+    )
+
+
+def vmap_federation(federation: Federation) -> Federation:
+    """Maps the functions of a federation over several seeds, which may differ in their data.
+
+    All arguments and results of `new_states`, `pretrain`, `train_private`, `train_pooled`, `revisit`, `round` and
+    `evaluate` get a leading axis [S, ...]: keys, states, public and private data. This fills a GPU with small
+    federations; it is not faster on a CPU. `check`, `init`, `put` and `transfer_learn` still take one federation. Keys
+    must be JAX's default keys (`threefry2x32`), since those of other generators depend on the whole batch.
+
+    Args:
+      federation: from `fedmd`, without a mesh.
+
+    Returns:
+      A federation whose results are those of the seeds one after the other, up to rounding.
+
+    Raises:
+      ValueError: the federation has a mesh.
+
+    >>> import fedmd_jax as fmd
+    >>> def init(key, inputs):
+    ...     return jax.random.normal(key, (inputs.shape[1], 2)), {}
+    >>> linear = fmd.Architecture(init, lambda params, state, inputs, **_: (inputs @ params, state))
+    >>> federation = fmd.fedmd({"linear": fmd.ArchitectureGroup(linear, (0, 1, 2))}, subset_size=4)
+    >>> keys = jax.random.split(jax.random.key(0), 5)
+    >>> states = vmap_federation(federation).new_states(keys, jnp.zeros((5, 1, 3)))
+    >>> states["linear"].params.shape  # seeds, clients, inputs, outputs
+    (5, 3, 3, 2)
+    """
+    if federation.mesh is not None:
+        raise ValueError(f"federations are vmapped on one device, got one on a mesh of {federation.mesh.size}")
+    # The functions inside `jax.jit`, which takes compiler options of the outermost call only.
+    one = {name: getattr(federation, name).__wrapped__ for name in PROGRAMS}
+    several = {name: compile_program(name, jax.vmap(program)) for name, program in one.items()}
+    return dataclasses.replace(federation, **several)
+
+
+def compile_program(name: str, fn: Callable) -> Callable:
+    """One of `PROGRAMS`, compiled at its first call. It refuses states that were donated to an earlier call."""
+    compiled = jax.jit(fn, **_jit_options(name))
+    return compiled if name == "new_states" else TakesStates(compiled)
+
+
+class TakesStates:
+    """A jit-compiled function of states that refuses states that were donated to an earlier call.
+
+    Attributes:
+      lower: as that of `jax.jit`.
+    """
+
+    def __init__(self, compiled: Callable):
+        self._compiled = compiled
+        self.__wrapped__ = compiled.__wrapped__
+        self.lower = compiled.lower
+
+    def __call__(self, states, *arguments, **settings):
+        """Compiles the function for these shapes, if needed, and calls it."""
+        if not isinstance(states, Mapping):
+            raise ValueError(f"the states of each group are needed, in a mapping, got a {type(states).__name__}")
+        check_not_donated(states)
+        return self._compiled(states, *arguments, **settings)
+
+
+def check_not_donated(states: chex.ArrayTree) -> None:
+    """A `ValueError` if the arrays of states were donated to a call before, as by running a notebook cell twice."""
+    leaves = [leaf for leaf in jax.tree.leaves(states) if isinstance(leaf, jax.Array)]
+    if any(leaf.is_deleted() for leaf in leaves if not isinstance(leaf, jax.core.Tracer)):
+        raise ValueError(
+            "these states were donated to an earlier call (transfer_learn, pretrain, train_private, revisit, round or "
+            "a "
+            "run of them): use what it returned, or copy them first with jax.tree.map(jnp.copy, states)"
+        )
+
+
+def _jit_options(program: str) -> dict[str, Any]:
+    """Arguments of `jax.jit` for each function of a federation."""
+    donates = program in ("pretrain", "train_private", "revisit", "round", "learn")
+    once = program == "new_states"
+    return ({"donate_argnums": 0} if donates else {}) | ({"compiler_options": _run_once()} if once else {})
+
+
+def _run_once() -> dict[str, Any]:
+    """Compiler options of a program that runs once: on a CPU random initializers compile six times faster with them."""
+    return {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else {}
+
+
+def _check_num_rounds(num_rounds: int) -> None:
+    check_count("num_rounds", num_rounds, minimum=0)
+
+
+def _participants(
+    federation: Federation, participation: ParticipationPolicy | None, round_: int
+) -> Participants | None:
+    if participation is None:
+        return None
+    return all_clients(federation.groups, participation(round_, group_client_ids(federation.groups)))
+
+
+def run_federation(
+    federation: Federation,
+    states: States,
+    public: PublicDataset,
+    private: Private,
+    key: chex.PRNGKey,
+    *,
+    num_rounds: int,
+    test: PrivateDataset | Private,
+    first_round: int = 1,
+    transfer: TransferInfo | None = None,
+    participation: ParticipationPolicy | None = None,
+    callback: Callable[[RoundMetrics, States], Any] | None = None,
+) -> tuple[States, list[RoundMetrics]]:
+    """Runs rounds and evaluates the clients before the first round and after each round.
+
+    Args:
+      federation: from `fedmd`.
+      states: clients after transfer learning; donated, do not use them after the call.
+      public: the public dataset.
+      private: per group, stacked private datasets.
+      key: key of the rounds, different from those of `init` and `transfer_learn`; round r uses `fold_in(key, r)`.
+      num_rounds: number of rounds.
+      test: one dataset for all clients, or a stacked one per group.
+      first_round: number of the first of these rounds; 1 + r continues after r rounds, with bitwise the same results as
+        an uninterrupted run.
+      transfer: the `TransferInfo` of `transfer_learn`. If given, the status of a client in round 0 says whether a half
+        of its transfer learning was reverted.
+      participation: (round, client ids per group) -> participation record, such as `simulate_participation` makes; by
+        default all clients take part.
+      callback: called with the metrics and the states after each evaluation. The next round donates those states: copy
+        what you keep.
+
+    Returns:
+      The clients and the history, [R + 1]; [R] if `first_round` is above 1, since the clients have been evaluated
+      before.
+
+    Raises:
+      ValueError: a negative number of rounds, a first round below 1, or data that does not fit the networks.
+    """
+    _check_num_rounds(num_rounds)
+    check_count("first_round", first_round)
+    federation.check(public, private, test)
+    public, private, test = map(federation.put, (public, private, test))
+    client_ids = group_client_ids(federation.groups)
+    history = []
+    for round_ in range(0 if first_round == 1 else first_round, first_round + num_rounds):
+        info = None
+        if round_ > 0:
+            participants = (
+                None if participation is None else all_clients(federation.groups, participation(round_, client_ids))
+            )
+            states, info = federation.round(
+                states, public, private, jax.random.fold_in(key, round_), participants=participants
+            )
+        metrics = round_metrics(federation.groups, round_, federation.evaluate(states, test), info)
+        if round_ == 0 and transfer is not None:
+            metrics = with_faults(metrics, reverted_halves(client_ids, transfer))
+        history.append(metrics)
+        if callback is not None:
+            callback(metrics, states)
+    return states, history
+
+
+def run_local_only(
+    federation: Federation,
+    states: States,
+    private: Private,
+    key: chex.PRNGKey,
+    *,
+    num_rounds: int,
+    first_round: int = 1,
+    participation: ParticipationPolicy | None = None,
+    on_reverted: Callable[[int, list[int]], Any] | None = None,
+    callback: Callable[[int, States], Any] | None = None,
+) -> States:
+    """The local-only baseline of `run_federation`: the same rounds without digests.
+
+    Every client makes the same private steps as there, on the same batches with the same dropout, and in the same
+    rounds if `participation` is the same. A gain of FedMD over this baseline is not due to more training.
+
+    Args:
+      federation: from `fedmd`.
+      states: clients after transfer learning; donated, do not use them after the call.
+      private: per group, stacked private datasets.
+      key: the key given to `run_federation`.
+      num_rounds: number of rounds.
+      first_round: number of the first of these rounds; 1 + r continues after r rounds.
+      participation: the policy given to `run_federation`.
+      on_reverted: called with the number of a round and the ids of the clients whose training was reverted in it
+        because it ended in NaN or infinity, if there are any; before `callback`.
+      callback: called with the number of each round and the states after it, which the next round donates.
+
+    Returns:
+      The clients.
+
+    Raises:
+      ValueError: a negative number of rounds, or a first round below 1.
+    """
+    _check_num_rounds(num_rounds)
+    check_count("first_round", first_round)
+    private = federation.put(private)
+    client_ids = group_client_ids(federation.groups)
+    for round_ in range(first_round, first_round + num_rounds):
+        participants = _participants(federation, participation, round_)
+        states, info = federation.revisit(states, private, jax.random.fold_in(key, round_), participants=participants)
+        if on_reverted is not None:
+            # The training of a dropped client is discarded in any case.
+            completed = None if participants is None else participants.completed
+            if reverted := reverted_clients(client_ids, info, completed):
+                on_reverted(round_, reverted)
+        if callback is not None:
+            callback(round_, states)
+    return states

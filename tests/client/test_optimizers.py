@@ -1,0 +1,216 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import toys
+
+import fedmd_jax as fmd
+
+
+def run(optimizer, gradients):
+    params = jnp.zeros(gradients.shape[1:])
+
+    def step(carry, gradient):
+        params, state = carry
+        updates, state = optimizer.update(gradient, state, params)
+        return (optax.apply_updates(params, updates), state), params
+
+    return jax.lax.scan(step, (params, optimizer.init(params)), gradients)
+
+
+def test_it_is_optax_with_an_epsilon_that_shrinks_to_its_own():
+    scales = 10.0 ** np.arange(-9, 2)  # gradients below, at and above epsilon
+    gradients = jnp.asarray(np.random.default_rng(0).normal(size=(30, 11)) * scales, jnp.float32)
+    corrected = optax.inject_hyperparams(optax.adam)(
+        learning_rate=1e-3, eps=lambda count: 1e-7 / jnp.sqrt(1 - 0.999 ** (count + 1.0))
+    )
+    (params, _), path = run(fmd.adam(1e-3), gradients)
+    (expected, _), expected_path = run(corrected, gradients)
+    chex.assert_trees_all_close((params, path), (expected, expected_path), rtol=1e-4, atol=1e-9)
+
+
+def test_where_gradients_are_large_it_is_optax():
+    gradients = jnp.asarray(np.random.default_rng(0).normal(size=(30, 5)), jnp.float32)
+    (params, state), _ = run(fmd.adam(0.01), gradients)
+    (expected, (expected_state, _)), _ = run(optax.adam(0.01, eps=1e-7), gradients)
+    np.testing.assert_allclose(params, expected, rtol=1e-4)
+    chex.assert_trees_all_close(state, expected_state, rtol=1e-5)
+
+
+def test_its_state_can_be_donated_as_it_is():
+    state = fmd.adam().init({"w": jnp.ones(3)})
+    jax.jit(lambda state: jax.tree.map(lambda leaf: leaf + 1, state), donate_argnums=0)(state)
+
+
+def phases(private, revisit, **others):
+    """A federation of linear clients whose phases have these optimizers: one epoch of one batch each."""
+    how = {"public": revisit, "private": private, "pooled": revisit, "digest": revisit, "revisit": revisit, **others}
+    trainings = {f"{name}_training": fmd.TrainingConfig(batch_size=64, optimizer=each) for name, each in how.items()}
+    return fmd.fedmd(GROUPS, subset_size=12, **trainings)
+
+
+def one_step(optimizer, params, inputs, labels):
+    """Gradient descent by hand from fresh memory."""
+
+    def loss(params):
+        logits = inputs @ params["w"] + params["b"][None]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    updates, _ = optimizer.update(jax.grad(loss)(params), optimizer.init(params), params)
+    return optax.apply_updates(params, updates)
+
+
+GROUPS = {"linear": fmd.ArchitectureGroup(toys.linear(), (0, 1, 2))}
+PUBLIC, PRIVATE = toys.public(), toys.private(GROUPS)
+
+
+def injected(learning_rate):
+    return optax.inject_hyperparams(optax.sgd)(learning_rate)
+
+
+def by_label(rates):
+    def label(params):
+        return {name: name for name in params}
+
+    return optax.multi_transform({name: injected(rate) for name, rate in rates.items()}, label)
+
+
+@pytest.mark.parametrize(
+    ("private", "revisit"),
+    [
+        (injected(0.1), injected(0.001)),
+        (injected(optax.linear_schedule(0.1, 0.05, 3)), injected(optax.linear_schedule(0.001, 0.0, 3))),
+        (optax.chain(optax.clip(10.0), injected(0.1)), optax.chain(optax.clip(1e-3), injected(0.001))),
+        (by_label({"w": 0.1, "b": 0.2}), by_label({"w": 0.001, "b": 0.0})),
+        (optax.inject_hyperparams(optax.adam)(0.1, b1=0.5), optax.inject_hyperparams(optax.adam)(0.001)),
+        (fmd.adam(0.1), fmd.adam(0.001)),
+    ],
+)
+def test_each_phase_trains_with_its_own_hyperparameters(private, revisit):
+    """Private training, the pooled bound and the revisits after them share one memory."""
+    federation, key = phases(private, revisit, pooled=private), jax.random.key(0)
+    states = federation.init(key, PUBLIC, PRIVATE)
+    start = jax.tree.map(jnp.copy, states)
+    pooled, _ = federation.train_pooled(start, fmd.labelled_dataset(*toys.examples(3, 10)), key)
+    states, _ = federation.train_private(states, PRIVATE, key)
+    middle = jax.tree.map(jnp.copy, states)
+    states, _ = federation.revisit(states, PRIVATE, key)
+    for k in range(3):
+        of_client = lambda tree, k=k: jax.tree.map(lambda leaf: leaf[k], tree["linear"])  # noqa: E731
+        inputs, labels = of_client(PRIVATE).inputs[: 7 + k], of_client(PRIVATE).labels[: 7 + k]
+        expected = one_step(private, of_client(start).params, inputs, labels)
+        chex.assert_trees_all_close(of_client(middle).params, expected, rtol=1e-5, atol=1e-6)
+        expected = one_step(private, of_client(start).params, *map(jnp.asarray, toys.examples(3, 10)))
+        chex.assert_trees_all_close(of_client(pooled).params, expected, rtol=1e-5, atol=1e-6)
+        chex.assert_trees_all_close(of_client(states).params, of_client(middle).params, rtol=0, atol=0.01)
+
+
+def test_the_step_count_of_a_schedule_continues_from_private_training_into_the_revisits():
+    scheduled, key = optax.adam(optax.constant_schedule(0.1)), jax.random.key(0)
+    federation = phases(scheduled, scheduled)
+    states = federation.init(key, PUBLIC, PRIVATE)
+    states, _ = federation.train_private(states, PRIVATE, key)
+    states, _ = federation.revisit(states, PRIVATE, key)
+    assert states["linear"].revisit_opt_state[1].count.tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("private", "revisit", "message"),
+    [
+        (optax.sgd(0.1), optax.adam(0.1), "must be of the same kind, got different ones"),
+        (optax.yogi(0.1), optax.adam(0.1), r"must start with the same one, got .* in \[0\].mu\['b'\]"),
+        (optax.contrib.schedule_free_sgd(0.1), optax.contrib.schedule_free_sgd(0.1), "keeps a copy of the parameters"),
+        (optax.lookahead(optax.sgd(0.1), 5, 0.5), optax.sgd(0.1), "same kind, got different ones"),
+    ],
+)
+def test_memory_that_means_another_thing_is_refused(private, revisit, message):
+    with pytest.raises(ValueError, match=message):
+        phases(private, revisit).init(jax.random.key(0), PUBLIC, PRIVATE)
+
+
+def test_an_optimizer_with_parameters_of_its_own_type_is_refused():
+    optimizer = optax.lookahead(optax.sgd(0.1), 5, 0.5)
+    training = fmd.TrainingConfig(optimizer=optimizer)
+    with pytest.raises(ValueError, match="lookahead trains two copies of the parameters"):
+        fmd.init_client(toys.linear(), jax.random.key(0), PUBLIC.inputs, digest=training, revisit=training)
+
+
+@pytest.mark.parametrize("key", [7, jax.random.key(7), jax.random.key(7, impl="rbg")])
+def test_noise_is_every_clients_own(key):
+    """Two clients with equal start and data: the noise moves them apart, whichever phase draws it."""
+    optimizer = optax.chain(optax.add_noise(1.0, 0.0, key=key), optax.sgd(0.1))
+    federation = phases(optimizer, optimizer)
+    private = {"linear": jax.tree.map(lambda leaf: jnp.stack([leaf[0]] * 3), PRIVATE["linear"])}
+    start = federation.new_states(jax.random.key(0), PUBLIC.inputs[:1])
+    same = jax.tree.map(lambda leaf: jnp.stack([leaf[0]] * 3), start["linear"].params)
+
+    def fresh():
+        return {"linear": jax.tree.map(jnp.copy, start["linear"]._replace(params=same))}
+
+    trained = {
+        "pretrain": federation.pretrain(fresh(), PUBLIC, jax.random.key(1))[0],
+        "train_private": federation.train_private(fresh(), private, jax.random.key(1))[0],
+        "round": federation.round(fresh(), PUBLIC, private, jax.random.key(1))[0],
+    }
+    for phase, states in trained.items():
+        for leaf in jax.tree.leaves(states["linear"].params):
+            assert (leaf[0] != leaf[1]).any(), phase
+            assert (leaf[1] != leaf[2]).any(), phase
+
+
+def test_noise_hangs_on_the_client_id_and_not_on_mesh_group_or_cohort():
+    optimizer = optax.chain(optax.add_noise(1.0, 0.0, key=7), optax.sgd(0.1))
+    key, groups = jax.random.key(0), toys.groups()
+    private, training = toys.private(groups), fmd.TrainingConfig(batch_size=64, optimizer=optimizer)
+    settings = {f"{name}_training": training for name in ("public", "private", "pooled", "digest", "revisit")}
+    federation = fmd.fedmd(groups, subset_size=12, **settings)
+    on_mesh = fmd.fedmd(groups, subset_size=12, **settings, mesh=fmd.client_mesh(4))
+    results = []
+    for each in (federation, on_mesh):
+        states, _ = each.transfer_learn(each.init(key, PUBLIC, private), PUBLIC, private, key)
+        results.append(jax.device_get(fmd.gather_clients(states)))
+    population = fmd.simulation.init_population(federation, key, PUBLIC, private, cohort_size=2)
+    population, _ = fmd.simulation.transfer_learn_population(federation, population, PUBLIC, key, cohort_size=2)
+    for other in (results[1], population.states):
+        chex.assert_trees_all_close(dict(other), results[0], rtol=1e-5, atol=1e-6)
+    keys = results[0]["linear"].revisit_opt_state[0].rng_key
+    assert (keys[0] != keys[1]).any()
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.polyak_sgd(1.0),
+        optax.lbfgs(),
+        optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau(patience=1)),
+    ],
+)
+def test_optimizers_are_given_the_loss(optimizer):
+    """Of three full batches, as by hand."""
+    architecture, key = toys.linear(), jax.random.key(0)
+    inputs, labels = map(jnp.asarray, toys.examples(3, 10))
+    training = fmd.TrainingConfig(num_epochs=3, batch_size=10, optimizer=optimizer, shuffle=False)
+    start = fmd.init_client(architecture, key, inputs, digest=training, revisit=training)
+    found, _ = fmd.revisit(architecture, start, fmd.PrivateDataset(inputs, labels, 10), key, training=training)
+
+    def loss(params):
+        logits = inputs @ params["w"] + params["b"][None]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    params, state = start.params, optimizer.init(start.params)
+    for _ in range(3):
+        value, grad = jax.value_and_grad(loss)(params)
+        updates, state = optimizer.update(grad, state, params, value=value, grad=grad, value_fn=loss)
+        params = optax.apply_updates(params, updates)
+    chex.assert_trees_all_close(found.params, params, rtol=1e-4, atol=1e-5)
+
+
+def test_updates_of_another_shape_are_refused():
+    summing = optax.stateless(lambda updates, _: jax.tree.map(jnp.sum, updates))
+    training = fmd.TrainingConfig(optimizer=summing)
+    architecture, key = toys.linear(), jax.random.key(0)
+    start = fmd.init_client(architecture, key, PUBLIC.inputs, digest=training, revisit=training)
+    with pytest.raises(ValueError, match="must return updates of the shapes of the parameters"):
+        fmd.pretrain(architecture, start, PUBLIC, key, training=training)

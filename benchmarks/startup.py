@@ -85,7 +85,7 @@ def first_round(width: float, networks: list[int], num_public: int, started: flo
     public, test = fmd.public_dataset(*labelled(num_public)), fmd.labelled_dataset(*labelled(num_public))
     private = fmd.stack_private(groups, {k: labelled(18) for k in range(len(networks))})
     programs, keys = Programs(federation), jax.random.split(jax.random.key(0), 4)
-    states = jax.eval_shape(federation.new_states, keys[0], public.inputs[:1])
+    states = jax.eval_shape(federation.programs["new_states"], keys[0], public.inputs[:1])
     programs.begin("new_states", keys[0], public.inputs[:1])
     for name in groups:
         programs.begin("pretrain", {name: states[name]}, public, keys[1])

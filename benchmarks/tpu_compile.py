@@ -91,7 +91,7 @@ def abstract_arguments(federation: fmd.Federation, *, num_public: int) -> tuple[
     images = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
     integers = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    states = jax.eval_shape(federation.new_states, key, images((1, *IMAGE)))
+    states = jax.eval_shape(federation.programs["new_states"], key, images((1, *IMAGE)))
     public = fmd.PublicDataset(images((num_public, *IMAGE)), integers((num_public,)))
     private = {
         name: fmd.PrivateDataset(
@@ -123,7 +123,7 @@ def compile_round(
         groups = tpu_groups({name: NETWORKS[name] for name in networks}, clients_per_chip * mesh.size, width=width)
     costs = fmd.mapping.client_costs(groups, jnp.zeros((1, *IMAGE)))
     federation = fmd.fedmd(groups, subset_size=subset_size, mesh=mesh, costs=costs)
-    lowered = federation.round.lower(*abstract_arguments(federation, num_public=num_public))
+    lowered = federation.programs["round"].lower(*abstract_arguments(federation, num_public=num_public))
     start, start_cpu = time.perf_counter(), time.process_time()
     compiled = lowered.compile()
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu

@@ -62,7 +62,7 @@ def test_what_the_compiler_gathers_is_counted(script):
     )
 
     def collectives(mesh):
-        program = toys.federation(groups, mesh=mesh).round.lower(*arguments).compile().as_text()
+        program = toys.federation(groups, mesh=mesh).programs["round"].lower(*arguments).compile().as_text()
         return script.count_collectives(program)
 
     assert collectives(mesh) == {script.Collective("all-reduce", ("f32[13,4]",)): 1}

@@ -57,7 +57,7 @@ class Programs:
     def __call__(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Calls a program, compiled for these arguments, and waits for its result."""
         if jax.config.jax_disable_jit:
-            compiled = getattr(self._federation, name)
+            compiled = self._federation.programs[name]
         else:
             with self._timed("compile"):
                 compiled = self._compile(name, args, kwargs).result()
@@ -73,7 +73,7 @@ class Programs:
         key = (name, *jax.tree.leaves(types), jax.tree.structure(types))
         if key not in self._compiled:
             shapes, named = jax.tree.map(_shape, (args, kwargs))
-            fn = getattr(self._federation, name)
+            fn = self._federation.programs[name]
             self._compiled[key] = self._executor.submit(lambda: fn.lower(*shapes, **named).compile())
         return self._compiled[key]
 

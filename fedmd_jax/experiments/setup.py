@@ -121,7 +121,8 @@ class Setup(NamedTuple):
     def shapes(self) -> States:
         """Shapes of the states, on no devices."""
         # Traced, so that a sharded federation needs no array.
-        return gather_clients(jax.eval_shape(self.federation.new_states, self.keys.init, self.first_input))
+        new_states = self.federation.programs["new_states"]
+        return gather_clients(jax.eval_shape(new_states, self.keys.init, self.first_input))
 
     def clients_at_once(self) -> dict[str, int]:
         """How many clients of each group run at once on a device."""

@@ -44,67 +44,147 @@ States = Mapping[str, ClientState]
 Validation = PrivateDataset | Private  # one for all clients, or a stacked one per group
 
 
-# The compiled functions of a federation, in the order in which a run calls them.
-PROGRAMS = ("new_states", "pretrain", "train_private", "round", "evaluate", "revisit", "train_pooled", "score", "learn")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Federation:
-    """Compiled functions over all groups. States are donated, except to `train_pooled`, `score` and `evaluate`.
+    """All clients of all groups; each method is one program, compiled at its first call.
 
-    `pretrain`, `train_private`, `train_pooled`, `revisit`, `round`, `score` and `learn` take `participants=`: the
-    clients of the states, if they are not all clients of the groups, and their participation. `new_states` takes
-    `client_ids=`, per group [n]. On one device `participants=` is not needed for all clients of some of the groups.
+    States are donated, except to `train_pooled`, `score` and `evaluate`: do not reuse them after a call. A client that
+    ends a training phase with NaN or infinity is reverted to its state before that phase, and `finite` of the
+    `TrainingInfo` is False.
 
-    A client that ends a training phase with NaN or infinity is reverted to its state before that phase, and `finite` of
-    the `TrainingInfo` of that phase is False.
+    Shapes and records that several methods take:
 
-    If `pretrain`, `train_private` or `train_pooled` has early stopping, it takes the validation data as its last
-    argument: one unstacked dataset for all clients, or a stacked one per group. Without early stopping that argument is
-    refused.
+    * states: per group, stacked clients [K, ...], from `init`;
+    * private: per group, stacked private datasets [K, N, ...], from `stack_private`;
+    * validation: for a phase with early stopping, one unstacked dataset for all clients, or a stacked one per group;
+      refused if the phase has no early stopping;
+    * participants: the clients that the states hold, if these are not all clients of the groups, and how far each gets
+      in the round. On one device it is not needed for all clients of some of the groups.
 
     Attributes:
-      check: (public, private, *others) -> None. Raises ValueError if the data does not fit the networks or the
-        settings. `others` are test or pooled data.
-      init: (key, public, private) -> states, after `check`.
-      new_states: (key, inputs [B, ...]) -> states, without `check`.
-      pretrain: (states, public, key) -> (states, TrainingInfo per group): transfer learning, public half.
-      train_private: (states, private, key) -> (states, TrainingInfo per group): transfer learning, private half.
-      train_pooled: (states, pooled, key) -> (states, TrainingInfo per group): every client trains on ONE unstacked
-        dataset, the private examples of all clients together; from pretrained states this is the upper bound of the
-        paper.
-      revisit: (states, private, key) -> (states, TrainingInfo per group): the private half of the round with this key.
-      round: (states, public, private, key) -> (states, RoundInfo): `fedmd_round`.
-      score: (states, public, key) -> scores per group [K, M, C]: the reports of the clients in the round with this key,
-        on the public subset drawn with this key.
-      learn: (states, public, private, consensus [M, C], key) -> (states, RoundInfo): digest and revisit of that round.
-        `score`, a custom aggregation and `learn` make a round; a deployed client is a federation of one client.
-      evaluate: (states, test) -> Evaluation per group, [K]; `test` is one unstacked dataset for all clients, or a
-        stacked one per group.
-      shard: (tree per group, [K, ...]) -> the tree on the devices of its clients, a `ShardedClients` on a mesh. For
-        private data, and for states from a checkpoint; results are sharded already. `gather_clients` is its inverse.
       groups: the architecture groups.
-      mesh: the mesh, or None.
+      mesh: the mesh over which clients are sharded, or None.
+      programs: the compiled functions by the name of the method; each has `lower`, as `jax.jit` has.
       public_training: settings of `pretrain`.
       private_training: settings of `train_private`.
     """
 
-    check: Callable[..., None]
-    init: Callable[[chex.PRNGKey, PublicDataset, Private], States]
-    new_states: Callable[[chex.PRNGKey, chex.Array], States]
-    pretrain: Callable[[States, PublicDataset, chex.PRNGKey], tuple[States, Mapping[str, TrainingInfo]]]
-    train_private: Callable[[States, Private, chex.PRNGKey], tuple[States, Mapping[str, TrainingInfo]]]
-    train_pooled: Callable[[States, PrivateDataset, chex.PRNGKey], tuple[States, Mapping[str, TrainingInfo]]]
-    revisit: Callable[[States, Private, chex.PRNGKey], tuple[States, Mapping[str, TrainingInfo]]]
-    round: Callable[[States, PublicDataset, Private, chex.PRNGKey], tuple[States, RoundInfo]]
-    score: Callable[[States, PublicDataset, chex.PRNGKey], Mapping[str, chex.Array]]
-    learn: Callable[[States, PublicDataset, Private, chex.Array, chex.PRNGKey], tuple[States, RoundInfo]]
-    evaluate: Callable[[States, PrivateDataset | Private], Mapping[str, Evaluation]]
-    shard: Callable[[Mapping[str, Any]], Mapping[str, Any]]
     groups: Groups
     mesh: Mesh | None
+    programs: Mapping[str, Callable]
     public_training: TrainingConfig
     private_training: TrainingConfig
+    _check: Callable[..., None]
+    _shard: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+
+    def __repr__(self) -> str:
+        sizes = {name: group.num_clients for name, group in self.groups.items()}
+        devices = "" if self.mesh is None else f", devices={self.mesh.size}"
+        return f"Federation(clients={sizes}{devices})"
+
+    def check(self, public: PublicDataset, private: Private, *others: PrivateDataset | Private) -> None:
+        """Raises ValueError if the data does not fit the networks or the settings; `others` are test or pooled data."""
+        self._check(public, private, *others)
+
+    def init(self, key: chex.PRNGKey, public: PublicDataset, private: Private) -> States:
+        """Fresh clients, after `check`."""
+        self.check(public, private)
+        return self.new_states(key, public.inputs[:1])
+
+    def new_states(
+        self, key: chex.PRNGKey, inputs: chex.Array, client_ids: Mapping[str, chex.Array] | None = None
+    ) -> States:
+        """Fresh clients without `check`, for inputs [B, ...]; of a cohort if `client_ids`, [n] per group, are given."""
+        return self.programs["new_states"](key, inputs, client_ids)
+
+    def pretrain(
+        self,
+        states: States,
+        public: PublicDataset,
+        key: chex.PRNGKey,
+        validation: Validation | None = None,
+        *,
+        participants: Participants | None = None,
+    ) -> tuple[States, Mapping[str, TrainingInfo]]:
+        """The public half of transfer learning: every client trains on the labelled public dataset."""
+        return self.programs["pretrain"](states, public, key, validation, participants=participants)
+
+    def train_private(
+        self,
+        states: States,
+        private: Private,
+        key: chex.PRNGKey,
+        validation: Validation | None = None,
+        *,
+        participants: Participants | None = None,
+    ) -> tuple[States, Mapping[str, TrainingInfo]]:
+        """The private half of transfer learning: every client trains on its own dataset."""
+        return self.programs["train_private"](states, private, key, validation, participants=participants)
+
+    def train_pooled(
+        self,
+        states: States,
+        pooled: PrivateDataset,
+        key: chex.PRNGKey,
+        validation: Validation | None = None,
+        *,
+        participants: Participants | None = None,
+    ) -> tuple[States, Mapping[str, TrainingInfo]]:
+        """Every client trains on ONE unstacked dataset, the private examples of all clients together.
+
+        From pretrained states this is the upper bound of the paper. The states are not donated.
+        """
+        return self.programs["train_pooled"](states, pooled, key, validation, participants=participants)
+
+    def revisit(
+        self, states: States, private: Private, key: chex.PRNGKey, participants: Participants | None = None
+    ) -> tuple[States, Mapping[str, TrainingInfo]]:
+        """The private half of the round with this key: the local-only baseline."""
+        return self.programs["revisit"](states, private, key, participants)
+
+    def round(
+        self,
+        states: States,
+        public: PublicDataset,
+        private: Private,
+        key: chex.PRNGKey,
+        participants: Participants | None = None,
+    ) -> tuple[States, RoundInfo]:
+        """One round of FedMD, see `fedmd_round`."""
+        return self.programs["round"](states, public, private, key, participants=participants)
+
+    def score(
+        self, states: States, public: PublicDataset, key: chex.PRNGKey, participants: Participants | None = None
+    ) -> Mapping[str, chex.Array]:
+        """The first half of the round with this key: what each client sends, per group [K, M, C].
+
+        All clients draw the same public subset from the key. `score`, an average of your own and `learn` make a round;
+        a client that is deployed alone is a federation of one client.
+        """
+        return self.programs["score"](states, public, key, participants)
+
+    def learn(
+        self,
+        states: States,
+        public: PublicDataset,
+        private: Private,
+        consensus: chex.Array,
+        key: chex.PRNGKey,
+        participants: Participants | None = None,
+    ) -> tuple[States, RoundInfo]:
+        """The second half of the round with this key: digest of a consensus [M, C], then revisit."""
+        return self.programs["learn"](states, public, private, consensus, key, participants)
+
+    def evaluate(self, states: States, test: PrivateDataset | Private) -> Mapping[str, Evaluation]:
+        """Accuracy and loss per group [K], on one unstacked dataset for all clients or a stacked one per group."""
+        return self.programs["evaluate"](states, test)
+
+    def shard(self, clients: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Moves what is per client, [K, ...] per group, to its devices: `ShardedClients`, or unchanged without a mesh.
+
+        For private data and for states from a checkpoint; results are sharded already. `gather_clients` is its inverse.
+        """
+        return self._shard(clients)
 
     def put(self, data: Any) -> Any:
         """Moves data, or its shapes, to the devices that need it; returns it unchanged without a mesh.
@@ -308,19 +388,14 @@ def fedmd(
     }
     programs = {name: compile_program(name, program) for name, program in programs.items()}
 
-    def init(key, public, private):
-        check(public, private)
-        return programs["new_states"](key, public.inputs[:1])
-
     return Federation(
-        check=check,
-        init=init,
-        **programs,
-        shard=shard,
         groups=groups,
         mesh=mesh,
+        programs=programs,
         public_training=public_training,
         private_training=private_training,
+        _check=check,
+        _shard=shard,
     )
 
 
@@ -354,13 +429,13 @@ def vmap_federation(federation: Federation) -> Federation:
     if federation.mesh is not None:
         raise ValueError(f"federations are vmapped on one device, got one on a mesh of {federation.mesh.size}")
     # The functions inside `jax.jit`, which takes compiler options of the outermost call only.
-    one = {name: getattr(federation, name).__wrapped__ for name in PROGRAMS}
+    one = {name: program.__wrapped__ for name, program in federation.programs.items()}
     several = {name: compile_program(name, jax.vmap(program)) for name, program in one.items()}
-    return dataclasses.replace(federation, **several)
+    return dataclasses.replace(federation, programs=several)
 
 
 def compile_program(name: str, fn: Callable) -> Callable:
-    """One of `PROGRAMS`, compiled at its first call. It refuses states that were donated to an earlier call."""
+    """A program, compiled at its first call. It refuses states that were donated to an earlier call."""
     compiled = jax.jit(fn, **_jit_options(name))
     return compiled if name == "new_states" else TakesStates(compiled)
 
@@ -391,8 +466,7 @@ def check_not_donated(states: chex.ArrayTree) -> None:
     if any(leaf.is_deleted() for leaf in leaves if not isinstance(leaf, jax.core.Tracer)):
         raise ValueError(
             "these states were donated to an earlier call (transfer_learn, pretrain, train_private, revisit, round or "
-            "a "
-            "run of them): use what it returned, or copy them first with jax.tree.map(jnp.copy, states)"
+            "a run of them): use what it returned, or copy them first with jax.tree.map(jnp.copy, states)"
         )
 
 

@@ -69,7 +69,7 @@ def init_population(
     federation.check(public, private)
     empty = np.empty if storage == "host" else jnp.empty
     inputs = public.inputs[:1]
-    shapes = gather_clients(jax.eval_shape(federation.new_states, key, inputs))
+    shapes = gather_clients(jax.eval_shape(federation.programs["new_states"], key, inputs))
     states = jax.tree.map(lambda leaf: empty(leaf.shape, leaf.dtype), shapes)
     private = jax.device_get(private) if storage == "host" else jax.device_put(private)
     population = Population(states, dict(private))

@@ -154,7 +154,7 @@ def test_networks_of_several_precisions_meet(key, num_devices):
     groups = {"whole": fmd.ArchitectureGroup(toys.linear(), (0,)), "half": fmd.ArchitectureGroup(half(), (1,))}
     mesh = None if num_devices is None else fmd.client_mesh(num_devices)
     federation, private = toys.federation(groups, mesh=mesh), toys.private(groups)
-    states = jax.eval_shape(federation.new_states, key, PUBLIC.inputs[:1])
+    states = jax.eval_shape(federation.programs["new_states"], key, PUBLIC.inputs[:1])
     _, info = jax.eval_shape(federation.round, federation.put(states), PUBLIC, federation.put(private), key)
     assert {info.digest_loss[name].dtype for name in groups} == {jnp.dtype(jnp.float32)}
 

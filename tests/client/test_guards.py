@@ -57,7 +57,7 @@ class Rounds:
         }
         arguments = (states, PUBLIC, self.private, KEY)
         if self.compiled is None:
-            self.compiled = self.federation.round.lower(*arguments, **runtime).compile()
+            self.compiled = self.federation.programs["round"].lower(*arguments, **runtime).compile()
         states, info = jax.device_get(self.compiled(*arguments, **runtime))
         return self.by_client((states, info.digest_loss, info.revisit_loss)), info
 
@@ -303,7 +303,8 @@ def test_local_only_reports_reverted_clients(plain):
     info = {
         name: fmd.TrainingInfo(jnp.zeros((len(each), 2)), jnp.full(len(each), 2), each) for name, each in finite.items()
     }
-    failing = dataclasses.replace(plain.federation, revisit=lambda states, *_, participants: (states, info))
+    programs = {**plain.federation.programs, "revisit": lambda states, *_: (states, info)}
+    failing = dataclasses.replace(plain.federation, programs=programs)
     participation = [
         faults.participation(GROUPS),
         faults.participation(GROUPS, dropped=[3]),

@@ -51,14 +51,14 @@ def counting(setup):
     def evaluate(states, _):
         return {name: Evaluation(UNIT * state.params, state.params) for name, state in states.items()}
 
-    federation = dataclasses.replace(
-        setup.federation,
-        new_states=jax.jit(new_states),
-        pretrain=jax.jit(appended(2), donate_argnums=0),
-        train_private=jax.jit(appended(3), donate_argnums=0),
-        round=jax.jit(round_, donate_argnums=0),
-        revisit=jax.jit(appended(6), donate_argnums=0),
-        train_pooled=jax.jit(appended(5)),
-        evaluate=jax.jit(evaluate),
-    )
+    programs = {
+        "new_states": jax.jit(new_states),
+        "pretrain": jax.jit(appended(2), donate_argnums=0),
+        "train_private": jax.jit(appended(3), donate_argnums=0),
+        "round": jax.jit(round_, donate_argnums=0),
+        "revisit": jax.jit(appended(6), donate_argnums=0),
+        "train_pooled": jax.jit(appended(5)),
+        "evaluate": jax.jit(evaluate),
+    }
+    federation = dataclasses.replace(setup.federation, programs=programs)
     return setup._replace(federation=federation)

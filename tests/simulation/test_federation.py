@@ -218,7 +218,7 @@ def test_on_many_devices_states_are_donated_and_stay_where_they_are(on_devices):
     assert all(leaf.is_deleted() for leaf in leaves)
     for before, leaf in zip(leaves, jax.tree.leaves(after), strict=True):
         assert before.sharding.is_equivalent_to(leaf.sharding, leaf.ndim)
-    program = federation.round.lower(after, public, private, key).compile()
+    program = federation.programs["round"].lower(after, public, private, key).compile()
     assert toys.collectives(program.as_text()) == {"all-reduce": 1}
 
 
@@ -484,3 +484,9 @@ def test_transfer_learning_that_is_reverted_is_told_by_what_it_returns_and_by_th
     )
     assert [client.status for client in history[0].clients] == ["ok", "private training not finite", "ok", "ok", "ok"]
     assert {client.status for client in history[1].clients} == {"ok"}
+
+
+def test_a_federation_is_shown_in_one_line():
+    assert repr(toys.federation(GROUPS)) == "Federation(clients={'linear': 3, 'mlp': 2})"
+    on_mesh = toys.federation(GROUPS, mesh=fmd.client_mesh(2))
+    assert repr(on_mesh) == "Federation(clients={'linear': 3, 'mlp': 2}, devices=2)"

@@ -198,27 +198,23 @@ def _draw(axes: Any, curve: Curve, *, markersize: float, alpha: float, **style: 
     if curve.faults.any():
         (rounds,) = np.nonzero(curve.faults)
         axes.plot(rounds, centre[rounds], linestyle="none", color=colour, markersize=markersize + 2, **_FAULT)
-    if len(curve.accuracy) > 1:
+    if spread is not None:
         axes.fill_between(
             range(last + 1), centre - spread, centre + spread, color=colour, alpha=0.15 * alpha, linewidth=0
         )
     bars = {"color": colour, "elinewidth": 0.8, "markersize": markersize}
     if curve.local is not None:
         place = last + 0.3 * _margin(last)
-        axes.errorbar(place, curve.local.mean(), _bar(curve.local), marker="^", **bars)
+        axes.errorbar(place, curve.local.mean(), _spread(curve.local), marker="^", **bars)
     if curve.pooled is not None:
         ends = [last + part * _margin(last) for part in (0.55, 0.95)]
         axes.plot(ends, [curve.pooled.mean()] * 2, color=colour, linewidth=max(2.0, style["linewidth"]))
-        axes.errorbar(np.mean(ends), curve.pooled.mean(), _bar(curve.pooled), **bars)
+        axes.errorbar(np.mean(ends), curve.pooled.mean(), _spread(curve.pooled), **bars)
 
 
-def _spread(values: np.ndarray) -> np.ndarray:
-    """The standard deviation over runs, of the sample; zero where there is one run."""
-    return values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1:])
-
-
-def _bar(values: np.ndarray) -> np.ndarray | None:
-    return _spread(values) if len(values) > 1 else None
+def _spread(values: np.ndarray) -> np.ndarray | None:
+    """The standard deviation of the sample over runs; None for one run."""
+    return values.std(axis=0, ddof=1) if len(values) > 1 else None
 
 
 def _margin(last: int) -> float:

@@ -3,7 +3,7 @@
 import pathlib
 
 from fedmd_jax.experiments import run_directory as files
-from fedmd_jax.experiments.results.report import ACCURACIES
+from fedmd_jax.experiments.results.report import ACCURACIES, TITLES
 from fedmd_jax.experiments.results.seeds import accuracy, brief, read_seeds
 
 
@@ -33,6 +33,6 @@ def _describe(path: pathlib.Path) -> str:
         summary, _ = files.read_run(path)
         return f"{summary['experiment']}, {brief(summary)}"
     summary, runs = seeds
-    spreads = zip(("transfer", "FedMD", "local", "pooled"), map(summary["mean"].get, ACCURACIES), strict=True)
-    numbers = ", ".join(f"{title} {accuracy(spread)}" for title, spread in spreads if spread is not None)
+    known = {TITLES[key]: summary["mean"][key] for key in ACCURACIES}
+    numbers = ", ".join(f"{title} {accuracy(spread)}" for title, spread in known.items() if spread is not None)
     return f"{summary['experiment']}, {len(runs)} seeds, mean accuracy: {numbers}"

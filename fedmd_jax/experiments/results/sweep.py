@@ -8,16 +8,13 @@ from collections.abc import Mapping, Sequence
 
 from fedmd_jax.experiments.errors import UsageError
 from fedmd_jax.experiments.results.figures import new_figure, to_png
-from fedmd_jax.experiments.results.report import measured_on
+from fedmd_jax.experiments.results.report import TITLES, aligned, measured_on
 from fedmd_jax.experiments.results.seeds import accuracy, points
 from fedmd_jax.experiments.run_directory import Record
 
 TABLE, PLOT = "sweep.csv", "sweep.png"
 # Numbers of every combination, each as mean and standard deviation over seeds.
-_NUMBERS = (
-    *("transfer_accuracy", "local_accuracy", "final_accuracy", "pooled_accuracy"),
-    *("gain_points", "gain_over_local_points", "gap_to_pooled_points"),
-)
+_NUMBERS = (*TITLES, "gain_points", "gain_over_local_points", "gap_to_pooled_points")
 
 Combination = dict[str, str]  # setting -> value, both as on the command line
 
@@ -121,20 +118,13 @@ def to_csv(rows: Sequence[Record]) -> bytes:
 def describe_sweep(rows: Sequence[Record]) -> str:
     """The table as text of several lines."""
     names = list(rows[0]["settings"])
-    header = [*names, "seeds", "transfer", "local", "FedMD", "pooled", "gain", "over local"]
-    lines = [header]
+    cells = [[*names, "seeds", *TITLES.values(), "gain", "over local"]]
     for record in rows:
-        cells = [accuracy(record[key]) for key in _NUMBERS[:4]] + [points(record[key]) for key in _NUMBERS[4:6]]
-        lines.append([*record["settings"].values(), str(record["num_seeds"]), *cells])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-
-    def aligned(line: Sequence[str]) -> str:
-        cells = [cell.ljust(width) for cell, width in zip(line[: len(names)], widths, strict=False)]
-        cells += [cell.rjust(width) for cell, width in zip(line[len(names) :], widths[len(names) :], strict=True)]
-        return "  ".join(cells)
-
+        numbers = [accuracy(record[key]) for key in TITLES]
+        numbers += [points(record[key]) for key in ("gain_points", "gain_over_local_points")]
+        cells.append([*record["settings"].values(), str(record["num_seeds"]), *numbers])
     failed = [f"failed: {label(record['settings'])}: {record['error']}" for record in rows if record["error"]]
-    return "\n".join([*map(aligned, lines), *failed])
+    return "\n".join([*aligned(cells, left=range(len(names))), *failed])
 
 
 def plot_sweep(rows: Sequence[Record], title: str) -> bytes:

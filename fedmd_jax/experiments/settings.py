@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Literal, TypeVar
 
 from fedmd_jax.algorithms.public_subset import draw_public_subset, draw_stratified_subset
-from fedmd_jax.checks import one_line
+from fedmd_jax.checks import check_positive, one_line
 from fedmd_jax.client.early_stopping import EarlyStopping
 from fedmd_jax.client.losses import kl, mae, mse
 from fedmd_jax.client.optimizers import adam
@@ -45,12 +45,6 @@ def _check_range(low: float, high: float = _LARGEST, **lists: Sequence[Any]) -> 
             raise ValueError(f"{name} must be at least {low} and {upper}, got {_listed(values)}")
 
 
-def _check_positive(**values: Any) -> None:
-    for name, value in values.items():
-        if not isinstance(value, (int, float)) or not 0 < value <= _LARGEST:
-            raise ValueError(f"{name} must be positive and finite, got {value!r:.80}")
-
-
 def _listed(values: Sequence[Any]) -> str:
     return one_line(", ".join(map(str, values)), longest=200) or "none"
 
@@ -74,7 +68,7 @@ class Phase:
 
     def __post_init__(self):
         _check_counts(1, num_epochs=self.num_epochs, batch_size=self.batch_size)
-        _check_positive(learning_rate=self.learning_rate)
+        check_positive("learning_rate", self.learning_rate)
 
     def training(self) -> TrainingConfig:
         """The same settings for the functions of the library."""
@@ -164,8 +158,8 @@ class Data:
     validation_share: float = 0.1
 
     def __post_init__(self):
-        _check_counts(1, num_public=self.num_public, examples_per_class=self.examples_per_class, num_test=self.num_test)
-        _check_counts(1, min_examples=self.min_examples)
+        counts = ("num_public", "examples_per_class", "num_test", "min_examples")
+        _check_counts(1, **{name: getattr(self, name) for name in counts})
         if self.split == "writers" and self.evaluate_on == "validation":
             raise ValueError("evaluate_on must be test with writers, whose images are too few to hold out others")
         if not isinstance(self.validation_share, (int, float)) or not 0 < self.validation_share < 1:
@@ -256,15 +250,13 @@ class Experiment:
     def __post_init__(self):
         _check_counts(0, num_rounds=self.num_rounds, seed=self.seed, checkpoint_every=self.checkpoint_every)
         _check_counts(1, subset_size=self.subset_size)
-        if self.clients_per_chunk is not None:
-            _check_counts(1, clients_per_chunk=self.clients_per_chunk)
-        if self.vmap_seeds is not None:
-            _check_counts(1, vmap_seeds=self.vmap_seeds)
+        devices = None if self.devices == "all" else self.devices
+        optional = {"clients_per_chunk": self.clients_per_chunk, "vmap_seeds": self.vmap_seeds, "devices": devices}
+        _check_counts(1, **{name: value for name, value in optional.items() if value is not None})
         if self.score_clip is not None:
-            _check_positive(score_clip=self.score_clip)
-        if self.devices not in (None, "all"):
-            _check_counts(1, devices=self.devices)
-        _check_positive(temperature=self.temperature, width=self.width)
+            check_positive("score_clip", self.score_clip)
+        check_positive("temperature", self.temperature)
+        check_positive("width", self.width)
         _check_range(0, head_penalty=[self.head_penalty], weights=self.weights or [])
         _check_range(0, 1, availability=self.availability, completion=self.completion)
         self._check_together()

@@ -4,7 +4,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 
 import numpy as np
 
-from fedmd_jax.experiments.run_directory import Record
+from fedmd_jax.experiments.run_directory import Record, origin
 from fedmd_jax.experiments.settings import Experiment
 from fedmd_jax.simulation.communication import CommunicationCost
 from fedmd_jax.simulation.metrics import OK
@@ -28,8 +28,10 @@ def summarize(
     pooled: Mapping[int, float | None] | None,
     communication: CommunicationCost,
     seconds: Mapping[str, float],
+    interrupted: bool,
+    continued: Sequence[Record] = (),
 ) -> Record:
-    """The content of summary.json, without versions and device.
+    """The content of summary.json.
 
     Args:
       name: of the experiment.
@@ -38,6 +40,8 @@ def summarize(
       pooled: the upper bound per client id, if it is known.
       communication: bytes of the rounds that are done.
       seconds: by phase.
+      interrupted: whether the run is not finished.
+      continued: where it was resumed with other versions or devices.
     """
     last = max(record["round"] for record in metrics)
     first, final = (_by_client(metrics, round_) for round_ in (0, last))
@@ -75,6 +79,9 @@ def summarize(
         },
         "communication": communication._asdict(),
         "seconds": {phase: round(value, 3) for phase, value in seconds.items()},
+        "interrupted": interrupted,
+        **({"continued": list(continued)} if continued else {}),
+        **origin(),
     }
 
 

@@ -190,10 +190,8 @@ def _guarded(argv: list[str], signals: Signals) -> int:
         sys.stdout.flush()
     except SystemExit as end:  # tyro has printed the help, or what is wrong
         return end.code if isinstance(end.code, int) else 0
-    except (UsageError, files.RunDirectoryError, CheckpointError) as error:
-        return _complain(error, BAD_INPUT)
-    except files.WriteError as error:
-        return _complain(error, FAILED)
+    except (UsageError, files.RunDirectoryError, CheckpointError, files.WriteError) as error:
+        return _complain(error)
     except BrokenPipeError:  # `fedmd-jax report DIR | head`
         _drop_output()
         return FAILED
@@ -201,7 +199,7 @@ def _guarded(argv: list[str], signals: Signals) -> int:
         if error.errno != errno.ENOSPC:
             raise
         _drop_output()
-        return _complain(files.WriteError(f"cannot print: {error.strerror}"), FAILED)
+        return _complain(files.WriteError(f"cannot print: {error.strerror}"))
     except KeyboardInterrupt:
         signals.hold()
         print("\nfedmd-jax: interrupted", file=sys.stderr)
@@ -214,9 +212,9 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _complain(error: Exception, code: int) -> int:
+def _complain(error: Exception) -> int:
     print(f"fedmd-jax: error: {checks.one_line(str(error))}", file=sys.stderr)
-    return code
+    return FAILED if isinstance(error, files.WriteError) else BAD_INPUT
 
 
 def _parse(argv: list[str]) -> Callable[[Signals], int]:
@@ -307,9 +305,8 @@ class _Job(NamedTuple):
 def _run(argv: Sequence[str], options: Run, signals: Signals) -> int:
     many = options.processes.are_many
     if many:
-        distributed.initialize(
-            options.processes.coordinator, options.processes.num_processes, options.processes.process_id
-        )
+        processes = options.processes
+        distributed.initialize(processes.coordinator, processes.num_processes, processes.process_id)
     check_backend()
     job = _new_job(argv, options) if options.resume is None else _resumed_job(argv, options)
     if many:
@@ -346,13 +343,12 @@ def _run_job(command: Command, job: _Job) -> bool:
     is_smoke = "--smoke" in job.command.split()
     if job.num_seeds is not None:
         summaries: list[Record] = []
-        completed = _run_seeds(command, job.path, job.experiment, job.num_seeds, summaries)
+        completed = _run_seeds(command, job.path, job.experiment, summaries)
         if summaries and distributed.is_first():
             print(f"\n{_SMOKE_NOTE * is_smoke}{describe_seeds(summaries[-1])}\nresults in {job.path}")
         return completed
     if files.is_finished(job.path):
         print(f"nothing to do: the run in {job.path} is finished")
-        return True
 
     def show(path: pathlib.Path, summary: Record) -> None:
         _note_interruption(summary)
@@ -361,10 +357,9 @@ def _run_job(command: Command, job: _Job) -> bool:
     return run_all({job.path: job.experiment}, command, done=show)
 
 
-def _run_seeds(
-    command: Command, path: pathlib.Path, experiment: Experiment, num_seeds: int, summaries: list[Record]
-) -> bool:
+def _run_seeds(command: Command, path: pathlib.Path, experiment: Experiment, summaries: list[Record]) -> bool:
     """Whether no seed was interrupted; after each seed a summary of those that are done is written and appended."""
+    num_seeds = command.config["num_seeds"]
     with bad_input():
         jobs = seed_jobs(path, experiment, num_seeds)
         at_once = choose_seeds_at_once(experiment, num_seeds)
@@ -445,7 +440,7 @@ def _sweep(argv: Sequence[str], options: Sweep, signals: Signals) -> int:
     for number, (combination, experiment) in enumerate(combinations):
         print(f"\n{sweeps.label(combination)} ({number + 1} of {len(combinations)})", flush=True)
         place = path / sweeps.directory(number, combination)
-        record, completed = _run_combination(command, place, combination, experiment, options.num_seeds)
+        record, completed = _run_combination(command, place, combination, experiment)
         with signals.held():
             _write_sweep(path, name, rows := [*rows, record])
         if not completed:
@@ -477,11 +472,7 @@ def _combinations(argv: Sequence[str], options: Sweep) -> list[tuple[sweeps.Comb
 
 
 def _run_combination(
-    command: Command,
-    path: pathlib.Path,
-    combination: sweeps.Combination,
-    experiment: Experiment | SettingsError,
-    num_seeds: int,
+    command: Command, path: pathlib.Path, combination: sweeps.Combination, experiment: Experiment | SettingsError
 ) -> tuple[Record, bool]:
     """Its row of the table, and whether it was not interrupted; a combination that fails does not stop the others."""
     summaries: list[Record] = []
@@ -489,7 +480,7 @@ def _run_combination(
     try:
         if isinstance(experiment, SettingsError):
             raise experiment
-        completed = _run_seeds(command, path, experiment, num_seeds, summaries)
+        completed = _run_seeds(command, path, experiment, summaries)
     except (files.WriteError, files.RunDirectoryError, OSError):
         raise  # the others cannot be written or printed, either
     except Exception as failed:

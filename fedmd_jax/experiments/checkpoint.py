@@ -109,9 +109,8 @@ class Checkpoints:
         Raises:
           CheckpointError: it is damaged, or of other arrays.
         """
-        path = self.path / str(self.latest)
         wanted = {name: _packed_shapes(of_groups) for name, of_groups in shapes.items()}
-        packed, record = _load(path, wanted, check)
+        packed, record = _load(self.path / str(self.latest), wanted, check)
         return {name: _unpacked(packed[name], shapes[name]) for name in shapes}, record
 
     def wait(self) -> None:

@@ -378,7 +378,7 @@ def _record(path: pathlib.Path) -> Record:
 def _records(path: pathlib.Path, parts: Sequence[bytes]) -> list[Record]:
     """The JSON objects in parts of a file."""
     try:
-        records = [json.loads(part, parse_constant=_no_number) for part in parts]
+        records = [json.loads(part.decode(), parse_constant=_no_number) for part in parts]
     except (ValueError, RecursionError) as error:
         raise RunDirectoryError(f"cannot read {path}: {one_line(str(error))}") from error
     if not all(isinstance(record, dict) for record in records):

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Literal, TypeVar
 
 from fedmd_jax.algorithms.public_subset import draw_public_subset, draw_stratified_subset
-from fedmd_jax.checks import check_positive, one_line
+from fedmd_jax.checks import one_line
 from fedmd_jax.client.early_stopping import EarlyStopping
 from fedmd_jax.client.losses import kl, mae, mse
 from fedmd_jax.client.optimizers import adam
@@ -45,6 +45,12 @@ def _check_range(low: float, high: float = _LARGEST, **lists: Sequence[Any]) -> 
             raise ValueError(f"{name} must be at least {low} and {upper}, got {_listed(values)}")
 
 
+def _check_positive(**values: Any) -> None:
+    for name, value in values.items():
+        if not isinstance(value, (int, float)) or not 0 < value <= _LARGEST:
+            raise ValueError(f"{name} must be positive and finite, got {value!r:.80}")
+
+
 def _listed(values: Sequence[Any]) -> str:
     return one_line(", ".join(map(str, values)), longest=200) or "none"
 
@@ -68,7 +74,7 @@ class Phase:
 
     def __post_init__(self):
         _check_counts(1, num_epochs=self.num_epochs, batch_size=self.batch_size)
-        check_positive("learning_rate", self.learning_rate)
+        _check_positive(learning_rate=self.learning_rate)
 
     def training(self) -> TrainingConfig:
         """The same settings for the functions of the library."""
@@ -158,8 +164,8 @@ class Data:
     validation_share: float = 0.1
 
     def __post_init__(self):
-        counts = ("num_public", "examples_per_class", "num_test", "min_examples")
-        _check_counts(1, **{name: getattr(self, name) for name in counts})
+        _check_counts(1, num_public=self.num_public, examples_per_class=self.examples_per_class, num_test=self.num_test)
+        _check_counts(1, min_examples=self.min_examples)
         if self.split == "writers" and self.evaluate_on == "validation":
             raise ValueError("evaluate_on must be test with writers, whose images are too few to hold out others")
         if not isinstance(self.validation_share, (int, float)) or not 0 < self.validation_share < 1:
@@ -254,9 +260,8 @@ class Experiment:
         optional = {"clients_per_chunk": self.clients_per_chunk, "vmap_seeds": self.vmap_seeds, "devices": devices}
         _check_counts(1, **{name: value for name, value in optional.items() if value is not None})
         if self.score_clip is not None:
-            check_positive("score_clip", self.score_clip)
-        check_positive("temperature", self.temperature)
-        check_positive("width", self.width)
+            _check_positive(score_clip=self.score_clip)
+        _check_positive(temperature=self.temperature, width=self.width)
         _check_range(0, head_penalty=[self.head_penalty], weights=self.weights or [])
         _check_range(0, 1, availability=self.availability, completion=self.completion)
         self._check_together()

@@ -44,7 +44,9 @@ def summarize(
       continued: where it was resumed with other versions or devices.
     """
     last = max(record["round"] for record in metrics)
-    first, final = (_by_client(metrics, round_) for round_ in (0, last))
+    first, final = (
+        {record["client_id"]: record for record in metrics if record["round"] == round_} for round_ in (0, last)
+    )
     faults = find_faults(metrics)
     clients = [
         {
@@ -203,10 +205,6 @@ def _cells(accuracies: Record) -> list[str]:
 
 def _points(after: float | None, before: float | None) -> float | None:
     return None if after is None or before is None else 100 * (after - before)
-
-
-def _by_client(metrics: Sequence[Record], round_: int) -> dict[int, Record]:
-    return {record["client_id"]: record for record in metrics if record["round"] == round_}
 
 
 def _mean(clients: Sequence[Record], key: str) -> float | None:

@@ -104,10 +104,10 @@ def summarize_seeds(summaries: Sequence[Record], num_seeds: int) -> Record:
 def describe_seeds(summary: Record) -> str:
     """The table, as text of several lines."""
     titles = [f"{title:>12}" for title in TITLES.values()]
-    table = client_table(summary, titles, lambda spreads: [accuracy(spreads[key]) for key in TITLES])
+    table = client_table(summary, titles, lambda spreads: [format_spread(spreads[key]) for key in TITLES])
     mean, seeds = summary["mean"], summary["seeds"]
     gains = ("gain_points", "over transfer learning"), ("gain_over_local_points", "over local only")
-    gained = [f"{points(mean[key])} points {what}" for key, what in gains if mean.get(key) is not None]
+    gained = [f"{format_spread(mean[key], '+.1f')} points {what}" for key, what in gains if mean.get(key) is not None]
     return "\n".join(
         [
             *table,
@@ -126,17 +126,12 @@ def brief(summary: Record) -> str:
     return f"seed {summary['seed']}, mean accuracy: {numbers}"
 
 
-def accuracy(spread: Mapping[str, Any] | None) -> str:
-    """0.600 ±0.012, or as much of it as there is."""
-    return _told(spread, ".3f")
+def format_spread(spread: Mapping[str, Any] | None, form: str = ".3f") -> str:
+    """Mean and standard deviation, or as much of it as there is.
 
-
-def points(spread: Mapping[str, Any] | None) -> str:
-    """+8.5 ±1.2, or as much of it as there is."""
-    return _told(spread, "+.1f")
-
-
-def _told(spread: Mapping[str, Any] | None, form: str) -> str:
+    >>> format_spread({"mean": 8.5, "std": 1.2}, "+.1f")
+    '+8.5 ±1.2'
+    """
     if spread is None:
         return "-"
     mean = format(spread["mean"], form)

@@ -7,9 +7,9 @@ import re
 from collections.abc import Mapping, Sequence
 
 from fedmd_jax.experiments.errors import UsageError
-from fedmd_jax.experiments.results.figures import new_figure, to_png
+from fedmd_jax.experiments.results.figures import new_axes, to_png
 from fedmd_jax.experiments.results.report import TITLES, aligned, measured_on
-from fedmd_jax.experiments.results.seeds import accuracy, points
+from fedmd_jax.experiments.results.seeds import format_spread
 from fedmd_jax.experiments.run_directory import Record
 
 TABLE, PLOT = "sweep.csv", "sweep.png"
@@ -120,8 +120,8 @@ def describe_sweep(rows: Sequence[Record]) -> str:
     names = list(rows[0]["settings"])
     cells = [[*names, "seeds", *TITLES.values(), "gain", "over local"]]
     for record in rows:
-        numbers = [accuracy(record[key]) for key in TITLES]
-        numbers += [points(record[key]) for key in ("gain_points", "gain_over_local_points")]
+        numbers = [format_spread(record[key]) for key in TITLES]
+        numbers += [format_spread(record[key], "+.1f") for key in ("gain_points", "gain_over_local_points")]
         cells.append([*record["settings"].values(), str(record["num_seeds"]), *numbers])
     failed = [f"failed: {label(record['settings'])}: {record['error']}" for record in rows if record["error"]]
     return "\n".join([*aligned(cells, left=range(len(names))), *failed])
@@ -135,8 +135,7 @@ def plot_sweep(rows: Sequence[Record], title: str) -> bytes:
       title: of the plot.
     """
     labels = [label(record["settings"]) + (" (failed)" if record["error"] else "") for record in rows]
-    figure = new_figure(6.5 + 0.07 * max(map(len, labels)), 1.6 + 0.32 * len(rows))
-    axes = figure.subplots()
+    axes = new_axes(6.5 + 0.07 * max(map(len, labels)), 1.6 + 0.32 * len(rows), title)
     kinds = {
         "transfer_accuracy": ("after transfer learning", {"marker": "o", "color": "gray"}),
         "local_accuracy": ("local only (no digest)", {"marker": "^", "color": "tab:blue"}),
@@ -154,12 +153,9 @@ def plot_sweep(rows: Sequence[Record], title: str) -> bytes:
     axes.set_ylim(len(rows) - 0.5, -0.5)
     measured = dict.fromkeys(f" on {record['measured_on']}" for record in rows if record["measured_on"])
     axes.set_xlabel(f"accuracy{' or'.join(measured)}, mean of all clients (bar: one standard deviation over seeds)")
-    axes.set_title(title, fontsize=9, loc="left")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
-        figure.legend(loc="outside upper center", ncols=4, fontsize=8, frameon=False)
-    return to_png(figure)
+        axes.figure.legend(loc="outside upper center", ncols=4, fontsize=8, frameon=False)
+    return to_png(axes.figure)
 
 
 def failure(error: Exception) -> str:

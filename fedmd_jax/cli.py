@@ -36,7 +36,7 @@ from fedmd_jax.experiments.results.seeds import brief, describe_seeds, read_seed
 from fedmd_jax.experiments.run_directory import Record
 from fedmd_jax.experiments.settings import settings_from
 from fedmd_jax.experiments.setup import cache_compiled_programs, choose_seeds_at_once
-from fedmd_jax.experiments.train import Signals, run_all
+from fedmd_jax.experiments.train import Command, Signals, run_all
 
 FAILED, BAD_INPUT = 1, 2
 _SMOKE_NOTE = "a smoke run: its settings are tiny, its accuracies mean nothing\n"
@@ -190,10 +190,8 @@ def _guarded(argv: list[str], signals: Signals) -> int:
         sys.stdout.flush()
     except SystemExit as end:  # tyro has printed the help, or what is wrong
         return end.code if isinstance(end.code, int) else 0
-    except (UsageError, files.RunDirectoryError, CheckpointError) as error:
-        return _complain(error, BAD_INPUT)
-    except files.WriteError as error:
-        return _complain(error, FAILED)
+    except (UsageError, files.RunDirectoryError, CheckpointError, files.WriteError) as error:
+        return _complain(error)
     except BrokenPipeError:  # `fedmd-jax report DIR | head`
         _drop_output()
         return FAILED
@@ -201,7 +199,7 @@ def _guarded(argv: list[str], signals: Signals) -> int:
         if error.errno != errno.ENOSPC:
             raise
         _drop_output()
-        return _complain(files.WriteError(f"cannot print: {error.strerror}"), FAILED)
+        return _complain(files.WriteError(f"cannot print: {error.strerror}"))
     except KeyboardInterrupt:
         signals.hold()
         print("\nfedmd-jax: interrupted", file=sys.stderr)
@@ -214,9 +212,9 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _complain(error: Exception, code: int) -> int:
+def _complain(error: Exception) -> int:
     print(f"fedmd-jax: error: {checks.one_line(str(error))}", file=sys.stderr)
-    return code
+    return FAILED if isinstance(error, files.WriteError) else BAD_INPUT
 
 
 def _parse(argv: list[str]) -> Callable[[Signals], int]:
@@ -307,9 +305,8 @@ class _Job(NamedTuple):
 def _run(argv: Sequence[str], options: Run, signals: Signals) -> int:
     many = options.processes.are_many
     if many:
-        distributed.initialize(
-            options.processes.coordinator, options.processes.num_processes, options.processes.process_id
-        )
+        processes = options.processes
+        distributed.initialize(processes.coordinator, processes.num_processes, processes.process_id)
     check_backend()
     job = _new_job(argv, options) if options.resume is None else _resumed_job(argv, options)
     if many:
@@ -322,17 +319,11 @@ def _run(argv: Sequence[str], options: Run, signals: Signals) -> int:
     if many:
         hint += f" {options.processes.as_options()}"
         print(hint, file=sys.stderr, flush=True)  # JAX may end this process when another has ended
-    train = partial(
-        run_all,
-        name=job.name,
-        config={"command": job.command, "num_seeds": job.num_seeds},
-        progress=options.progress,
-        signals=signals,
-        resume=options.resume is not None,
-        allow_environment_change=options.allow_environment_change,
-    )
+    config = {"command": job.command, "num_seeds": job.num_seeds}
+    resume = options.resume is not None
+    command = Command(job.name, config, options.progress, signals, resume, options.allow_environment_change)
     try:
-        completed = _run_job(train, job)
+        completed = _run_job(command, job)
     except KeyboardInterrupt:
         if not job.path.is_dir():
             raise
@@ -347,30 +338,28 @@ def _run(argv: Sequence[str], options: Run, signals: Signals) -> int:
     return 0 if completed else signals.code
 
 
-def _run_job(train: Callable[..., bool], job: _Job) -> bool:
+def _run_job(command: Command, job: _Job) -> bool:
     """Whether one seed or several were not interrupted."""
     is_smoke = "--smoke" in job.command.split()
     if job.num_seeds is not None:
         summaries: list[Record] = []
-        completed = _run_seeds(train, job.path, job.experiment, job.num_seeds, summaries)
+        completed = _run_seeds(command, job.path, job.experiment, summaries)
         if summaries and distributed.is_first():
             print(f"\n{_SMOKE_NOTE * is_smoke}{describe_seeds(summaries[-1])}\nresults in {job.path}")
         return completed
     if files.is_finished(job.path):
         print(f"nothing to do: the run in {job.path} is finished")
-        return True
 
     def show(path: pathlib.Path, summary: Record) -> None:
         _note_interruption(summary)
         print(f"\n{_SMOKE_NOTE * is_smoke}{describe(summary)}\nresults in {path}")
 
-    return train({job.path: job.experiment}, done=show)
+    return run_all({job.path: job.experiment}, command, done=show)
 
 
-def _run_seeds(
-    train: Callable[..., bool], path: pathlib.Path, experiment: Experiment, num_seeds: int, summaries: list[Record]
-) -> bool:
+def _run_seeds(command: Command, path: pathlib.Path, experiment: Experiment, summaries: list[Record]) -> bool:
     """Whether no seed was interrupted; after each seed a summary of those that are done is written and appended."""
+    num_seeds = command.config["num_seeds"]
     with bad_input():
         jobs = seed_jobs(path, experiment, num_seeds)
         at_once = choose_seeds_at_once(experiment, num_seeds)
@@ -389,10 +378,7 @@ def _run_seeds(
             write()
 
     write()
-    batches = [list(jobs)[start : start + at_once] for start in range(0, num_seeds, at_once)]
-    remaining = [seed_path for batch in batches if not {*batch} <= {*finished} for seed_path in batch]
-    remaining = {seed_path: jobs[seed_path] for seed_path in remaining}
-    return not remaining or train(remaining, seeds_at_once=at_once, done=done)
+    return run_all(jobs, command, seeds_at_once=at_once, done=done)
 
 
 def _note_interruption(summary: Record) -> None:
@@ -415,8 +401,7 @@ def _resumed_job(argv: Sequence[str], options: Run) -> _Job:
     kept = {"resume": None, "allow_environment_change": False, "processes": Processes(), "progress": "auto"}
     if dataclasses.replace(options, **kept) != Run(experiment=EXPERIMENTS["quickstart"]):
         raise UsageError(f"run --resume takes all settings from the directory, got {shlex.join(argv)}")
-    path = pathlib.Path(os.path.normpath(os.path.expanduser(options.resume)))
-    files.check_path(path)
+    path = files.user_path(options.resume)
     seeds = sorted(path.glob("seed*[0-9]"), key=lambda seed: int(re.sub(r"\D", "", seed.name)))
     config = files.read_config(path if (path / files.CONFIG).exists() or not seeds else seeds[0])
     try:
@@ -449,13 +434,13 @@ def _sweep(argv: Sequence[str], options: Sweep, signals: Signals) -> int:
     combinations = _combinations(argv, options)
     cache_compiled_programs()
     config = {"command": shlex.join(["fedmd-jax", *argv]), "num_seeds": options.num_seeds}
-    train = partial(run_all, name=name, config=config, progress=options.progress, signals=signals)
+    command = Command(name, config, options.progress, signals)
     rows: list[Record] = []
     completed = True
     for number, (combination, experiment) in enumerate(combinations):
         print(f"\n{sweeps.label(combination)} ({number + 1} of {len(combinations)})", flush=True)
         place = path / sweeps.directory(number, combination)
-        record, completed = _run_combination(train, place, combination, experiment, options.num_seeds)
+        record, completed = _run_combination(command, place, combination, experiment)
         with signals.held():
             _write_sweep(path, name, rows := [*rows, record])
         if not completed:
@@ -487,11 +472,7 @@ def _combinations(argv: Sequence[str], options: Sweep) -> list[tuple[sweeps.Comb
 
 
 def _run_combination(
-    train: Callable[..., bool],
-    path: pathlib.Path,
-    combination: sweeps.Combination,
-    experiment: Experiment | SettingsError,
-    num_seeds: int,
+    command: Command, path: pathlib.Path, combination: sweeps.Combination, experiment: Experiment | SettingsError
 ) -> tuple[Record, bool]:
     """Its row of the table, and whether it was not interrupted; a combination that fails does not stop the others."""
     summaries: list[Record] = []
@@ -499,7 +480,7 @@ def _run_combination(
     try:
         if isinstance(experiment, SettingsError):
             raise experiment
-        completed = _run_seeds(train, path, experiment, num_seeds, summaries)
+        completed = _run_seeds(command, path, experiment, summaries)
     except (files.WriteError, files.RunDirectoryError, OSError):
         raise  # the others cannot be written or printed, either
     except Exception as failed:
@@ -519,8 +500,7 @@ def _write_sweep(path: pathlib.Path, name: str, rows: Sequence[Record]) -> None:
 
 
 def _report(directory: str, signals: Signals) -> int:
-    path = pathlib.Path(os.path.expanduser(directory))
-    files.check_path(path)
+    path = files.user_path(directory)
     with files.reading(path):
         note = _SMOKE_NOTE * files.is_smoke(path)
         if (seeds := read_seeds(path)) is not None:
@@ -567,8 +547,7 @@ def _output_path(options: _Options, name: str, rest: str) -> pathlib.Path:
         seed_jobs(pathlib.Path(), options.experiment, 1 if options.num_seeds is None else options.num_seeds)
     if options.out is None:
         return files.fresh_path(pathlib.Path("runs") / f"{name}{'-smoke' * options.smoke}{rest}")
-    path = pathlib.Path(os.path.normpath(os.path.expanduser(options.out)))
-    files.check_path(path)
+    path = files.user_path(options.out)
     files.check_new(path)  # before the data is read
     return path
 

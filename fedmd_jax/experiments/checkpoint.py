@@ -87,7 +87,7 @@ class Checkpoints:
           WriteError: the checkpoint before could not be written.
         """
         packed = {name: _packed(states) for name, states in trees.items()}
-        metadata = {"record": record, "checksum": _checksum(record, packed)}
+        metadata = {"record": record, "checksum": fingerprint(record, packed)}
         with _writing(self.path / str(round_)):
             self._checkpointer.save_async(
                 round_, packed, force=True, metrics={"accuracy": accuracy}, custom_metadata=metadata
@@ -109,9 +109,8 @@ class Checkpoints:
         Raises:
           CheckpointError: it is damaged, or of other arrays.
         """
-        path = self.path / str(self.latest)
         wanted = {name: _packed_shapes(of_groups) for name, of_groups in shapes.items()}
-        packed, record = _load(path, wanted, check)
+        packed, record = _load(self.path / str(self.latest), wanted, check)
         return {name: _unpacked(packed[name], shapes[name]) for name in shapes}, record
 
     def wait(self) -> None:
@@ -155,7 +154,7 @@ class PretrainedCache:
     def save(self, name: str, states: chex.ArrayTree, record: Record) -> None:
         """Keeps the clients of a group; `WriteError` if that fails."""
         packed = _packed({name: states})
-        metadata = {"record": record, "checksum": _checksum(record, packed)}
+        metadata = {"record": record, "checksum": fingerprint(record, packed)}
         if name not in self.found():  # else another run was faster
             with _writing(self.path(name)):
                 ocp.save(self.path(name), packed, custom_metadata=metadata)
@@ -221,10 +220,6 @@ def _unpacked(packed: Mapping[str, dict[str, np.ndarray]], shapes: Trees) -> dic
     return {name: unpack(packed[name], shapes[name]) for name in shapes}
 
 
-def _checksum(record: Record, packed: chex.ArrayTree) -> str:
-    return fingerprint(record, packed)
-
-
 def _load(path: pathlib.Path, wanted: chex.ArrayTree, check: Callable[[Record], Any]) -> tuple[Any, Record]:
     """Packed buffers and record, as they were saved."""
     try:
@@ -232,7 +227,7 @@ def _load(path: pathlib.Path, wanted: chex.ArrayTree, check: Callable[[Record], 
         check(record := metadata["record"])
         packed = ocp.load(path, wanted)
         chex.assert_trees_all_equal_shapes_and_dtypes(packed, wanted)  # NumPy arrays come in any shape
-        is_damaged = metadata["checksum"] != _checksum(record, packed)
+        is_damaged = metadata["checksum"] != fingerprint(record, packed)
     except CheckpointError:
         raise
     except Exception as error:  # whatever Orbax raises for damaged files, missing groups and other shapes

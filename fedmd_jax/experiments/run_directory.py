@@ -39,11 +39,11 @@ class WriteError(OSError):
 
 
 @contextlib.contextmanager
-def writing(problem: str | None = None) -> Iterator[None]:
+def writing(problem: str) -> Iterator[None]:
     """An `OSError` within becomes a `WriteError`.
 
     Args:
-      problem: the beginning of the message; None if the error itself says what could not be written.
+      problem: the beginning of the message.
 
     >>> with writing("cannot write a.txt"):
     ...     raise OSError(errno.ENOSPC, "No space left on device")
@@ -53,7 +53,7 @@ def writing(problem: str | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise WriteError(f"{problem}: {_reason(error)}" if problem else str(error)) from error
+        raise WriteError(f"{problem}: {_reason(error)}") from error
 
 
 def create(path: pathlib.Path, files: Mapping[str, bytes]) -> pathlib.Path:
@@ -90,13 +90,19 @@ def check_new(path: pathlib.Path) -> None:
         raise RunDirectoryError(f"the output directory must be new, but {path} exists")
 
 
-def check_path(path: pathlib.Path) -> None:
-    """A `RunDirectoryError` if no file system can have such a path: too long, or with impossible characters."""
+def user_path(text: str) -> pathlib.Path:
+    """A path from the command line.
+
+    Raises:
+      RunDirectoryError: no file system can have such a path: it is too long, or has impossible characters.
+    """
+    path = pathlib.Path(os.path.normpath(os.path.expanduser(text)))
     try:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             path.lstat()
     except (OSError, ValueError) as error:
         raise RunDirectoryError(f"cannot look for {str(path)!r:.80}: {_reason(error)}") from error
+    return path
 
 
 def fresh_path(stem: pathlib.Path) -> pathlib.Path:
@@ -258,14 +264,10 @@ def reopen(path: pathlib.Path, num_bytes: int) -> Writer:
       WriteError: nothing can be written.
     """
     file = path / METRICS
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise RunDirectoryError(f"cannot read {file}: {_reason(error)}") from error
-    kept = content[:num_bytes]
+    kept = _read(file)[:num_bytes]
     if len(kept) < num_bytes:
         raise RunDirectoryError(f"cannot resume {path}: {METRICS} has {len(kept)} bytes, wanted at least {num_bytes}")
-    records = _records(file, kept, whole=False)
+    records = _records(file, kept.splitlines())
     with writing(f"cannot write {file}"):
         for left in (path / SUMMARY, path / PLOT, *path.glob(".*.tmp")):
             left.unlink(missing_ok=True)
@@ -288,7 +290,7 @@ def read_config(path: pathlib.Path) -> Record:
 
 def read_config_file(file: pathlib.Path) -> Record:
     """The content of a config.json; `RunDirectoryError` if it is not what a run writes."""
-    [config] = _parse(file, whole=True)
+    config = _record(file)
     for name, kind in {"experiment": str, "settings": dict, "command": str}.items():
         if not isinstance(config.get(name), kind):
             raise RunDirectoryError(f"cannot read {file}: {name} is damaged or missing")
@@ -298,10 +300,9 @@ def read_config_file(file: pathlib.Path) -> Record:
 def is_finished(path: pathlib.Path) -> bool:
     """Whether a run has come to its end in this directory, which the summary says."""
     try:
-        [summary] = _parse(path / SUMMARY, whole=True)
+        return _record(path / SUMMARY).get("interrupted") is False
     except RunDirectoryError:
         return False
-    return summary.get("interrupted") is False
 
 
 def to_json(content: Any) -> bytes:
@@ -326,8 +327,8 @@ def read_run(path: pathlib.Path) -> tuple[Record, list[Record]]:
     if not (path / SUMMARY).is_file():
         state = "is unfinished" if (path / CONFIG).is_file() else "is not one of fedmd-jax"
         raise RunDirectoryError(f"the run in {path} {state}: it has no {SUMMARY}")
-    [summary] = _parse(path / SUMMARY, whole=True)
-    metrics = [record for record in _parse(path / METRICS) if record.get("event") == "round"]
+    summary, lines = _record(path / SUMMARY), _read(path / METRICS).splitlines()
+    metrics = [record for record in _records(path / METRICS, lines) if record.get("event") == "round"]
     with reading(path):
         found = {(record["round"], record["client_id"]) for record in metrics}
         for round_, client in itertools.product(range(summary["num_rounds_done"] + 1), summary["clients"]):
@@ -352,29 +353,32 @@ def read_seed_list(path: pathlib.Path) -> list[int] | None:
     """The seeds in the summary of a directory of several; None if it is of one run."""
     if not (path / SUMMARY).is_file():
         return None
-    return _parse(path / SUMMARY, whole=True)[0].get("seeds")
+    return _record(path / SUMMARY).get("seeds")
 
 
 def is_smoke(path: pathlib.Path) -> bool:
     """Whether a run, or one of several seeds in a directory, was started with `--smoke`."""
     configs = [path / CONFIG, *sorted(path.glob(f"seed*/{CONFIG}"))]
-    commands = [_parse(config, whole=True)[0].get("command") for config in configs if config.is_file()]
+    commands = [_record(config).get("command") for config in configs if config.is_file()]
     return any("--smoke" in str(command).split() for command in commands)
 
 
-def _parse(path: pathlib.Path, *, whole: bool = False) -> list[Record]:
-    """The JSON objects of a file, one a line, or one in all."""
+def _read(path: pathlib.Path) -> bytes:
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise RunDirectoryError(f"cannot read {path}: {_reason(error)}") from error
-    return _records(path, content, whole=whole)
 
 
-def _records(path: pathlib.Path, content: bytes, *, whole: bool) -> list[Record]:
+def _record(path: pathlib.Path) -> Record:
+    """The JSON object that is the content of a file."""
+    return _records(path, [_read(path)])[0]
+
+
+def _records(path: pathlib.Path, parts: Sequence[bytes]) -> list[Record]:
+    """The JSON objects in parts of a file."""
     try:
-        text = content.decode()
-        records = [json.loads(part, parse_constant=_no_number) for part in ([text] if whole else text.splitlines())]
+        records = [json.loads(part.decode(), parse_constant=_no_number) for part in parts]
     except (ValueError, RecursionError) as error:
         raise RunDirectoryError(f"cannot read {path}: {one_line(str(error))}") from error
     if not all(isinstance(record, dict) for record in records):

@@ -256,14 +256,11 @@ class Experiment:
     def __post_init__(self):
         _check_counts(0, num_rounds=self.num_rounds, seed=self.seed, checkpoint_every=self.checkpoint_every)
         _check_counts(1, subset_size=self.subset_size)
-        if self.clients_per_chunk is not None:
-            _check_counts(1, clients_per_chunk=self.clients_per_chunk)
-        if self.vmap_seeds is not None:
-            _check_counts(1, vmap_seeds=self.vmap_seeds)
+        devices = None if self.devices == "all" else self.devices
+        optional = {"clients_per_chunk": self.clients_per_chunk, "vmap_seeds": self.vmap_seeds, "devices": devices}
+        _check_counts(1, **{name: value for name, value in optional.items() if value is not None})
         if self.score_clip is not None:
             _check_positive(score_clip=self.score_clip)
-        if self.devices not in (None, "all"):
-            _check_counts(1, devices=self.devices)
         _check_positive(temperature=self.temperature, width=self.width)
         _check_range(0, head_penalty=[self.head_penalty], weights=self.weights or [])
         _check_range(0, 1, availability=self.availability, completion=self.completion)

@@ -126,8 +126,8 @@ class Setup(NamedTuple):
 
     def clients_at_once(self) -> dict[str, int]:
         """How many clients of each group run at once on a device."""
-        setting, groups, mesh = self.experiment.clients_per_chunk or "auto", *self._groups()
-        states = self._one_seed()
+        setting, states = self.experiment.clients_per_chunk or "auto", self._one_seed()
+        groups, mesh = self.federation.groups, self.federation.mesh
         chunks = {name: chunk_of(setting, name, states[name].params, mesh) for name in groups}
         of_device = {name: -(-group.num_clients // (mesh.size if mesh else 1)) for name, group in groups.items()}
         return {name: min(chunks[name] or of_device[name], of_device[name]) for name in groups}
@@ -168,14 +168,14 @@ class Setup(NamedTuple):
           path: run directory, of which the cache is a part if the settings have no folder for it.
         """
         names = ("width", "head_penalty", "clients_per_chunk", "public_training")
-        known = {name: getattr(self.experiment, name) for name in names} | {
-            "public_training": dataclasses.asdict(self.experiment.public_training),
+        settings = dataclasses.asdict(self.experiment)
+        known = {name: settings[name] for name in names} | {
             "num_classes": self.num_classes,
             "seeds": [[each.seed, data] for each, (_, data) in zip(self.experiments, self.fingerprints, strict=True)],
             "batched": self.batched,
             **{part: origin()[part] for part in ("versions", "device")},
         }
-        groups, mesh = self._groups()
+        groups, mesh = self.federation.groups, self.federation.mesh
         if mesh is not None:  # all groups are one program, so that each may change the rounding of the others
             known |= {"devices": mesh.size, "networks": self.experiment.networks}
         fingerprints = {
@@ -185,9 +185,6 @@ class Setup(NamedTuple):
         own = path / CHECKPOINTS / "pretrained"
         shared = self.experiment.pretrained_dir
         return PretrainedCache(pathlib.Path(shared).expanduser() if shared else own, fingerprints, self.shapes())
-
-    def _groups(self) -> tuple[dict[str, ArchitectureGroup], Mesh | None]:
-        return self.federation.groups, self.federation.mesh
 
     def _one_seed(self) -> States:
         """Shapes of the states of one seed."""

@@ -33,7 +33,6 @@ from fedmd_jax.experiments.settings import Experiment
 from fedmd_jax.experiments.setup import Setup, prepare
 from fedmd_jax.mapping.groups import group_client_ids
 from fedmd_jax.mapping.sharding import fetch_to_host
-from fedmd_jax.simulation.communication import CommunicationCost
 from fedmd_jax.simulation.federation import States
 from fedmd_jax.simulation.metrics import (
     OK,
@@ -105,10 +104,21 @@ class Signals:
             raise KeyboardInterrupt
 
 
+class Command(NamedTuple):
+    """What all runs of one command have in common."""
+
+    name: str  #: of the experiment
+    config: Record  #: more content of config.json
+    progress: ProgressKind  #: how it is shown
+    signals: Signals  #: interrupt a run, whose results so far are kept
+    resume: bool = False  #: whether directories that exist are resumed
+    allow_environment_change: bool = False  #: whether they may be resumed with other versions or devices
+
+
 class _Run(NamedTuple):
     """One run, or several seeds that are trained at once."""
 
-    name: str  #: of the experiment
+    command: Command
     setup: Setup
     programs: Programs
     cache: PretrainedCache
@@ -116,7 +126,6 @@ class _Run(NamedTuple):
     writers: Sequence[files.Writer]  #: one per seed in the first process, none in the others
     before: Record  #: of the checkpoint from which the run is resumed
     progress: Progress
-    signals: Signals
 
     def fetch(self, tree: Any) -> list[Any]:
         """Results on the host, per seed."""
@@ -130,27 +139,17 @@ class _Run(NamedTuple):
 
 def run_all(
     jobs: Mapping[pathlib.Path, Experiment],
-    name: str,
+    command: Command,
     *,
     seeds_at_once: int = 1,
-    config: Record,
-    progress: ProgressKind = "auto",
-    signals: Signals,
-    resume: bool = False,
-    allow_environment_change: bool = False,
     done: Callable[[pathlib.Path, Record], Any],
 ) -> bool:
-    """Runs experiments that differ in their seeds only, with the same compiled programs.
+    """Runs experiments that differ in their seeds only and are not finished yet, with the same compiled programs.
 
     Args:
       jobs: settings by run directory.
-      name: of the experiment.
+      command: what they have in common.
       seeds_at_once: how many of them are trained at once, in one program.
-      config: more content of config.json.
-      progress: how it is shown.
-      signals: interrupt a run, whose results so far are kept.
-      resume: whether directories that exist are resumed.
-      allow_environment_change: whether they may be resumed with other versions or devices.
       done: called with directory and summary of each run, also of one that was interrupted after round 0.
 
     Returns:
@@ -166,7 +165,9 @@ def run_all(
     with contextlib.ExitStack() as programs_stack:
         while remaining:
             batch, remaining = dict(remaining[:seeds_at_once]), remaining[seeds_at_once:]
-            signals.check()
+            if all(map(files.is_finished, batch)):
+                continue
+            command.signals.check()
             with bad_input():
                 setup = prepare(list(batch.values()), batched=seeds_at_once > 1)
             if programs is None:
@@ -176,25 +177,18 @@ def run_all(
             with contextlib.ExitStack() as stack:
                 cache = setup.pretrained_cache(next(iter(batch)))
                 found = {name: str(cache.path(name)) for name in cache.found()}
-                known = {**config, "clients_at_once": setup.clients_at_once(), "pretrained_from": found}
-                opened, start = _open(stack, setup, list(batch), name, known, signals, resume, allow_environment_change)
-                kind = progress if distributed.is_first() else "none"
-                shown = stack.enter_context(contextlib.closing(make_progress(kind, setup.experiment.num_rounds)))
-                run = _Run(name, setup, programs, cache, *opened, shown, signals)
+                known = {"clients_at_once": setup.clients_at_once(), "pretrained_from": found}
+                opened, start = _open(stack, setup, list(batch), command, known)
+                kind = command.progress if distributed.is_first() else "none"
+                progress = stack.enter_context(contextlib.closing(make_progress(kind, setup.experiment.num_rounds)))
+                run = _Run(command, setup, programs, cache, *opened, progress)
                 if not _run(run, start, done):
                     return False
     return True
 
 
 def _open(
-    stack: contextlib.ExitStack,
-    setup: Setup,
-    paths: Sequence[pathlib.Path],
-    name: str,
-    config: Record,
-    signals: Signals,
-    resume: bool,
-    allow_environment_change: bool,
+    stack: contextlib.ExitStack, setup: Setup, paths: Sequence[pathlib.Path], command: Command, config: Record
 ) -> tuple[tuple[Checkpoints, list[files.Writer], Record], dict[str, Any]]:
     """Reopens run directories that are resumed, and makes the others; or raises and changes none.
 
@@ -202,39 +196,34 @@ def _open(
       Checkpoints, writers, the record of the latest checkpoint; and the states in it, by name.
     """
     is_first, identity = distributed.is_first(), setup.identity()
-    there = [path for path in paths if resume and path.is_dir()]
+    there = [path for path in paths if command.resume and path.is_dir()]
     distributed.check_same("settings, data and versions", [identity, list(map(str, (*paths, *there)))])
     before, start = {"num_bytes": [0] * len(paths), "seconds": {}, "continued": [], "round": None}, {}
     for path in there if is_first else ():
         stack.enter_context(files.locked(path))  # before anything in it is read
-    checkpoints = _open_checkpoints(stack, paths[0]) if paths[0] in there else None
+    folder, checkpoints = paths[0] / files.CHECKPOINTS / "rounds", None
+    if paths[0] in there:
+        checkpoints = stack.enter_context(contextlib.closing(Checkpoints(folder)))
     if checkpoints is not None and checkpoints.latest is not None:
         names = ("fedmd", "local") if setup.experiment.local else ("fedmd",)
-        shapes = setup.shapes()
-        check = functools.partial(_check_identity, identity, checkpoints.path, allow_environment_change)
-        start, before = checkpoints.load(dict.fromkeys(names, shapes), check)
+        check = functools.partial(_check_identity, identity, checkpoints.path, command.allow_environment_change)
+        start, before = checkpoints.load(dict.fromkeys(names, setup.shapes()), check)
         if before["identity"]["environment"] != identity["environment"]:
             before["continued"].append({"after_round": before["round"], **identity["environment"]})
     writers = []
-    with signals.held():
+    with command.signals.held():
         for path, experiment, num_bytes in zip(paths, setup.experiments, before["num_bytes"], strict=True):
             if is_first and path in there:
                 writers.append(files.reopen(path, num_bytes))
             elif is_first:
-                writers.append(files.Writer.create(path, name, experiment, **config))
+                writers.append(files.Writer.create(path, command.name, experiment, **command.config, **config))
                 stack.enter_context(files.locked(path))
         if checkpoints is None:
-            checkpoints = _open_checkpoints(stack, paths[0])
+            checkpoints = stack.enter_context(contextlib.closing(Checkpoints(folder)))
     if there and is_first:
         where = "from the beginning" if before["round"] is None else f"after round {before['round']}"
         print(f"{paths[0]} is resumed {where}", flush=True)
     return (checkpoints, writers, {**before, "identity": identity}), start
-
-
-def _open_checkpoints(stack: contextlib.ExitStack, path: pathlib.Path) -> Checkpoints:
-    checkpoints = Checkpoints(path / files.CHECKPOINTS / "rounds")
-    stack.callback(checkpoints.close)
-    return checkpoints
 
 
 def _check_identity(identity: Record, path: pathlib.Path, allow_environment_change: bool, record: Record) -> None:
@@ -250,70 +239,40 @@ def _check_identity(identity: Record, path: pathlib.Path, allow_environment_chan
 
 def _run(run: _Run, start: dict[str, Any], done: Callable[[pathlib.Path, Record], Any]) -> bool:
     """Trains, and writes the summary; whether it was not interrupted."""
-    pooled, completed = None, False
+    pooled, completed, setup, signals = None, False, run.setup, run.command.signals
     try:
         pooled = _train(run, start)
         completed = True
     except KeyboardInterrupt:
-        run.signals.hold()  # another signal does not interrupt the writing
-    with run.signals.held():
+        signals.hold()  # another signal does not interrupt the writing
+    with signals.held():
         run.progress.close()
         run.checkpoints.wait()
         for seed, writer in enumerate(run.writers):
             if writer.num_rounds_done is None:
                 print(f"\ninterrupted before the first result of {writer.path}", file=sys.stderr)
                 continue
-            summary = write_summary(
-                writer,
-                run.name,
-                run.setup.experiments[seed],
+            summary = summarize(
+                run.command.name,
+                setup.experiments[seed],
+                writer.metrics,
                 pooled=pooled and pooled[seed],
-                communication=run.setup.communication(writer.num_rounds_done),
+                communication=setup.communication(writer.num_rounds_done),
                 seconds=run.seconds(),
                 interrupted=not completed,
                 continued=run.before["continued"],
             )
+            write_summary(writer.path, summary, writer.metrics)
             done(writer.path, summary)
-        if completed and distributed.is_first() and run.setup.experiment.pretrained_dir is None:
+        if completed and distributed.is_first() and setup.experiment.pretrained_dir is None:
             shutil.rmtree(run.cache.folder, ignore_errors=True)
     return completed
 
 
-def write_summary(
-    writer: files.Writer,
-    name: str,
-    experiment: Experiment,
-    *,
-    pooled: Mapping[int, float | None] | None,
-    communication: CommunicationCost,
-    seconds: Mapping[str, float],
-    interrupted: bool,
-    continued: Sequence[Record] = (),
-) -> Record:
-    """Writes plot and summary of the rounds that are done, at least round 0.
-
-    Args:
-      writer: of the run.
-      name: of the experiment.
-      experiment: its settings.
-      pooled: the pooled upper bound by client id, if it is known.
-      communication: bytes of the rounds that are done.
-      seconds: by phase.
-      interrupted: whether the run is not finished.
-      continued: where it was resumed with other versions or devices.
-
-    Returns:
-      The summary.
-    """
-    summary = {
-        **summarize(name, experiment, writer.metrics, pooled=pooled, communication=communication, seconds=seconds),
-        "interrupted": interrupted,
-        **({"continued": list(continued)} if continued else {}),
-        **files.origin(),
-    }
-    write_plot(writer.path / files.PLOT, plot, summary, writer.metrics)
-    files.replace_file(writer.path / files.SUMMARY, files.to_json(summary))  # last: it says that all is there
-    return summary
+def write_summary(path: pathlib.Path, summary: Record, metrics: Sequence[Record]) -> None:
+    """Writes summary and plot of the rounds that are done, at least round 0."""
+    write_plot(path / files.PLOT, plot, summary, metrics)
+    files.replace_file(path / files.SUMMARY, files.to_json(summary))  # last: it says that all is there
 
 
 def _train(run: _Run, start: dict[str, Any]) -> Accuracies | None:
@@ -398,12 +357,12 @@ def _pretrain(run: _Run) -> tuple[States, list[list[int]]]:
         arguments = setup.data.pretraining, setup.keys.public, *setup.validation("pretrain")
         trained, info = run.programs("pretrain", _some(fresh, names), *arguments)
         failed = _failed(run, info)
-        with run.signals.held():
+        with run.command.signals.held():
             for name in names:
                 run.cache.save(
                     name, trained[name], {"failed": [sorted(ids & {*groups[name].client_ids}) for ids in failed]}
                 )
-        run.signals.check()
+        run.command.signals.check()
     loaded = {name: run.cache.load(name) for name in groups}
     states = setup.put({name: states for name, (states, _) in loaded.items()})
     failed = zip(*(record["failed"] for _, record in loaded.values()), strict=True)
@@ -461,13 +420,13 @@ def _record(
         ]
     clients = tuple(client for each in metrics for client in each.clients)
     mean = RoundMetrics(round_, clients, any(each.digested for each in metrics))
-    with run.signals.held():
+    with run.command.signals.held():
         for writer, of_seed, of_local in zip(run.writers, metrics, baseline, strict=False):
             writer.append(files.round_records(of_seed, of_local))
         run.progress.round(mean)
         trees = {"fedmd": states} if local is None else {"fedmd": states, "local": local}
         _save_checkpoint(run, round_, trees, mean.mean_accuracy)
-    run.signals.check(round_)
+    run.command.signals.check(round_)
 
 
 def _save_checkpoint(run: _Run, round_: int, trees: dict[str, States], accuracy: float) -> None:

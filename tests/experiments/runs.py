@@ -1,5 +1,6 @@
 """Made-up results of a federation, and the run directory they make."""
 
+from fedmd_jax.experiments.results.report import summarize
 from fedmd_jax.experiments.run_directory import Writer, round_records
 from fedmd_jax.experiments.settings import Experiment
 from fedmd_jax.experiments.train import write_summary
@@ -47,13 +48,15 @@ def write(path, experiment, *, num_done=None, local=0.05, failed=None, pooled=0.
             for i in range(num_clients if local is not None else 0)
         }
         writer.append(round_records(round_metrics(experiment, round_, status=status.get(round_)), baseline))
-    return write_summary(
-        writer,
+    summary = summarize(
         "made-up",
         experiment,
+        writer.metrics,
         pooled=None if pooled is None else dict.fromkeys(range(num_clients), pooled),
         communication=SENT,
         seconds=SECONDS,
         interrupted=num_done < experiment.num_rounds,
         continued=continued,
     )
+    write_summary(path, summary, writer.metrics)
+    return summary

@@ -56,7 +56,7 @@ def plot(summary: Record, metrics: Sequence[Record]) -> bytes:
     Returns:
       The bytes of the file.
     """
-    return _plot([(summary, metrics)], f"seed {summary['seed']}")
+    return plot_seeds([(summary, metrics)])
 
 
 def plot_seeds(runs: Sequence[Run]) -> bytes:
@@ -65,11 +65,6 @@ def plot_seeds(runs: Sequence[Run]) -> bytes:
     Args:
       runs: at least one, all of the same number of rounds.
     """
-    seeds = ", ".join(str(summary["seed"]) for summary, _ in runs)
-    return _plot(runs, f"seeds {seeds} (band: one standard deviation)" if len(runs) > 1 else f"seed {seeds}")
-
-
-def _plot(runs: Sequence[Run], seeds: str) -> bytes:
     summary = runs[0][0]
     clients = summary["clients"]
     _import_matplotlib()
@@ -79,8 +74,7 @@ def _plot(runs: Sequence[Run], seeds: str) -> bytes:
 
     # The legend stands beside the axes: a row per architecture, as wide as the longest name.
     width, height = 7.4 + 0.075 * max(map(len, [_MEAN, *colours])), 1.6 + 0.16 * len(colours)
-    figure = new_figure(width, max(4.8, height))
-    axes = figure.subplots()
+    axes = new_axes(width, max(4.8, height), _title(runs, mean))
     for client, curve in zip(clients, curves, strict=True):
         _draw(axes, curve, color=colours[client["architecture"]], linewidth=1.2, markersize=4, alpha=0.65)
     if len(clients) > 1:
@@ -89,10 +83,18 @@ def _plot(runs: Sequence[Run], seeds: str) -> bytes:
     if None not in local:
         axes.plot(np.mean(local, axis=0), "--", color="black", linewidth=1.2, label=_LOCAL)
     _decorate(axes, summary["num_rounds_done"], measured_on(summary))
-    axes.set_title(_title(summary, mean, seeds), fontsize=9, loc="left")
     faulty = any(curve.faults.any() for curve in curves)
-    _add_legend(figure, mean, colours, several=len(clients) > 1, faulty=faulty)
-    return to_png(figure)
+    _add_legend(axes.figure, mean, colours, several=len(clients) > 1, faulty=faulty)
+    return to_png(axes.figure)
+
+
+def new_axes(width: float, height: float, title: str) -> Any:
+    """The axes of a figure that has no others; its size is in inches."""
+    axes = new_figure(width, height).subplots()
+    axes.set_title(title, fontsize=9, loc="left")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -198,27 +200,23 @@ def _draw(axes: Any, curve: Curve, *, markersize: float, alpha: float, **style: 
     if curve.faults.any():
         (rounds,) = np.nonzero(curve.faults)
         axes.plot(rounds, centre[rounds], linestyle="none", color=colour, markersize=markersize + 2, **_FAULT)
-    if len(curve.accuracy) > 1:
+    if spread is not None:
         axes.fill_between(
             range(last + 1), centre - spread, centre + spread, color=colour, alpha=0.15 * alpha, linewidth=0
         )
     bars = {"color": colour, "elinewidth": 0.8, "markersize": markersize}
     if curve.local is not None:
         place = last + 0.3 * _margin(last)
-        axes.errorbar(place, curve.local.mean(), _bar(curve.local), marker="^", **bars)
+        axes.errorbar(place, curve.local.mean(), _spread(curve.local), marker="^", **bars)
     if curve.pooled is not None:
         ends = [last + part * _margin(last) for part in (0.55, 0.95)]
         axes.plot(ends, [curve.pooled.mean()] * 2, color=colour, linewidth=max(2.0, style["linewidth"]))
-        axes.errorbar(np.mean(ends), curve.pooled.mean(), _bar(curve.pooled), **bars)
+        axes.errorbar(np.mean(ends), curve.pooled.mean(), _spread(curve.pooled), **bars)
 
 
-def _spread(values: np.ndarray) -> np.ndarray:
-    """The standard deviation over runs, of the sample; zero where there is one run."""
-    return values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1:])
-
-
-def _bar(values: np.ndarray) -> np.ndarray | None:
-    return _spread(values) if len(values) > 1 else None
+def _spread(values: np.ndarray) -> np.ndarray | None:
+    """The standard deviation of the sample over runs; None for one run."""
+    return values.std(axis=0, ddof=1) if len(values) > 1 else None
 
 
 def _margin(last: int) -> float:
@@ -235,12 +233,12 @@ def _decorate(axes: Any, last: int, measured: str) -> None:
     axes.set_ylim(max(low - 0.04, -0.01), min(high + 0.04, 1.01))
     axes.set_xlabel("round (0: after transfer learning, before any collaboration)")
     axes.set_ylabel(f"accuracy on {measured}")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
-def _title(summary: Record, mean: Curve, seeds: str) -> str:
-    last = summary["num_rounds_done"]
+def _title(runs: Sequence[Run], mean: Curve) -> str:
+    summary, last = runs[0][0], runs[0][0]["num_rounds_done"]
+    seeds = ", ".join(str(summary["seed"]) for summary, _ in runs)
+    seeds = f"seeds {seeds} (band: one standard deviation)" if len(runs) > 1 else f"seed {seeds}"
     rounds = f"{last} round" if last == 1 else f"{last} rounds"
     compared = (("local only", mean.local), ("pooled", mean.pooled))
     return (

@@ -3,8 +3,8 @@
 import pathlib
 
 from fedmd_jax.experiments import run_directory as files
-from fedmd_jax.experiments.results.report import ACCURACIES
-from fedmd_jax.experiments.results.seeds import accuracy, brief, read_seeds
+from fedmd_jax.experiments.results.report import ACCURACIES, TITLES
+from fedmd_jax.experiments.results.seeds import brief, format_spread, read_seeds
 
 
 def list_runs(path: pathlib.Path) -> list[str]:
@@ -23,16 +23,12 @@ def list_runs(path: pathlib.Path) -> list[str]:
 def _line(path: pathlib.Path) -> str:
     try:
         with files.reading(path):
-            return _describe(path)
+            if (seeds := read_seeds(path)) is None:
+                summary, _ = files.read_run(path)
+                return f"{summary['experiment']}, {brief(summary)}"
+            summary, runs = seeds
+            known = {TITLES[key]: summary["mean"][key] for key in ACCURACIES}
+            told = [f"{title} {format_spread(spread)}" for title, spread in known.items() if spread is not None]
+            return f"{summary['experiment']}, {len(runs)} seeds, mean accuracy: {', '.join(told)}"
     except files.RunDirectoryError as error:
         return str(error)
-
-
-def _describe(path: pathlib.Path) -> str:
-    if (seeds := read_seeds(path)) is None:
-        summary, _ = files.read_run(path)
-        return f"{summary['experiment']}, {brief(summary)}"
-    summary, runs = seeds
-    spreads = zip(("transfer", "FedMD", "local", "pooled"), map(summary["mean"].get, ACCURACIES), strict=True)
-    numbers = ", ".join(f"{title} {accuracy(spread)}" for title, spread in spreads if spread is not None)
-    return f"{summary['experiment']}, {len(runs)} seeds, mean accuracy: {numbers}"

@@ -1,17 +1,23 @@
 """A run's numbers for people: the summary and the table, from what the run directory holds."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Container, Mapping, Sequence
 
 import numpy as np
 
-from fedmd_jax.experiments.run_directory import Record
+from fedmd_jax.experiments.run_directory import Record, origin
 from fedmd_jax.experiments.settings import Experiment
 from fedmd_jax.simulation.communication import CommunicationCost
 from fedmd_jax.simulation.metrics import OK
 
 _LOCAL_FAULT = "local only not finite"  # `local_status` of a round is not ok
 ACCURACIES = ("transfer_accuracy", "final_accuracy", "local_accuracy", "pooled_accuracy")
+# As they are named in tables, and in that order.
+TITLES = {
+    "transfer_accuracy": "transfer",
+    "local_accuracy": "local",
+    "final_accuracy": "FedMD",
+    "pooled_accuracy": "pooled",
+}
 
 
 def summarize(
@@ -22,8 +28,10 @@ def summarize(
     pooled: Mapping[int, float | None] | None,
     communication: CommunicationCost,
     seconds: Mapping[str, float],
+    interrupted: bool,
+    continued: Sequence[Record] = (),
 ) -> Record:
-    """The content of summary.json, without versions and device.
+    """The content of summary.json.
 
     Args:
       name: of the experiment.
@@ -32,9 +40,13 @@ def summarize(
       pooled: the upper bound per client id, if it is known.
       communication: bytes of the rounds that are done.
       seconds: by phase.
+      interrupted: whether the run is not finished.
+      continued: where it was resumed with other versions or devices.
     """
     last = max(record["round"] for record in metrics)
-    first, final = (_by_client(metrics, round_) for round_ in (0, last))
+    first, final = (
+        {record["client_id"]: record for record in metrics if record["round"] == round_} for round_ in (0, last)
+    )
     faults = find_faults(metrics)
     clients = [
         {
@@ -69,6 +81,9 @@ def summarize(
         },
         "communication": communication._asdict(),
         "seconds": {phase: round(value, 3) for phase, value in seconds.items()},
+        "interrupted": interrupted,
+        **({"continued": list(continued)} if continued else {}),
+        **origin(),
     }
 
 
@@ -104,13 +119,39 @@ def describe(summary: Record) -> str:
 
 def table(summary: Record) -> str:
     """Client, architecture, accuracy after transfer learning, local only, FedMD and pooled, and FedMD's two gains."""
-    width = max(len("architecture"), *(len(client["architecture"]) for client in summary["clients"]))
-    header = (
-        f"{'client':>6}  {'architecture':<{width}}  {'transfer':>8}  {'local':>6}  {'FedMD':>6}  {'pooled':>6}  "
-        f"{'gain':>6}  {'over local':>10}"
-    )
-    rows = [_row(client["client_id"], client["architecture"], client, width) for client in summary["clients"]]
-    return "\n".join([header, *rows, "-" * len(header), _row("mean", "", summary["mean"], width)])
+    titles = [*(f"{title:>6}" for title in TITLES.values()), "  gain", "over local"]
+    return "\n".join(client_table(summary, titles, _cells))
+
+
+def client_table(summary: Record, titles: Sequence[str], cells: Callable[[Record], Sequence[str]]) -> list[str]:
+    """The lines of a table: a header, a row for each client, and the mean of all clients.
+
+    Args:
+      summary: of one run, or of several seeds.
+      titles: of the columns that follow client and architecture.
+      cells: the cells in these columns for a client of the summary, or for its mean.
+    """
+    rows = [[str(client["client_id"]), client["architecture"], *cells(client)] for client in summary["clients"]]
+    rows = [["client", "architecture", *titles], *rows, ["mean", "", *cells(summary["mean"])]]
+    *lines, mean = aligned(rows, left=[1])
+    return [*lines, "-" * len(mean), mean]
+
+
+def aligned(rows: Sequence[Sequence[str]], left: Container[int]) -> list[str]:
+    """The lines of a table.
+
+    Args:
+      rows: cells, as many in each row.
+      left: numbers of the columns that are aligned to the left; the others are aligned to the right.
+
+    >>> aligned([["a", "b"], ["long", "c"], ["x", "long"]], left=[0])
+    ['a        b', 'long     c', 'x     long']
+    """
+    columns = []
+    for number, column in enumerate(zip(*rows, strict=True)):
+        width = max(map(len, column))
+        columns.append([cell.ljust(width) if number in left else cell.rjust(width) for cell in column])
+    return ["  ".join(line) for line in zip(*columns, strict=True)]
 
 
 def measured_on(summary: Record) -> str:
@@ -154,27 +195,16 @@ def _rounds(rounds: Sequence[int], summary: Record) -> str:
     return f"round{'s' if len(rounds) > 1 else ''} {', '.join(map(str, rounds))}"
 
 
-def _row(client: Any, architecture: str, accuracies: Record, width: int) -> str:
-    # A run of an older version has no control.
-    transfer, final, local, pooled = (accuracies.get(key) for key in ACCURACIES)
-    local_text, bound = ("-" if value is None else f"{value:.3f}" for value in (local, pooled))
-    gain, over_local = (_signed(_points(final, before)) for before in (transfer, local))
-    return (
-        f"{client:>6}  {architecture:<{width}}  {transfer:>8.3f}  {local_text:>6}  {final:>6.3f}  {bound:>6}  "
-        f"{gain:>6}  {over_local:>10}"
-    )
-
-
-def _signed(points: float | None) -> str:
-    return "-" if points is None else f"{points:+.1f}"
+def _cells(accuracies: Record) -> list[str]:
+    # A run of an older version has no local-only baseline.
+    transfer, local, final, pooled = (accuracies.get(key) for key in TITLES)
+    gains = [_points(final, before) for before in (transfer, local)]
+    shown = [(value, ".3f") for value in (transfer, local, final, pooled)] + [(gain, "+.1f") for gain in gains]
+    return ["-" if value is None else format(value, form) for value, form in shown]
 
 
 def _points(after: float | None, before: float | None) -> float | None:
     return None if after is None or before is None else 100 * (after - before)
-
-
-def _by_client(metrics: Sequence[Record], round_: int) -> dict[int, Record]:
-    return {record["client_id"]: record for record in metrics if record["round"] == round_}
 
 
 def _mean(clients: Sequence[Record], key: str) -> float | None:

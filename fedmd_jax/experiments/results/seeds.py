@@ -9,28 +9,23 @@ import numpy as np
 
 from fedmd_jax.experiments import run_directory as files
 from fedmd_jax.experiments.results.figures import Run, plot_seeds, write_plot
-from fedmd_jax.experiments.results.report import ACCURACIES, describe_evaluation
+from fedmd_jax.experiments.results.report import ACCURACIES, TITLES, client_table, describe_evaluation
 from fedmd_jax.experiments.run_directory import Record
 from fedmd_jax.experiments.settings import Experiment
 
 MOST_SEEDS = 10_000
 
 
-def check_num_seeds(num_seeds: int) -> None:
-    """A `ValueError` if there is no seed, or more than `MOST_SEEDS`."""
-    if num_seeds < 1:
-        raise ValueError(f"seeds must be an integer of at least 1, got {num_seeds}")
-    if num_seeds > MOST_SEEDS:
-        raise ValueError(f"seeds must be at most {MOST_SEEDS}, got {num_seeds}")
-
-
 def seed_jobs(path: pathlib.Path, experiment: Experiment, num_seeds: int) -> dict[pathlib.Path, Experiment]:
     """The runs of the experiment's seed and those that follow it, each in the directory of its seed.
 
     Raises:
-      ValueError: a seed beyond the largest, or too many of them.
+      ValueError: a seed beyond the largest, none, or more than `MOST_SEEDS`.
     """
-    check_num_seeds(num_seeds)
+    if num_seeds < 1:
+        raise ValueError(f"seeds must be an integer of at least 1, got {num_seeds}")
+    if num_seeds > MOST_SEEDS:
+        raise ValueError(f"seeds must be at most {MOST_SEEDS}, got {num_seeds}")
     seeds = range(experiment.seed, experiment.seed + num_seeds)
     return {path / f"seed{seed}": dataclasses.replace(experiment, seed=seed) for seed in seeds}
 
@@ -108,17 +103,15 @@ def summarize_seeds(summaries: Sequence[Record], num_seeds: int) -> Record:
 
 def describe_seeds(summary: Record) -> str:
     """The table, as text of several lines."""
-    width = max(len("architecture"), *(len(client["architecture"]) for client in summary["clients"]))
-    header = f"{'client':>6}  {'architecture':<{width}}" + "".join(
-        f"  {title:>12}" for title in ("transfer", "local", "FedMD", "pooled")
-    )
-    rows = [_row(client["client_id"], client["architecture"], client, width) for client in summary["clients"]]
+    titles = [f"{title:>12}" for title in TITLES.values()]
+    table = client_table(summary, titles, lambda spreads: [format_spread(spreads[key]) for key in TITLES])
     mean, seeds = summary["mean"], summary["seeds"]
     gains = ("gain_points", "over transfer learning"), ("gain_over_local_points", "over local only")
-    gained = [f"{points(mean[key])} points {what}" for key, what in gains if mean.get(key) is not None]
+    gained = [f"{format_spread(mean[key], '+.1f')} points {what}" for key, what in gains if mean.get(key) is not None]
     return "\n".join(
         [
-            *(header, *rows, "-" * len(header), _row("mean", "", mean, width), ""),
+            *table,
+            "",
             f"FedMD gains {', '.join(gained)}",
             f"{describe_evaluation(summary)}mean and standard deviation over {len(seeds)} seeds: "
             f"{', '.join(map(str, seeds))}",
@@ -128,33 +121,21 @@ def describe_seeds(summary: Record) -> str:
 
 def brief(summary: Record) -> str:
     """One run in one line."""
-    transfer, final, local, pooled = (summary["mean"][key] for key in ACCURACIES)
-    known = {"transfer": transfer, "local": local, "FedMD": final, "pooled": pooled}
-    numbers = ", ".join(f"{name} {value:.3f}" for name, value in known.items() if value is not None)
+    known = {title: summary["mean"][key] for key, title in TITLES.items()}
+    numbers = ", ".join(f"{title} {value:.3f}" for title, value in known.items() if value is not None)
     return f"seed {summary['seed']}, mean accuracy: {numbers}"
 
 
-def accuracy(spread: Mapping[str, Any] | None) -> str:
-    """0.600 ±0.012, or as much of it as there is."""
-    return _told(spread, ".3f")
+def format_spread(spread: Mapping[str, Any] | None, form: str = ".3f") -> str:
+    """Mean and standard deviation, or as much of it as there is.
 
-
-def points(spread: Mapping[str, Any] | None) -> str:
-    """+8.5 ±1.2, or as much of it as there is."""
-    return _told(spread, "+.1f")
-
-
-def _told(spread: Mapping[str, Any] | None, form: str) -> str:
+    >>> format_spread({"mean": 8.5, "std": 1.2}, "+.1f")
+    '+8.5 ±1.2'
+    """
     if spread is None:
         return "-"
     mean = format(spread["mean"], form)
     return mean if spread["std"] is None else f"{mean} ±{format(spread['std'], form.removeprefix('+'))}"
-
-
-def _row(client: Any, architecture: str, accuracies: Record, width: int) -> str:
-    transfer, final, local, pooled = (accuracy(accuracies[key]) for key in ACCURACIES)
-    cells = "".join(f"  {cell:>12}" for cell in (transfer, local, final, pooled))
-    return f"{client:>6}  {architecture:<{width}}{cells}"
 
 
 def _spreads(records: Sequence[Record], keys: Sequence[str]) -> dict[str, dict[str, float | None] | None]:

@@ -7,17 +7,14 @@ import re
 from collections.abc import Mapping, Sequence
 
 from fedmd_jax.experiments.errors import UsageError
-from fedmd_jax.experiments.results.figures import new_figure, to_png
-from fedmd_jax.experiments.results.report import measured_on
-from fedmd_jax.experiments.results.seeds import accuracy, points
+from fedmd_jax.experiments.results.figures import new_axes, to_png
+from fedmd_jax.experiments.results.report import TITLES, aligned, measured_on
+from fedmd_jax.experiments.results.seeds import format_spread
 from fedmd_jax.experiments.run_directory import Record
 
 TABLE, PLOT = "sweep.csv", "sweep.png"
 # Numbers of every combination, each as mean and standard deviation over seeds.
-_NUMBERS = (
-    *("transfer_accuracy", "local_accuracy", "final_accuracy", "pooled_accuracy"),
-    *("gain_points", "gain_over_local_points", "gap_to_pooled_points"),
-)
+_NUMBERS = (*TITLES, "gain_points", "gain_over_local_points", "gap_to_pooled_points")
 
 Combination = dict[str, str]  # setting -> value, both as on the command line
 
@@ -121,20 +118,13 @@ def to_csv(rows: Sequence[Record]) -> bytes:
 def describe_sweep(rows: Sequence[Record]) -> str:
     """The table as text of several lines."""
     names = list(rows[0]["settings"])
-    header = [*names, "seeds", "transfer", "local", "FedMD", "pooled", "gain", "over local"]
-    lines = [header]
+    cells = [[*names, "seeds", *TITLES.values(), "gain", "over local"]]
     for record in rows:
-        cells = [accuracy(record[key]) for key in _NUMBERS[:4]] + [points(record[key]) for key in _NUMBERS[4:6]]
-        lines.append([*record["settings"].values(), str(record["num_seeds"]), *cells])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-
-    def aligned(line: Sequence[str]) -> str:
-        cells = [cell.ljust(width) for cell, width in zip(line[: len(names)], widths, strict=False)]
-        cells += [cell.rjust(width) for cell, width in zip(line[len(names) :], widths[len(names) :], strict=True)]
-        return "  ".join(cells)
-
+        numbers = [format_spread(record[key]) for key in TITLES]
+        numbers += [format_spread(record[key], "+.1f") for key in ("gain_points", "gain_over_local_points")]
+        cells.append([*record["settings"].values(), str(record["num_seeds"]), *numbers])
     failed = [f"failed: {label(record['settings'])}: {record['error']}" for record in rows if record["error"]]
-    return "\n".join([*map(aligned, lines), *failed])
+    return "\n".join([*aligned(cells, left=range(len(names))), *failed])
 
 
 def plot_sweep(rows: Sequence[Record], title: str) -> bytes:
@@ -145,8 +135,7 @@ def plot_sweep(rows: Sequence[Record], title: str) -> bytes:
       title: of the plot.
     """
     labels = [label(record["settings"]) + (" (failed)" if record["error"] else "") for record in rows]
-    figure = new_figure(6.5 + 0.07 * max(map(len, labels)), 1.6 + 0.32 * len(rows))
-    axes = figure.subplots()
+    axes = new_axes(6.5 + 0.07 * max(map(len, labels)), 1.6 + 0.32 * len(rows), title)
     kinds = {
         "transfer_accuracy": ("after transfer learning", {"marker": "o", "color": "gray"}),
         "local_accuracy": ("local only (no digest)", {"marker": "^", "color": "tab:blue"}),
@@ -164,12 +153,9 @@ def plot_sweep(rows: Sequence[Record], title: str) -> bytes:
     axes.set_ylim(len(rows) - 0.5, -0.5)
     measured = dict.fromkeys(f" on {record['measured_on']}" for record in rows if record["measured_on"])
     axes.set_xlabel(f"accuracy{' or'.join(measured)}, mean of all clients (bar: one standard deviation over seeds)")
-    axes.set_title(title, fontsize=9, loc="left")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
-        figure.legend(loc="outside upper center", ncols=4, fontsize=8, frameon=False)
-    return to_png(figure)
+        axes.figure.legend(loc="outside upper center", ncols=4, fontsize=8, frameon=False)
+    return to_png(axes.figure)
 
 
 def failure(error: Exception) -> str:

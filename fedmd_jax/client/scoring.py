@@ -30,7 +30,8 @@ def score(
       Scores, [M, C].
 
     Raises:
-      ValueError: inputs that are not numbers of this shape, or a batch size below 1.
+      ValueError: inputs that are not numbers of this shape, a batch size below 1, or a network that gives something
+        else than logits [M, C].
 
     References:
       Li and Wang 2019, Algorithm 1, "Communicate"; supplement: "without applying the softmax activation layer".
@@ -45,13 +46,26 @@ def score(
     num_batches = -(-num_rows // batch_size)
 
     def score_batch(batch):
-        return architecture.apply(state.params, state.model_state, batch, train=False)[0]
+        logits = architecture.apply(state.params, state.model_state, batch, train=False)[0]
+        check_logits(logits, len(batch))
+        return logits
 
     if num_batches == 1:
         return score_batch(inputs)
     padded = _pad_rows(inputs, num_batches * batch_size).reshape(num_batches, batch_size, *inputs.shape[1:])
     scores = jax.lax.map(score_batch, padded)
     return scores.reshape(num_batches * batch_size, -1)[:num_rows]
+
+
+def check_logits(logits: chex.ArrayTree, num_rows: int) -> None:
+    """A `ValueError` if the result of a network is not one array of floats, [num_rows, C]."""
+    is_array = isinstance(logits, jax.Array)
+    if not is_array or logits.ndim != 2 or len(logits) != num_rows or not jnp.issubdtype(logits.dtype, jnp.floating):
+        found = f"{logits.dtype} of shape {logits.shape}" if is_array else jax.tree.map(jnp.shape, logits)
+        raise ValueError(
+            f"the network must give logits [B, C] alone, floats for each of the {num_rows} examples, got {found}: wrap "
+            "it in a module whose `__call__` returns the logits only, such as `self.network(x)[0]`"
+        )
 
 
 def compute_accuracy(logits: chex.Array, test: PrivateDataset) -> chex.Array:

@@ -18,7 +18,7 @@ from fedmd_jax.checks import check_count, describe_value
 from fedmd_jax.client.early_stopping import EarlyStopping, initial_patience, update_patience
 from fedmd_jax.client.guards import all_finite, zero_where_not_finite_before
 from fedmd_jax.client.optimizers import adam, with_hyperparameters_of
-from fedmd_jax.client.scoring import compute_accuracy, score
+from fedmd_jax.client.scoring import check_logits, compute_accuracy, score
 from fedmd_jax.types import (
     Architecture,
     PrivateDataset,
@@ -134,7 +134,7 @@ def fit(
         )
         moved = Learner(_apply_updates(learner.params, updates), model_state, opt_state)
         num_real = jnp.sum(real)
-        if not isinstance(num_examples, int):
+        if not (isinstance(num_examples, int) and num_examples == inputs.shape[0]):
             # A client with few examples skips the last batches of the others: even a zero gradient would move it,
             # through the momentum of its optimizer.
             moved = jax.tree.map(lambda new, old: jnp.where(num_real > 0, new, old), moved, learner)
@@ -242,11 +242,15 @@ def draw_batches(
 
 def _batch_loss(architecture, example_loss, params, model_state, inputs, targets, mask, key):
     logits, model_state = architecture.apply(params, model_state, inputs, train=True, mask=mask, key=key)
+    check_logits(logits, len(inputs))
     _check_example_loss(example_loss, logits, targets)
     losses = example_loss(logits, targets)
     losses = jnp.where(mask, losses.astype(jnp.promote_types(losses.dtype, jnp.float32)), 0.0)
     mean = jnp.sum(losses) / jnp.maximum(jnp.sum(mask), 1).astype(losses.dtype)
-    return mean + architecture.penalty(params), model_state
+    penalty = architecture.penalty(params)
+    if not isinstance(penalty, (int, float, jax.Array)) or jnp.shape(penalty) != ():
+        raise ValueError(f"the penalty of an architecture must be one number, got {jax.tree.map(jnp.shape, penalty)}")
+    return mean + penalty, model_state
 
 
 def _check_example_loss(example_loss, logits, targets):
@@ -256,8 +260,9 @@ def _check_example_loss(example_loss, logits, targets):
     """
     num_rows = max(*logits.shape, *targets.shape) + 1
     logits, targets = (jax.ShapeDtypeStruct((num_rows, *rows.shape[1:]), rows.dtype) for rows in (logits, targets))
-    shape = getattr(jax.eval_shape(example_loss, logits, targets), "shape", None)
-    if shape != (num_rows,):
+    losses = jax.eval_shape(example_loss, logits, targets)
+    shape = getattr(losses, "shape", None)
+    if shape != (num_rows,) or jnp.issubdtype(losses.dtype, jnp.complexfloating):
         raise ValueError(
             f"the loss or distance must give one number per example, shape [B], got {shape} for logits of shape "
             f"{logits.shape}: reduce the class axis, as in jnp.mean(..., axis=-1), and no other axis"

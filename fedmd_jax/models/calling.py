@@ -11,7 +11,10 @@ import jax
 from fedmd_jax.models.masking import keep_if_all_padding
 
 # Names of training flags, with their values in training.
-FLAGS = {"train": True, "training": True, "is_training": True, "deterministic": False, "use_running_average": False}
+FLAGS = {
+    **dict.fromkeys(("train", "training", "is_training", "is_train", "enable_dropout"), True),
+    **dict.fromkeys(("deterministic", "use_running_average", "inference", "is_eval", "eval_mode"), False),
+}
 
 
 def training_values(train_argument: str | None) -> dict[str, bool]:
@@ -124,12 +127,24 @@ class Convention:
         self._flags = {name: value for name, value in values.items() if name in names or name in missing}
         # Whether the network has flags of its own; if so, it may leave its dropout off on purpose.
         self._trusted = train_argument is None or any(name in known for name in values)
+        self._auto = auto
+        # Arguments that may be flags under names of their own.
+        self.suspects = {
+            p.name: p.default for p in self._parameters if auto and not self._trusted and isinstance(p.default, bool)
+        }
         # The flags of a module that passes on `**kwargs` are not in its signature.
         self._searched = not (auto and takes_any and not self._flags)
 
-    def call(self, attempt: Callable[[tuple, dict], Any], *, train: bool, mask: chex.Array | None = None) -> Any:
-        """`attempt(args, kwargs)` with the arguments that follow the inputs."""
-        named = {} if self._mask_argument is None else {self._mask_argument: mask}
+    def call(
+        self,
+        attempt: Callable[[tuple, dict], Any],
+        *,
+        train: bool,
+        mask: chex.Array | None = None,
+        others: dict[str, bool] | None = None,
+    ) -> Any:
+        """`attempt(args, kwargs)` with the arguments that follow the inputs; `others` are more of them by name."""
+        named = dict(others or {}) | ({} if self._mask_argument is None else {self._mask_argument: mask})
         if not self._searched:
             self._flags, self._searched = _search(attempt, train, named), True
         named |= {name: value == train for name, value in self._flags.items()}
@@ -147,12 +162,21 @@ class Convention:
             raise failure from None
 
     def check_training(self, watch: Watch) -> None:
-        """Raises ValueError if no layer that depends on the training flag was active in training."""
-        if watch.layers and not any(watch.layers.values()) and not self._trusted:
-            raise ValueError(
-                f"{self.network} trains as it scores, without {', '.join(watch.layers)}: accept `train` in `__call__` "
-                'and hand it on, or name its flag with train_argument="..." (train_argument=None if this is meant)'
-            )
+        """A ValueError if layers that differ in training were not switched on."""
+        inactive = [name for name, active in watch.layers.items() if not active]
+        if self._trusted:  # a batch norm may be frozen; a dropout that is never active has a flag of its own
+            inactive = [name for name in inactive if self._auto and "BatchNorm" not in name]
+        elif len(inactive) < len(watch.layers):
+            inactive = []
+        if inactive:
+            self.refuse_training(inactive)
+
+    def refuse_training(self, layers: Collection[str]) -> None:
+        """The ValueError of a network that trains without these layers."""
+        raise ValueError(
+            f"{self.network} trains as it scores, without {', '.join(layers)}: accept `train` in `__call__` "
+            'and hand it on, or name its flag with train_argument="..." (train_argument=None if this is meant)'
+        )
 
     def _in_order(self, named: dict) -> tuple[tuple, dict]:
         """By position if possible, since `nn.remat` and `nn.vmap` do not support keyword arguments."""
@@ -196,22 +220,44 @@ def watched(convention: Convention, run: Callable[..., tuple[chex.Array, chex.Ar
     verified = set()  # shapes of inputs
 
     def apply(params, model_state, inputs, *, train, mask=None, key=None):
-        def call(inputs, mask):
+        def call(inputs, mask, others=None):
             def attempt(args, kwargs):
                 watch = Watch(train, mask)
                 return *run(params, model_state, inputs, args, kwargs, watch, key), watch
 
-            return convention.call(attempt, train=train, mask=mask)
+            return convention.call(attempt, train=train, mask=mask, others=others)
 
         logits, new_state, watch = call(inputs, mask)
         if not train:
             return logits, model_state
         convention.check_training(watch)
+        if not any(watch.layers.values()):
+            _look_for_flags(convention, call, inputs, mask)
         if watch.leading:
             _verify_leading_axis(call, inputs, mask, verified)
         return logits, keep_if_all_padding(mask, model_state, new_state)
 
     return apply
+
+
+def _look_for_flags(convention, call, inputs, mask):
+    """Traces a network in which nothing differs in training with each of its other flags turned over."""
+    while convention.suspects:
+        name, default = convention.suspects.popitem()
+        try:
+            watch = _watch_of(partial(call, inputs, mask, {name: not default}))
+        except Exception:  # whatever this flag does, it is not for training
+            continue
+        if layers := [layer for layer, active in watch.layers.items() if active]:
+            convention.suspects[name] = default  # the next trace is refused, too
+            convention.refuse_training(layers)
+
+
+def _watch_of(call):
+    """What a trace shows, without computing anything."""
+    found = []
+    jax.eval_shape(lambda: found.append(call()[2]))
+    return found[0]
 
 
 def _verify_leading_axis(call, inputs, mask, verified):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 from flax import linen as nn
 
-from fedmd_jax.models.calling import Convention, Watch, watched
+from fedmd_jax.models.calling import Convention, Watch, training_values, watched
 from fedmd_jax.models.cnn import CNN
 from fedmd_jax.models.layers import BatchNorm, Dropout
 from fedmd_jax.models.masking import row_mask
@@ -75,7 +75,10 @@ def architecture_from_linen(
     """
     if not isinstance(module, nn.Module):
         raise ValueError(f"wanted a flax.linen module, got {module}")
-    convention = Convention(type(module).__name__, type(module).__call__, train_argument, mask_argument)
+    # Flags that are fields of the module, as in `Net(training=True)`.
+    values = training_values(train_argument)
+    fields = {name: value for name, value in values.items() if isinstance(getattr(module, name, None), bool)}
+    convention = Convention(type(module).__name__, type(module).__call__, train_argument, mask_argument, fields)
 
     def init(key, inputs):
         variables = dict(convention.call(lambda a, kw: module.init(_streams(key), inputs, *a, **kw), train=False))
@@ -88,8 +91,9 @@ def architecture_from_linen(
         mutable = [f"trace {next(_traces)}", *(model_state if watch.train else ())]
         rngs = _streams(key) if watch.train and key is not None else None
         variables = {"params": params, **model_state}
+        switched = module.clone(**{name: value == watch.train for name, value in fields.items()}) if fields else module
         with nn.intercept_methods(_interceptor(watch, isinstance(module, _BATCH_FIRST))):
-            logits, new_state = module.apply(variables, inputs, *args, **kwargs, rngs=rngs, mutable=mutable)
+            logits, new_state = switched.apply(variables, inputs, *args, **kwargs, rngs=rngs, mutable=mutable)
         if mask_argument is None:
             watch.check_statistics(convention.network, watch.seen & _owners(model_state.get("batch_stats", {})))
         return logits, {**model_state, **new_state}

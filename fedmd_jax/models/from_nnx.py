@@ -101,7 +101,10 @@ def _make(make, rngs):
         function = function.func
     # nnx's metaclass hides the signature of a class.
     parameters = inspect.signature(function.__init__ if isinstance(function, type) else function).parameters
-    by_name = "rngs" in parameters and parameters["rngs"].kind is not inspect.Parameter.POSITIONAL_ONLY
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    by_name = (
+        takes_any if "rngs" not in parameters else parameters["rngs"].kind is not inspect.Parameter.POSITIONAL_ONLY
+    )
     return make(rngs=rngs) if by_name else make(rngs)
 
 

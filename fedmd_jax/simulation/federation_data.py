@@ -185,8 +185,9 @@ def check_optimizers(
 ) -> None:
     """A `ValueError` if an optimizer cannot keep its state between phases, or share it with another.
 
-    Private and pooled training share the state of the revisits. Both optimizers must start with the same state, but
-    for hyperparameters and random keys: a number in it means the same to both then.
+    Private and pooled training share the state of the revisits. Both optimizers must start with the same state, and
+    have the same state after a step with the same gradient, but for hyperparameters and random keys: a number in it
+    means the same to both then. They may differ in the learning rate that is applied after the memory.
 
     Args:
       groups: the architecture groups.
@@ -197,8 +198,10 @@ def check_optimizers(
     """
     for group in groups.values():
         shapes, _ = jax.eval_shape(group.architecture.init, jax.random.key(0), inputs[:1])
+        # One number for each array will do, and compiles once for all networks.
         zeros, ones = (
-            jax.tree.map(lambda leaf, fill=fill: fill(leaf.shape, leaf.dtype), shapes) for fill in (np.zeros, np.ones)
+            jax.tree.map(lambda leaf, fill=fill: jnp.full((1,) * leaf.ndim, fill, leaf.dtype), shapes)
+            for fill in (0, 1)
         )
         for name, optimizer in (("revisit", revisit), ("digest", digest)):
             if _first_difference(optimizer.init(zeros), optimizer.init(ones)):
@@ -206,19 +209,28 @@ def check_optimizers(
                     f"the optimizer of {name} keeps a copy of the parameters, which other phases move in between: "
                     "it can be used in public training only"
                 )
-        memory = revisit.init(zeros)
-        for optimizer in before:
-            own = optimizer.init(zeros)
-            if jax.tree.structure(own) != jax.tree.structure(memory):
-                raise ValueError(
-                    "private, pooled and revisit training share one optimizer memory, so their optimizers must be "
-                    "of the same kind, got different ones"
-                )
-            if difference := _first_difference(own, memory):
-                raise ValueError(
-                    "private, pooled and revisit training share one optimizer memory, so their optimizers must start "
-                    f"with the same one, got {difference}"
-                )
+        for optimizer in (each for each in before if each is not revisit):
+            _check_shared_memory(optimizer, revisit, zeros)
+
+
+def _check_shared_memory(ours, theirs, params):
+    """A `ValueError` if a number in the state of two optimizers does not mean the same to both."""
+    own, memory = ours.init(params), theirs.init(params)
+    shared = "private, pooled and revisit training share one optimizer memory, so their optimizers must "
+    if jax.tree.structure(own) != jax.tree.structure(memory):
+        raise ValueError(f"{shared}be of the same kind, got different ones")
+    if difference := _first_difference(own, memory):
+        raise ValueError(f"{shared}start with the same one, got {difference}")
+    if difference := _first_difference(_after_a_step(ours, own, params), _after_a_step(theirs, memory, params)):
+        raise ValueError(f"{shared}remember the same of a gradient, got {difference}")
+
+
+def _after_a_step(optimizer, state, params):
+    """The memory of a small gradient, which is below the bound of any clipping."""
+    gradient = jax.tree.map(lambda leaf: jnp.full_like(leaf, 1e-4), params)
+    optimizer = optax.with_extra_args_support(optimizer)
+    extra = {"value": jnp.float32(1), "grad": gradient, "value_fn": lambda _: jnp.float32(1)}
+    return optimizer.update(gradient, state, params, **extra)[1]
 
 
 def _first_difference(one: chex.ArrayTree, other: chex.ArrayTree) -> str | None:

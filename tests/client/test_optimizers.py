@@ -84,7 +84,8 @@ def by_label(rates):
         (injected(optax.linear_schedule(0.1, 0.05, 3)), injected(optax.linear_schedule(0.001, 0.0, 3))),
         (optax.chain(optax.clip(10.0), injected(0.1)), optax.chain(optax.clip(1e-3), injected(0.001))),
         (by_label({"w": 0.1, "b": 0.2}), by_label({"w": 0.001, "b": 0.0})),
-        (optax.inject_hyperparams(optax.adam)(0.1, b1=0.5), optax.inject_hyperparams(optax.adam)(0.001)),
+        (optax.inject_hyperparams(optax.adam)(0.1), optax.inject_hyperparams(optax.adam)(0.001)),
+        (optax.sgd(0.1, momentum=0.9), optax.sgd(0.0001, momentum=0.9)),
         (fmd.adam(0.1), fmd.adam(0.001)),
     ],
 )
@@ -123,6 +124,15 @@ def test_the_step_count_of_a_schedule_continues_from_private_training_into_the_r
         (optax.yogi(0.1), optax.adam(0.1), r"must start with the same one, got .* in \[0\].mu\['b'\]"),
         (optax.contrib.schedule_free_sgd(0.1), optax.contrib.schedule_free_sgd(0.1), "keeps a copy of the parameters"),
         (optax.lookahead(optax.sgd(0.1), 5, 0.5), optax.sgd(0.1), "same kind, got different ones"),
+        # The same state, of numbers that mean another thing.
+        (optax.rmsprop(0.1, momentum=0.9), optax.rmsprop(0.001, momentum=0.9), "must remember the same of a gradient"),
+        (
+            optax.chain(optax.sgd(0.1), optax.ema(0.9)),
+            optax.chain(optax.sgd(0.01), optax.ema(0.9)),
+            "remember the same",
+        ),
+        (optax.adam(0.1), optax.adamax(0.1), "remember the same"),
+        (optax.inject_hyperparams(optax.adam)(0.1, b1=0.5), optax.inject_hyperparams(optax.adam)(0.1), "remember the"),
     ],
 )
 def test_memory_that_means_another_thing_is_refused(private, revisit, message):

@@ -221,3 +221,41 @@ def test_a_distance_of_the_callers_own_is_averaged_over_real_rows(key):
     _, info = fmd.digest(architecture, start, inputs, consensus, key, training=training, distance=own)
     logits = np.asarray(inputs, np.float64) @ np.asarray(start.params["w"]) + np.asarray(start.params["b"])
     np.testing.assert_allclose(info.loss[0], ((logits - 1) ** 2).sum(-1).mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("count", [int, np.int32, jnp.int32])
+def test_any_integer_may_count_the_examples_of_padded_rows(key, count):
+    """Batches of padding alone do not move the client, whatever the count is: with Adam, which moves by its memory."""
+    architecture, training = toys.linear(), fmd.TrainingConfig(num_epochs=2, batch_size=8)
+    start, alone = client(architecture, key, training), dataset(3, 13)
+    expected, expected_info = fmd.revisit(architecture, start, alone, key, training=training)
+    private = padded(alone, 40, 1.0)._replace(num_examples=count(13))
+    actual, info = fmd.revisit(architecture, start, private, key, training=training)
+    chex.assert_trees_all_close(actual, expected, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(info, expected_info, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda x: (x, x), lambda x: {"logits": x}, lambda x: x[:1], lambda x: x.mean(0), lambda x: x.astype(int)]
+)
+def test_a_network_that_gives_something_else_than_logits_is_refused_by_every_function(key, change):
+    def apply(*arguments, **settings):
+        logits, model_state = toys.linear().apply(*arguments, **settings)
+        return change(logits), model_state
+
+    architecture, start = toys.linear()._replace(apply=apply), client(toys.linear(), key)
+    inputs, consensus = toys.public(9).inputs, jnp.ones((9, toys.NUM_CLASSES))
+    for call in (
+        lambda: fmd.score(architecture, start, inputs),
+        lambda: fmd.digest(architecture, start, inputs, consensus, key, training=TRAINING),
+        lambda: fmd.revisit(architecture, start, dataset(3, 9), key, training=TRAINING),
+    ):
+        with pytest.raises(ValueError, match=r"must give logits \[B, C\] alone"):
+            call()
+
+
+@pytest.mark.parametrize("penalty", [lambda params: jnp.ones(2), lambda params: {"l2": 0.0}])
+def test_a_penalty_that_is_no_number_is_refused(key, penalty):
+    architecture = toys.linear()._replace(penalty=penalty)
+    with pytest.raises(ValueError, match="the penalty of an architecture must be one number"):
+        fmd.revisit(architecture, client(toys.linear(), key), dataset(3, 9), key, training=TRAINING)

@@ -653,3 +653,75 @@ def test_a_subclass_of_batch_norm_may_have_a_call_of_its_own(key):
         variables = architecture.init(key, X)
         _, state = architecture.apply(*variables, X, train=True, key=key, mask=MASK)
         np.testing.assert_allclose(batch_statistics(state), np.mean(X[MASK], axis=0), rtol=1e-5)
+
+
+class SkipsUnknown(linen.Module):
+    """Does not call its dropout if an unknown flag is off."""
+
+    @linen.compact
+    def __call__(self, x, noisy=False):
+        x = linen.Dense(8)(x)
+        if noisy:
+            x = linen.Dropout(0.5, deterministic=False)(x)
+        return linen.Dense(3)(x)
+
+
+class SkipsKnown(linen.Module):
+    @linen.compact
+    def __call__(self, x, is_train=False):
+        x = linen.Dense(8)(x)
+        if is_train:
+            x = linen.Dropout(0.5, deterministic=False)(x)
+        return linen.Dense(3)(x)
+
+
+class FieldFlag(linen.Module):
+    training: bool = False
+
+    @linen.compact
+    def __call__(self, x):
+        x = linen.Dense(8)(x)
+        if self.training:
+            x = linen.Dropout(0.5, deterministic=False)(x)
+        return linen.Dense(3)(x)
+
+
+class TwoFlags(linen.Module):
+    @linen.compact
+    def __call__(self, x, train=False, noise=False):
+        x = linen.BatchNorm(use_running_average=not train)(linen.Dense(8)(x))
+        return linen.Dense(3)(linen.Dropout(0.5, deterministic=not noise)(x))
+
+
+class HarmlessFlag(linen.Module):
+    @linen.compact
+    def __call__(self, x, bias=True):
+        return linen.Dense(3)(x) + (1.0 if bias else 0.0)
+
+
+def trained_logits(module, seed, **settings):
+    architecture = architecture_from_linen(module, **settings)
+    params, model_state = architecture.init(jax.random.key(0), jnp.ones((2, 5)))
+    return architecture.apply(params, model_state, jnp.ones((4, 5)), train=True, key=jax.random.key(seed))[0]
+
+
+@pytest.mark.parametrize("module", [SkipsKnown(), FieldFlag(), FieldFlag(training=True)], ids=str)
+def test_a_dropout_that_is_only_called_in_training_is_called(module):
+    assert (trained_logits(module, 1) != trained_logits(module, 2)).any()
+    architecture = architecture_from_linen(module)
+    params, model_state = architecture.init(jax.random.key(0), jnp.ones((2, 5)))
+    scores = [architecture.apply(params, model_state, jnp.ones((4, 5)), train=False)[0] for _ in range(2)]
+    np.testing.assert_array_equal(*scores)
+
+
+@pytest.mark.parametrize("module", [SkipsUnknown(), TwoFlags()], ids=str)
+def test_a_dropout_that_an_unknown_flag_turns_off_is_refused(module):
+    for seed in (1, 2):
+        with pytest.raises(ValueError, match=r"trains as it scores, without Dropout"):
+            trained_logits(module, seed)
+
+
+def test_an_unknown_flag_may_be_named_and_another_argument_is_left_alone():
+    noisy = [trained_logits(SkipsUnknown(), seed, train_argument="noisy") for seed in (1, 2)]
+    assert (noisy[0] != noisy[1]).any()
+    np.testing.assert_array_equal(*(trained_logits(HarmlessFlag(), seed) for seed in (1, 2)))

@@ -70,6 +70,8 @@ def init_population(
     empty = np.empty if storage == "host" else jnp.empty
     inputs = public.inputs[:1]
     shapes = gather_clients(jax.eval_shape(federation.programs["new_states"], key, inputs))
+    if any(jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in jax.tree.leaves(shapes)):
+        raise ValueError("random keys in the optimizer states of a population must be of JAX's default kind (threefry)")
     states = jax.tree.map(lambda leaf: empty(leaf.shape, leaf.dtype), shapes)
     private = jax.device_get(private) if storage == "host" else jax.device_put(private)
     population = Population(states, dict(private))

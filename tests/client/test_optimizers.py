@@ -170,6 +170,14 @@ def test_noise_is_every_clients_own(key):
             assert (leaf[1] != leaf[2]).any(), phase
 
 
+def test_keys_of_another_kind_are_refused_by_a_population():
+    noisy = optax.chain(optax.add_noise(1.0, 0.0, key=jax.random.key(7, impl="rbg")), optax.sgd(0.1))
+    with pytest.raises(
+        ValueError, match="random keys in the optimizer states of a population must be of JAX's default"
+    ):
+        fmd.simulation.init_population(phases(noisy, noisy), jax.random.key(0), PUBLIC, PRIVATE, cohort_size=2)
+
+
 def test_noise_hangs_on_the_client_id_and_not_on_mesh_group_or_cohort():
     optimizer = optax.chain(optax.add_noise(1.0, 0.0, key=7), optax.sgd(0.1))
     key, groups = jax.random.key(0), toys.groups()

@@ -47,7 +47,9 @@ class TrainingInfo(NamedTuple):
 
     loss: chex.Array  #: [E]: mean of each epoch, penalty included; 0 in epochs after early stopping
     num_epochs: chex.Array  #: [], int32: epochs that ran, E without early stopping
-    finite: chex.Array  #: [], bool: False if the phase ended in NaN or infinity; a federation reverts such a client
+    finite: (
+        chex.Array
+    )  #: [], bool: whether the phase gave no NaN or infinity; if it did, a federation reverts the client
 
 
 class TransferInfo(NamedTuple):

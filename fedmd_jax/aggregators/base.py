@@ -1,9 +1,10 @@
 """What an aggregator is: a function that combines the reports of all clients into a consensus, on the accelerator.
 
-An aggregator is called as `aggregator(report, in_axes, **over)` and returns a function `aggregate`; a round takes it as
-its argument `aggregator=`. `report` computes the report of one client, scores [M, C]. `in_axes` tells for each of its
-arguments whether it is per client (0) or shared (None). `over` are the `groups`, `mesh` and `clients_per_chunk` of
-`map_groups`. `aggregate(weights, *arguments)` returns an `Aggregate`.
+A round takes an aggregator as its argument `aggregator=`, and calls it as
+`aggregator(report, in_axes, *, groups, mesh, clients_per_chunk)`, where `report(architecture, *arguments)` is what one
+client sends, scores [M, C]. `in_axes` has an entry for each of `arguments`, not for `architecture`: 0 if it is per
+client, None if it is shared, as in `map_groups`. The result is a function `aggregate(weights, *arguments) -> Aggregate`.
+`mean.weighted_mean` is the shortest one. `from_all_scores` makes an aggregator of a rule that needs all scores at once.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,7 +27,7 @@ class Aggregate(NamedTuple):
     finite: PerGroup  #: per group [K], bool: whether all scores of a client were finite; others are excluded
 
 
-Aggregator = Callable[..., Callable[..., Aggregate]]
+Aggregator = Callable[..., Callable[..., Aggregate]]  # (report, in_axes, **over) -> (weights, *arguments) -> Aggregate
 
 
 def from_all_scores(rule: Callable[[chex.Array, chex.Array], chex.Array]) -> Aggregator:
@@ -35,14 +36,19 @@ def from_all_scores(rule: Callable[[chex.Array, chex.Array], chex.Array]) -> Agg
     All scores are gathered on every device: [K, M, C] for all K clients instead of their sum.
 
     Args:
-      rule: (scores [K, M, C], weights [K]) -> consensus [M, C]. Weights are zero for clients that are excluded; their
-        scores are zeros then.
+      rule: (scores [K, M, C], weights [K]) -> consensus [M, C]. An excluded client has weight 0 and scores of 0: the
+        rule must leave it out by its weight.
 
     Example:
-      >>> import fedmd_jax as fmd
+      >>> from fedmd_jax.mapping.groups import ArchitectureGroup
       >>> def median(scores, weights):
       ...     return jnp.nanmedian(jnp.where(weights[:, None, None] > 0, scores, jnp.nan), axis=0)
-      >>> aggregate = from_all_scores(median)(lambda architecture, own: own, (0,), groups={"a": None, "b": None})
+      >>> median_of_clients = from_all_scores(median)  # fmd.fedmd(groups, ..., aggregator=median_of_clients)
+      >>> groups = {"all": ArchitectureGroup(None, (0, 1, 2))}
+      >>> aggregate = median_of_clients(lambda architecture, own: own, (0,), groups=groups)
+      >>> scores = jnp.array([[[1.0]], [[7.0]], [[jnp.nan]]])  # the last client is excluded
+      >>> aggregate({"all": jnp.ones(3)}, {"all": scores}).consensus.tolist()
+      [[4.0]]
     """
 
     def aggregator(report, in_axes, *, groups, mesh=None, **over):

@@ -1,4 +1,4 @@
-"""Rounds of federated algorithms as pure functions, a file for each algorithm."""
+"""Rounds of federated algorithms as pure functions: a file for each algorithm, and what their rounds share."""
 
 from fedmd_jax.algorithms.fedmd import fedmd_round
 from fedmd_jax.algorithms.participation import ParticipationPolicy, all_clients

@@ -1,4 +1,4 @@
-"""One round of FedMD, on one screen."""
+"""FedMD: one round (`fedmd_round`) and its two halves (`report` and `learn`)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -68,8 +68,9 @@ def fedmd_round(
 ) -> tuple[Mapping[str, ClientState], RoundInfo]:
     """One FedMD round: communicate, aggregate, distribute, digest, revisit.
 
-    A client with non-finite scores is excluded from the aggregation. A client whose digest or revisit ends in NaN or
-    infinity is reverted. The results of all other clients are bitwise those of the same round without that client. If
+    A client with non-finite scores is excluded from the consensus, but digests and revisits as usual. A digest or
+    revisit that gives NaN or infinity, in the state or in the loss of an epoch, is reverted: the client keeps its state
+    from before that phase. The results of all other clients are bitwise those of the same round without that client. If
     all clients are excluded the digests are skipped and the revisits still run.
 
     Args:
@@ -106,11 +107,11 @@ def fedmd_round(
     keys = round_keys(key)
     subset = draw_subset(keys.subset, public, subset_size)
 
-    # 1. communicate: every client scores the public subset, 2. aggregate: [M, C]
+    # 1. communicate: the aggregator calls `report` for every client, 2. aggregate: [M, C]
     aggregate = aggregator(partial(report, transforms=transforms), (0, None, 0), **over)
     own_keys = group_keys(keys.transform, participants.client_ids)
     consensus, exists, finite = aggregate(participants.weights, states, subset.inputs, own_keys)
-    # 3. distribute, 4. digest, 5. revisit
+    # 3. distribute the consensus to `learn`, in which every client does 4. digest and 5. revisit
     how = {"digest_training": digest_training, "revisit_training": revisit_training, "distance": distance}
     states, info = learn(states, subset.inputs, consensus, exists, private, keys, participants, **how, **over)
     return states, info._replace(scores_finite=finite)
@@ -153,8 +154,10 @@ def learn(
     digest_clients = map_groups(digest_one, (0, 0, None, None, None, 0), **over)
     revisit_clients = map_groups(partial(_revisit, training=revisit_training), (0, 0, 0, 0), **over)
 
+    # 4. digest
     own_keys = group_keys(keys.digest, client_ids)
     states, digest_loss, digest_finite = digest_clients(completed, states, inputs, consensus, exists, own_keys)
+    # 5. revisit
     own_keys = group_keys(keys.revisit, client_ids)
     states, revisit_loss, revisit_finite = revisit_clients(completed, states, private, own_keys)
 

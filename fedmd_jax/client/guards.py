@@ -1,4 +1,4 @@
-"""Guards against NaN and infinity: a client whose training is not finite keeps its last finite state."""
+"""Guards against NaN and infinity: a client whose training is not finite is put back to its state before that phase."""
 
 from collections.abc import Callable
 from functools import reduce

@@ -99,7 +99,7 @@ def fit(
       validation: of early stopping, if there is any.
 
     Returns:
-      The learner, and the mean loss of each epoch, in which batches are weighted by their real examples.
+      The learner, and a `TrainingInfo`, whose losses are means over the real examples of each epoch.
 
     Raises:
       ValueError: early stopping without validation data, validation data without early stopping, inputs and targets of

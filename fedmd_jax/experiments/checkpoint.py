@@ -1,5 +1,9 @@
 """Checkpoints of a run and a cache of pretrained clients: packed trees, written by Orbax, with a checksum.
 
+A checkpoint holds the states of all clients (parameters, batch statistics, both optimizers) for FedMD and for the
+local-only baseline, and a record in JSON: the round, the size of the metrics in bytes, the seconds of each phase, what
+the run is (settings, seeds, data, versions and devices), and where it was continued. `--resume` reads the latest one.
+
 Orbax does not notice a flipped bit in the arrays that it reads, so a checksum of arrays and record is kept beside them.
 All arrays of a group are packed into one buffer per dtype, since Orbax takes a millisecond for each array. In many
 processes all of them call these functions together, on one shared folder.

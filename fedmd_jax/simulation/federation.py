@@ -156,7 +156,7 @@ class Federation:
     def score(
         self, states: States, public: PublicDataset, key: chex.PRNGKey, participants: Participants | None = None
     ) -> Mapping[str, chex.Array]:
-        """The first half of the round with this key: what each client sends, per group [K, M, C].
+        """The first half of the round with this key: what each client sends, per group [K, M, C], after `transforms`.
 
         All clients draw the same public subset from the key. `score`, an average of your own and `learn` make a round;
         a client that is deployed alone is a federation of one client.
@@ -543,9 +543,7 @@ def run_federation(
     for round_ in range(0 if first_round == 1 else first_round, first_round + num_rounds):
         info = None
         if round_ > 0:
-            participants = (
-                None if participation is None else all_clients(federation.groups, participation(round_, client_ids))
-            )
+            participants = _participants(federation, participation, round_)
             states, info = federation.round(
                 states, public, private, jax.random.fold_in(key, round_), participants=participants
             )

@@ -3,8 +3,9 @@
 A round takes an aggregator as its argument `aggregator=`, and calls it as
 `aggregator(report, in_axes, *, groups, mesh, clients_per_chunk)`, where `report(architecture, *arguments)` is what one
 client sends, scores [M, C]. `in_axes` has an entry for each of `arguments`, not for `architecture`: 0 if it is per
-client, None if it is shared, as in `map_groups`. The result is a function `aggregate(weights, *arguments) -> Aggregate`.
-`mean.weighted_mean` is the shortest one. `from_all_scores` makes an aggregator of a rule that needs all scores at once.
+client, None if it is shared, as in `map_groups`. The result is a function of weights and arguments that returns an
+`Aggregate`. `mean.weighted_mean` is the shortest one. `from_all_scores` makes an aggregator of a rule that needs all
+scores at once.
 """
 
 from collections.abc import Callable, Mapping

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from fedmd_jax.checks import check_count, describe_value
@@ -91,9 +92,9 @@ def fit(
       learner: parameters, model state and optimizer state.
       inputs: [N, ...].
       targets: [N, ...].
-      num_examples: number of real rows. With an integer it is known at trace time that no batch is empty; with an
-        array, clients with different numbers of examples share one program. The content of padding rows does not
-        matter.
+      num_examples: number of real rows. The integer N says at trace time that there is no padding, and so no empty
+        batch; with an array, clients with different numbers of examples share one program. The content of padding rows
+        does not matter.
       key: shuffling and dropout.
       training: epochs, batches and optimizer.
       validation: of early stopping, if there is any.
@@ -248,7 +249,7 @@ def _batch_loss(architecture, example_loss, params, model_state, inputs, targets
     losses = jnp.where(mask, losses.astype(jnp.promote_types(losses.dtype, jnp.float32)), 0.0)
     mean = jnp.sum(losses) / jnp.maximum(jnp.sum(mask), 1).astype(losses.dtype)
     penalty = architecture.penalty(params)
-    if not isinstance(penalty, (int, float, jax.Array)) or jnp.shape(penalty) != ():
+    if not isinstance(penalty, (int, float, np.generic, jax.Array)) or jnp.shape(penalty) != ():
         raise ValueError(f"the penalty of an architecture must be one number, got {jax.tree.map(jnp.shape, penalty)}")
     return mean + penalty, model_state
 

@@ -1,11 +1,11 @@
-"""How many clients of one architecture does a machine simulate a second, and how many does PyTorch?
+"""How many clients of one architecture are simulated per second, and how many with PyTorch?
 
     python benchmarks/clients.py [--network cnn] [--clients 1 16 64] [--digest-batch 32] [--json FILE]
 
-A small round, 200 public images of 28x28 and 18 private ones per client, for K clients in every form there is: all at
-once (`vmap`), in chunks (`fedmd(..., clients_per_chunk=)`), one by one, and so on every core (a mesh of the cores);
-PyTorch as a loop, as a loop on every core, and with `torch.func.vmap` over stacked modules, as it is and compiled.
-Every contender has a process of its own, and they take turns.
+A small round, 200 public images of 28x28 and 18 private ones per client, for K clients: all at once (`vmap`), in chunks
+(`fedmd(..., clients_per_chunk=)`), one at a time, and one at a time on each core (a mesh of the cores); PyTorch as a
+loop, as one loop per core, and with `torch.func.vmap` over stacked modules, eager and compiled. Every contender runs in
+its own process, and repeats are interleaved.
 """
 
 import argparse
@@ -29,7 +29,7 @@ NETWORKS = {
 
 
 def round_gflop(options: argparse.Namespace) -> float:
-    """Of one client, from the compiler's count for one image; a training step counts three forward passes."""
+    """Operations of one client, from XLA's count for one image; a training step counts as three forward passes."""
     network = architecture_from_linen(NETWORKS[options.network][0]())
     image = jax.ShapeDtypeStruct((1, 28, 28, 1), np.float32)
     variables = jax.eval_shape(network.init, jax.random.key(0), image)
@@ -46,7 +46,7 @@ class Ours:
         self, options: argparse.Namespace, num_clients: int, clients_per_chunk: int | None, every_core: bool = False
     ):
         limit_memory(options)
-        if every_core:  # each a device of its own, which computes its clients with one thread
+        if every_core:  # each core is a device and computes its clients with one thread
             flags = f"--xla_force_host_platform_device_count={os.cpu_count()} --xla_cpu_multi_thread_eigen=false"
             os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
         mesh = fmd.client_mesh() if every_core else None
@@ -69,14 +69,14 @@ class Ours:
         self._round = federation.round
 
     def round(self) -> None:
-        """Returns when it is done."""
+        """Runs one round and waits for it."""
         self.states, _ = jax.block_until_ready(self._round(self.states, self.public, self.private, jax.random.key(1)))
 
 
 def torch_contender(
     options: argparse.Namespace, num_clients: int, clients_per_chunk: int | None, num_threads: int | None, how: dict
 ):
-    """The peer with the same work; 0 clients per chunk is a loop over modules."""
+    """The PyTorch peer with the same work; 0 clients per chunk is a loop over modules."""
     limit_memory(options)
     import torch
     import torch_peer
@@ -91,7 +91,7 @@ def torch_contender(
 
 
 class TorchProcesses:
-    """A loop on every core, each over its share of the clients; that they would exchange scores is left out."""
+    """One loop per core over its share of the clients, without exchanging scores."""
 
     def __init__(self, options: argparse.Namespace, num_clients: int, how: dict):
         num_processes = min(num_clients, os.cpu_count())
@@ -104,19 +104,19 @@ class TorchProcesses:
         return [part.end(method)[1] for part in self._parts]
 
     def round(self) -> None:
-        """Returns when all are done."""
+        """Runs one round in all processes and waits for them."""
         self._each("round")
 
     def reset_peak(self) -> None:
-        """Of all."""
+        """Resets the peak of every process."""
         self._each("reset_peak")
 
     def peak_bytes(self) -> int:
-        """Of all together."""
+        """Sum over the processes."""
         return sum(self._each("peak_bytes"))
 
     def versions(self) -> dict[str, str]:
-        """Those of one of them."""
+        """Versions in the first process."""
         return self._each("versions")[0]
 
     def close(self) -> None:
@@ -126,7 +126,7 @@ class TorchProcesses:
 
 
 def data(options: argparse.Namespace, num_clients: int) -> dict:
-    """Noise in the shape of the images, and how it is trained on."""
+    """Noise in the shape of the images, and the epochs and batch sizes of training."""
     rng = np.random.default_rng(0)
 
     def labelled(n):
@@ -135,21 +135,21 @@ def data(options: argparse.Namespace, num_clients: int) -> dict:
     return {
         "public": labelled(options.public)[0],
         "private": [labelled(18) for _ in range(num_clients)],
-        "test": labelled(1),  # no part of a round
+        "test": labelled(1),  # not part of a round
         "digest": (1, options.digest_batch),
         "revisit": (2, options.revisit_batch),
     }
 
 
 def limit_memory(options: argparse.Namespace) -> None:
-    """What does not fit fails, in its own process, before the machine begins to swap."""
+    """Makes a contender fail in its own process before the machine swaps."""
     if options.memory > 0:
         size = int(options.memory * 1e9)
         resource.setrlimit(resource.RLIMIT_DATA, (size, size))
 
 
 def forms(num_clients: int, chunk: int) -> dict[str, tuple]:
-    """What makes the contenders of so many clients."""
+    """Constructors and arguments of the contenders for this number of clients."""
     sizes = {"one by one": 1, f"chunks of {chunk}": chunk} if num_clients > chunk else {"one by one": 1}
     sizes = {"all at once": None} | (sizes if num_clients > 1 else {})
     found = {f"fedmd_jax, {name}": (Ours, size) for name, size in sizes.items()}
@@ -174,7 +174,7 @@ def forms(num_clients: int, chunk: int) -> dict[str, tuple]:
 
 
 def measure(options: argparse.Namespace, num_clients: int) -> dict[str, dict]:
-    """Figures of every form; those that fail, as where there is no memory for all clients at once, have a reason."""
+    """Figures of every form; a form that fails, for example for lack of memory, has the reason."""
     running, first, found = {}, {}, {}
     try:
         for name, (make, *args) in forms(num_clients, options.chunk).items():
@@ -182,7 +182,7 @@ def measure(options: argparse.Namespace, num_clients: int) -> dict[str, dict]:
                 continue
             try:
                 running[name] = Contender(make, options, num_clients, *args)
-                first[name] = running[name]("round")[0]  # what fails here must not take the others along
+                first[name] = running[name]("round")[0]  # a failure here must not end the others
             except RuntimeError as error:
                 found[name] = {"failed": str(error).splitlines()[0]}
                 if name in running:
@@ -208,10 +208,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--public", type=int, default=200)
     parser.add_argument("--digest-batch", type=int, default=32)
     parser.add_argument("--revisit-batch", type=int, default=5)
-    parser.add_argument("--chunk", type=int, default=8, help="clients at once, where there are chunks")
+    parser.add_argument("--chunk", type=int, default=8, help="clients per chunk")
     parser.add_argument("--forms", nargs="+", help="only those with one of these words in their names")
     parser.add_argument(
-        "--memory", type=float, default=12, help="GB that a contender may take; 0 for a GPU, whose driver maps more"
+        "--memory",
+        type=float,
+        default=12,
+        help="limit per contender in GB; 0 on a GPU, since the driver maps more",
     )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE")
@@ -245,7 +248,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def report_ratio(num_clients: int, found: dict[str, dict]) -> None:
-    """Above 1 ours is faster."""
+    """Prints the ratio of the rates; above 1 fedmd_jax is faster."""
     rates = {name: row["rate"] for name, row in found.items() if "rate" in row}
     ours, peers = ([name for name in rates if name.startswith("fedmd_jax") is mine] for mine in (True, False))
     if ours and peers:
@@ -254,7 +257,7 @@ def report_ratio(num_clients: int, found: dict[str, dict]) -> None:
 
 
 if __name__ == "__main__":
-    # Each contender takes what memory it needs; and no compiler remembers the last run.
+    # Allocate memory on demand, and disable compiler caches, since the first call is measured, too.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", "4000000000")  # as in round_time.py

@@ -2,9 +2,9 @@
 
     python benchmarks/conv_forms.py [--clients 4] [--json FILE]
 
-The answer is what `fedmd_jax.models.choose_form` decides by. Each line is one step of a scan over four, for all
-clients: the forward pass, and the gradients of the kernel and of the images apart. Native convolutions are slow enough
-in a scan on CPUs that only the small shapes try them.
+`fedmd_jax.models.choose_form` is based on these figures. Each line is one step of a scan of four, for all clients: the
+forward pass, the kernel gradient and the image gradient separately. Native convolutions are so slow in a scan on CPUs
+that only the small shapes include them.
 """
 
 import argparse
@@ -38,7 +38,7 @@ class Shape(NamedTuple):
 
     @property
     def forward_flops(self) -> int:
-        """Of one client."""
+        """Floating-point operations of one client."""
         return 2 * self.batch * self.output_size**2 * self.kernel**2 * self.inputs * self.outputs
 
 
@@ -55,12 +55,12 @@ SHAPES = (
 
 
 def steps(form: Callable, shape: Shape, *, of: str) -> Callable:
-    """A scan of dependent steps, so that none can be left out, vmapped over clients.
+    """Vmaps over clients a scan of dependent steps, none of which the compiler can remove.
 
     Args:
-      form: the convolution.
-      shape: of it.
-      of: "forward", "kernel" or "images": the pass, or one of the gradients (with as much of the pass as that needs).
+      form: The convolution.
+      shape: Its shape.
+      of: "forward", "kernel" or "images": the forward pass, or one gradient with the part of the pass that it needs.
     """
 
     def convolve(x, kernel):

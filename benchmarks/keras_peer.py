@@ -1,7 +1,7 @@
-"""FedMD in Keras 3, with `fit` and `predict`, as the released code has it: what `round_time.py` measures against.
+"""FedMD in Keras 3 with `fit` and `predict`, as in the released code: a peer of `round_time.py`.
 
-One network per client and two compiled models on top of its layers, one with the scores and one with the softmax, each
-with an optimizer of its own. Needs `pip install keras tensorflow` (any Keras 3 backend will do); nothing else does.
+One network per client and two compiled models on its layers, one with logits and one with softmax outputs, each with
+its own optimizer. Needs `pip install keras tensorflow` (or another Keras 3 backend).
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ PREDICT_BATCH = 256
 
 
 def cnn(filters: Sequence[int], dropout: float, *, penalty: float, num_classes: int = 16, image: int = 28):
-    """Our `CNN` of two or three convolutions, as scores and as probabilities: two models, the same layers."""
+    """The library's `CNN` of two or three convolutions: two models, logits and probabilities, with shared layers."""
     inputs = x = keras.Input((image, image, 1))
 
     def convolution(x, number, size, stride, padding):
@@ -35,7 +35,7 @@ def cnn(filters: Sequence[int], dropout: float, *, penalty: float, num_classes: 
 
 
 class FedMD:
-    """Every method does one phase for all clients, and returns when it is done: Keras fetches results by itself."""
+    """Each method runs one phase for all clients and waits for it: Keras fetches results itself."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class FedMD:
         revisit: tuple[int, int],
         penalty: float = 1e-3,
     ):
-        """As `torch_peer.FedMD`; `networks` are filters and dropout rates."""
+        """Takes the arguments of `torch_peer.FedMD`; `networks` are pairs of filters and dropout rate."""
         self.public, self.private, self.test = public, private, test
         self.phases = {"digest": digest, "revisit": revisit}
         self.clients = [cnn(filters, dropout, penalty=penalty) for filters, dropout in networks]
@@ -63,36 +63,36 @@ class FedMD:
         self.consensus()
 
     def draw(self) -> None:
-        """The round's public subset."""
+        """Draws the public subset of the round."""
         self.subset = self._rng.permutation(self.public)
 
     def score(self) -> None:
-        """Everybody scores the subset."""
+        """Scores the public subset with every client."""
         self.scores = [scorer.predict(self.subset, PREDICT_BATCH, verbose=0) for scorer, _ in self.clients]
 
     def consensus(self) -> None:
-        """The mean of the scores."""
+        """Averages the scores."""
         self.mean_scores = np.mean(self.scores, axis=0)
 
     def digest(self) -> None:
-        """Everybody trains towards the consensus."""
+        """Trains every client towards the consensus."""
         num_epochs, batch_size = self.phases["digest"]
         for scorer, _ in self.clients:
             scorer.fit(self.subset, self.mean_scores, batch_size, num_epochs, verbose=0)
 
     def revisit(self) -> None:
-        """Everybody trains on data of their own."""
+        """Trains every client on its private data."""
         num_epochs, batch_size = self.phases["revisit"]
         for (_, classifier), (images, labels) in zip(self.clients, self.private, strict=True):
             classifier.fit(images, labels, batch_size, num_epochs, verbose=0)
 
     def evaluate(self) -> None:
-        """Accuracy and cross entropy of everybody."""
+        """Computes accuracy and cross entropy of every client."""
         for _, classifier in self.clients:
             classifier.evaluate(*self.test, PREDICT_BATCH, verbose=0)
 
     def round(self) -> None:
-        """All of it but the evaluation."""
+        """Runs all phases but the evaluation."""
         self.draw()
         self.score()
         self.consensus()

@@ -1,12 +1,12 @@
-"""How close does FedMD come to the paper, and what do its controls reach?
+"""How close does FedMD come to the paper, and what do the baselines reach?
 
     python benchmarks/paper.py [--experiments letters-iid ...] [--variant paper|released|tuned] [--width 0.25]
                                [--seeds 3] [--devices all] [--pretrained-dir DIR] [--table]
 
-Runs the experiments one seed after the other, as `fedmd-jax run` does, keeps what came out in
-`benchmarks/results/paper/*.json`, with command, commit, date, device and versions, and writes the table of everything
-that is there into `benchmarks/README.md`, with its curves. Data sets are found as `fedmd-jax` finds them
-(FEDMD_JAX_DATA). With --table nothing is run.
+Runs the experiments with `fedmd-jax run`, one seed after the other, stores the results in
+`benchmarks/results/paper/*.json` with command, commit, date, device and versions, and writes the table and the curves
+of all stored results to `benchmarks/README.md`. Data sets are found as by `fedmd-jax` (FEDMD_JAX_DATA). With --table
+nothing is run.
 """
 
 import argparse
@@ -14,10 +14,11 @@ import datetime
 import json
 import pathlib
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
+
+import timing
 
 from fedmd_jax.cli import main as fedmd_jax
 from fedmd_jax.experiments import EXPERIMENTS as PRESETS
@@ -34,17 +35,17 @@ COLUMNS = ("transfer_accuracy", "local_accuracy", "final_accuracy", "pooled_accu
 
 
 def run(experiment: str, variant: str, width: float, seed: int, *, more: Sequence[str] = ()) -> None:
-    """One seed, and its file; `more` are options that change no result by more than rounding."""
+    """Runs one seed and writes its file; `more` are options that change results by rounding at most."""
     name = experiment if variant == "paper" else f"{experiment}-{variant}"
     options = ["--width", str(width), "--seed", str(seed)]
     cpu_seconds = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "run"
         if fedmd_jax(["run", name, *options, *more, "--out", str(path)]) != 0:
-            raise SystemExit(f"{experiment} with seed {seed} has failed")
+            raise SystemExit(f"{experiment} with seed {seed} failed")
         summary, config = (json.loads((path / f"{name}.json").read_text()) for name in ("summary", "config"))
         lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    del summary["environment"]  # names folders of this machine; of the rest `xla_flags` matters
+    del summary["environment"]  # contains local folders; `xla_flags` is stored below
     curve = [
         statistics.mean(line["accuracy"] for line in lines if line["round"] == round_)
         for round_ in range(summary["num_rounds_done"] + 1)
@@ -53,7 +54,7 @@ def run(experiment: str, variant: str, width: float, seed: int, *, more: Sequenc
         "command": " ".join(["fedmd-jax", "run", name, *options]),
         "variant": variant,
         "width": width,
-        "commit": commit(),
+        "commit": timing.commit(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "pretrained_before": len(config["pretrained_from"]) / len(set(config["settings"]["networks"])),
         "devices": config["settings"]["devices"],
@@ -67,14 +68,8 @@ def run(experiment: str, variant: str, width: float, seed: int, *, more: Sequenc
     file.write_text(json.dumps(record, indent=1) + "\n")
 
 
-def commit() -> str:
-    """Of this checkout, marked where it has other changes."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
-    return subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False).stdout.strip()
-
-
 def table(records: Iterable[dict]) -> str:
-    """Markdown: mean and standard deviation over the seeds of one setting, commit and device; and what was not made."""
+    """Markdown table: mean and standard deviation over the seeds per setting, commit and device, and missing runs."""
     found: dict[tuple, list[dict]] = {}
     for record in sorted(records, key=lambda record: record["seed"]):
         found.setdefault((*setting(record), device(record), record["commit"]), []).append(record)
@@ -95,7 +90,7 @@ def _order(key: tuple) -> tuple:
 
 
 def having(variant: str) -> list[str]:
-    """The experiments that there are in this variant."""
+    """The experiments that have this variant."""
     return [name for name in EXPERIMENTS if variant == "paper" or f"{name}-{variant}" in PRESETS]
 
 
@@ -105,12 +100,12 @@ def setting(record: dict) -> tuple[str, str, float]:
 
 
 def device(record: dict) -> str:
-    """`1 x cpu`."""
+    """Number and kind of the devices, as in `1 x cpu`."""
     return f"{record['device']['count']} x {record['device']['kind']}"
 
 
 def cells(records: list[dict]) -> list[str]:
-    """What is said of the seeds of one setting."""
+    """The cells of one row after the setting."""
 
     def over_seeds(values: list[float], digits: int) -> str:
         mean = f"{statistics.mean(values):.{digits}f}"
@@ -130,20 +125,20 @@ def cells(records: list[dict]) -> list[str]:
 
 
 def of_cpu(records: list[dict]) -> str:
-    """What the cores did of it, which other work on the machine does not change."""
-    if any("cpu_seconds" not in record for record in records):  # written by an older version
+    """Mean CPU minutes, which do not depend on other load."""
+    if any("cpu_seconds" not in record for record in records):  # an older file
         return ""
     return f" ({statistics.mean(record['cpu_seconds'] / 60 for record in records):.0f} of cores)"
 
 
 def reused(records: list[dict]) -> str:
-    """What is missing in the minutes, in seeds; of one that has trained some of its networks a share."""
+    """Number of seeds whose public training was reused and is not in the minutes; fractions count single networks."""
     num_reused = sum(record.get("pretrained_before", 0) for record in records)
     return f", without public training of {num_reused:g}" if num_reused else ""
 
 
 def curves(records: Iterable[dict]) -> bytes:
-    """Mean accuracy over clients after each round, a panel for each setting, a line for each seed, as a PNG."""
+    """PNG of the mean accuracy after each round: a panel per setting, a line per seed."""
     panels: dict[tuple, list[dict]] = {}
     for record in sorted(records, key=lambda record: _order(setting(record))):
         panels.setdefault(setting(record), []).append(record)
@@ -167,7 +162,7 @@ def curves(records: Iterable[dict]) -> bytes:
 
 
 def write_table() -> None:
-    """Replaces what stands between the two marks, and the curves."""
+    """Replaces the table between the two marks, and the curves."""
     records = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
     before, rest = README.read_text().split(BEGIN)
     _, after = rest.split(END)
@@ -183,10 +178,10 @@ def main() -> None:
     parser.add_argument("--experiments", nargs="+", choices=EXPERIMENTS, help="all by default")
     parser.add_argument("--variant", choices=VARIANTS, default="paper")
     parser.add_argument("--width", type=float, default=1.0, help="of the networks; 0.25 suits a CPU")
-    parser.add_argument("--seed", type=int, default=0, help="the first one")
-    parser.add_argument("--seeds", type=int, default=1, help="how many")
-    parser.add_argument("--pretrained-dir", help="as of `fedmd-jax run`: transfer learning on equal public data once")
-    parser.add_argument("--devices", help="as of `fedmd-jax run`: over how many the clients are spread")
+    parser.add_argument("--seed", type=int, default=0, help="first seed")
+    parser.add_argument("--seeds", type=int, default=1, help="number of seeds")
+    parser.add_argument("--pretrained-dir", help="as in `fedmd-jax run`: reuse public training")
+    parser.add_argument("--devices", help="as in `fedmd-jax run`: devices to shard clients over")
     parser.add_argument("--table", action="store_true", help="write the table and run nothing")
     options = parser.parse_args()
     if missing := set(options.experiments or ()) - set(having(options.variant)):

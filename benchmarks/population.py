@@ -1,12 +1,12 @@
-"""Does a round of a cohort cost the same in a large population as in a small one, and does the large one fit?
+"""Does a round of a cohort cost the same in a large population as in a small one, and does the large one fit in memory?
 
     python benchmarks/population.py [--clients 10000 1000] [--cohort 100] [--storage host|device] [--json FILE]
 
-Half of the clients own one small CNN of the paper's kind with three convolutions, half another; each has 18 embedded
-letters, and both Adam memories of every client live on. Without transfer learning, which would only take longer. Every
-population has a process of its own, with its own peak of memory, and they take turns round by round. A round is: draw
-the cohort, fetch it, score 250 digits, digest, revisit, evaluate it on 120 letters, bring it home. "Moved" is
-what could grow with the population: the same without the training.
+Half of the clients have one small CNN with three convolutions, half another; each has 18 of the embedded letters, and
+both Adam states of every client persist. There is no transfer learning. Every population has its own process and so
+its own peak memory; their rounds are interleaved. A round draws the cohort, gathers it, scores 250 digits, digests,
+revisits, evaluates on 120 letters and writes the cohort back. "Moved" is the same without training: the part of a
+round that could grow with the population.
 """
 
 import argparse
@@ -25,13 +25,13 @@ NETWORKS = {"8-16-32": (8, 16, 32), "8-16-16": (8, 16, 16)}
 
 
 def letters(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels, which follow the ten of the digits."""
+    """Images and labels; labels start after the ten of the digits."""
     images, labels = load_images("embedded/letters", split)
     return images.astype(np.float32) / 255, labels.astype(np.int64) + 10
 
 
 def draw_private(num_clients: int) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """Letters of every class for every client; two clients may share one."""
+    """Letters of every class for every client; clients may share images."""
     (images, labels), rng = letters("train"), np.random.default_rng(0)
     of_class = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     draws = [np.concatenate([rng.choice(rows, EXAMPLES_PER_CLASS) for rows in of_class]) for _ in range(num_clients)]
@@ -39,7 +39,7 @@ def draw_private(num_clients: int) -> dict[int, tuple[np.ndarray, np.ndarray]]:
 
 
 class Crowd:
-    """A population; each method does one thing and returns when it is done."""
+    """A population; each method runs one operation and waits for it."""
 
     def __init__(self, num_clients: int, cohort_size: int, storage: str, clients_per_chunk: int | None):
         shares = np.array_split(np.arange(num_clients), len(NETWORKS))
@@ -63,7 +63,7 @@ class Crowd:
         self._round, self._key = 0, jax.random.key(0)
 
     def init(self) -> dict[str, int]:
-        """Everybody's first state; how many bytes have to be kept."""
+        """Initializes all clients; returns the bytes of states and private data."""
         self._population = jax.block_until_ready(
             fmd.simulation.init_population(
                 self._federation,
@@ -78,7 +78,7 @@ class Crowd:
         return dict(zip(("state_bytes", "private_bytes"), sizes, strict=True))
 
     def round(self) -> float:
-        """One round; the mean accuracy of its cohort."""
+        """Runs one round; the mean accuracy of its cohort."""
         self._round += 1
         self._population, metrics = fmd.simulation.population_round(
             self._federation,
@@ -93,7 +93,7 @@ class Crowd:
         return metrics.mean_accuracy
 
     def move(self) -> None:
-        """A cohort is drawn, fetched and brought home as it was."""
+        """Draws a cohort, gathers it and writes it back unchanged."""
         groups = self._federation.groups
         cohort = fmd.simulation.draw_cohort(jax.random.fold_in(self._key, self._round), groups, self._cohort_size)
         for name, rows in cohort.rows.items():
@@ -117,11 +117,9 @@ def main() -> None:
     crowds = {
         n: Contender(Crowd, n, options.cohort, options.storage, options.clients_per_chunk) for n in options.clients
     }
-    inits = {n: crowd("init") for n, crowd in crowds.items()}  # one after the other: each has the machine to itself
+    inits = {n: crowd("init") for n, crowd in crowds.items()}  # one after the other, so that they do not compete
     first = {n: crowd("round")[0] for n, crowd in crowds.items()}
-    peaks = {
-        n: crowd("peak_bytes")[1] for n, crowd in crowds.items()
-    }  # of all this; the next line begins another count
+    peaks = {n: crowd("peak_bytes")[1] for n, crowd in crowds.items()}  # `interleave` resets the peaks
     rounds = interleave(crowds, ["round", "move"], repeats=options.repeats)
     print(f"a cohort of {options.cohort}, stored on the {options.storage}, {jax.devices()[0].device_kind}")
     print(

@@ -1,11 +1,11 @@
-"""Do our numbers agree with those of the authors' own implementation?
+"""Do the numbers agree with those of the authors' own implementation?
 
     python benchmarks/reference_agreement.py FILE.npz [--json]
 
 The file holds networks, their weights and what the released Keras code computes with them on fixed inputs, without
-shuffling and dropout (`tests/golden/README.md` describes it). The script builds the networks that the file names, loads
-the weights, replays the rounds through the library's own functions, prints the largest deviation of each stage beside
-its tolerance, and exits with 1 where one is beyond it, with 2 where the file is not one.
+shuffling and dropout (`tests/golden/README.md` describes it). The script builds these networks, loads the weights,
+runs the rounds with the library's functions and prints the largest deviation of each stage and its tolerance. The
+exit code is 1 if a deviation exceeds its tolerance, and 2 if the file cannot be used.
 """
 
 import argparse
@@ -25,8 +25,8 @@ import numpy as np
 import fedmd_jax as fmd
 from fedmd_jax.experiments.networks import architecture_from_name
 
-# Largest absolute deviation, by stage, as the README of the golden file has them: rounding alone moves the reference
-# itself, since Adam makes whole steps of the noise in gradients that are truly zero, those of biases before batch-norm.
+# Largest absolute deviation by stage, from the README of the golden file. Rounding alone changes the reference, since
+# Adam turns noise in gradients that are exactly zero, those of biases before batch-norm, into whole steps.
 TOLERANCES = {
     "probe/train_logits": 1e-5,
     "probe/mae_to_ones": 1e-5,
@@ -45,20 +45,20 @@ LEARNING_RATE = 1e-3
 
 
 class Deviation(NamedTuple):
-    """How far a stage is from the reference, at most."""
+    """Largest deviation of a stage from the reference."""
 
     stage: str
     largest: float
-    tolerance: float | None  # None: reported, not judged
+    tolerance: float | None  # None: reported only
 
     @property
     def within(self) -> bool:
-        """NaN is not."""
+        """Whether the deviation is at most the tolerance; NaN is not."""
         return self.tolerance is None or self.largest <= self.tolerance
 
 
 class BadFileError(ValueError):
-    """The file is not of the form that the README of the golden file describes."""
+    """The file does not have the form that the README of the golden file describes."""
 
 
 def read(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -75,7 +75,7 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def tree(arrays: Mapping[str, np.ndarray], prefix: str, leaves: tuple[str, ...]) -> dict[str, dict[str, jax.Array]]:
-    """`prefix/layer/leaf` as nested dictionaries, of those leaves."""
+    """The arrays `prefix/layer/leaf` of these leaves as nested dictionaries."""
     nested: dict[str, dict[str, jax.Array]] = {}
     for name, array in arrays.items():
         layer, _, leaf = name.removeprefix(prefix + "/").partition("/")
@@ -90,7 +90,7 @@ def params_of(arrays, prefix):
 
 
 class Replay:
-    """The federation that the file describes: one group per architecture, everything in order, no dropout."""
+    """The federation that the file describes: one group per architecture, no shuffling, no dropout."""
 
     def __init__(self, arrays: Mapping[str, np.ndarray]):
         self.arrays = arrays
@@ -119,7 +119,7 @@ class Replay:
         )
 
     def states(self) -> dict[str, fmd.ClientState]:
-        """The file's initial weights and fresh optimizers, stacked by group."""
+        """The file's initial weights and new optimizer states, stacked by group."""
         return {
             name: jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(self._client, group.client_ids))
             for name, group in self.groups.items()
@@ -136,14 +136,14 @@ class Replay:
         )
 
     def score(self, states, inputs):
-        """Per group, [K, M, C]."""
+        """Scores [K, M, C] per group."""
         return {
             name: fmd.mapping.map_clients(partial(fmd.score, group.architecture), (0, None))(states[name], inputs)
             for name, group in self.groups.items()
         }
 
     def digest(self, states, consensus):
-        """Everybody digests; states and losses per group."""
+        """Digests with every client; states and losses per group."""
         results = {
             name: fmd.mapping.map_clients(
                 partial(fmd.digest, group.architecture, training=self.digest_training), (0, None, None, 0)
@@ -153,7 +153,7 @@ class Replay:
         return split_results(results)
 
     def revisit(self, states):
-        """Everybody revisits; states and losses per group."""
+        """Revisits with every client; states and losses per group."""
         results = {
             name: fmd.mapping.map_clients(
                 partial(fmd.revisit, group.architecture, training=self.revisit_training), (0, 0, 0)
@@ -166,7 +166,7 @@ class Replay:
         return fmd.mapping.client_keys(jax.random.key(0), group.client_ids)  # nothing is random here
 
     def whole_round(self, states):
-        """The same by `fedmd_round`."""
+        """Runs the round by `fedmd_round`."""
         public = fmd.PublicDataset(self.public, None)
         return fmd.fedmd_round(
             states,
@@ -181,7 +181,7 @@ class Replay:
         )[0]
 
     def by_client(self, per_group):
-        """Per group [K, ...] -> one entry per client, in order."""
+        """Converts trees per group [K, ...] to a list of one per client."""
         clients = {
             client_id: jax.tree.map(lambda leaf, k=k: np.asarray(leaf[k]), per_group[name])
             for name, group in self.groups.items()
@@ -191,12 +191,12 @@ class Replay:
 
 
 def split_results(results):
-    """Name -> (state, loss) as two dictionaries."""
+    """Splits name -> (state, loss) into two dictionaries."""
     return {name: state for name, (state, _) in results.items()}, {name: loss for name, (_, loss) in results.items()}
 
 
 class Found(NamedTuple):
-    """What we have computed of what the file has."""
+    """A computed value and the name of its reference."""
 
     stage: str
     name: str  # of the array in the file
@@ -204,14 +204,14 @@ class Found(NamedTuple):
 
 
 def replayed(arrays: Mapping[str, np.ndarray]) -> Iterator[Found]:
-    """Everything that the file can be compared with, in the order of the procedure."""
+    """Yields everything that can be compared with the file, in the order of the procedure."""
     replay = Replay(arrays)
     yield from probe(replay)
     yield from rounds(replay)
 
 
 def probe(replay: Replay) -> Iterator[Found]:
-    """Loss and gradients on the first digest batch with a target of ones, in training mode."""
+    """Yields loss and gradients on the first digest batch with targets of one, in training mode."""
     images, states = replay.public[: replay.batch_digest], replay.by_client(replay.states())
     architectures = {k: group.architecture for group in replay.groups.values() for k in group.client_ids}
     for k, state in enumerate(states):
@@ -231,7 +231,7 @@ def probe(replay: Replay) -> Iterator[Found]:
 
 
 def rounds(replay: Replay) -> Iterator[Found]:
-    """Every stage of every round, and the test scores in the end."""
+    """Yields every stage of every round, and the final test scores."""
     states = replay.states()
     score, digest, revisit = map(jax.jit, (replay.score, replay.digest, replay.revisit))
     for r in range(1, replay.num_rounds + 1):
@@ -252,7 +252,7 @@ def rounds(replay: Replay) -> Iterator[Found]:
 
 
 def after_phase(replay, r, phase, states, infos) -> Iterator[Found]:
-    """Losses, and the weights by kind: those that rounding noise moves are reported, not judged."""
+    """Yields losses and the weights by kind; kinds without a tolerance are dominated by rounding noise."""
     for k, (state, info) in enumerate(zip(replay.by_client(states), replay.by_client(infos), strict=True)):
         yield Found(f"round{r}/{phase}_loss", f"round{r}/client{k}/{phase}_loss", info.loss)
         after = f"after_{phase}{r}"
@@ -265,20 +265,20 @@ def after_phase(replay, r, phase, states, infos) -> Iterator[Found]:
 
 
 def flattened(layers: Mapping[str, Mapping[str, chex.Array]]) -> Iterator[tuple[str, str, chex.Array]]:
-    """Layer, leaf and value of nested dictionaries."""
+    """Yields layer, leaf and value of nested dictionaries."""
     for layer, values in layers.items():
         for leaf, value in values.items():
             yield layer, leaf, value
 
 
 def distance(found, expected) -> float:
-    """Largest absolute difference; infinite where the shapes differ."""
+    """Largest absolute difference; infinite if the shapes differ."""
     found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
     return float(np.max(np.abs(found - expected))) if found.shape == expected.shape else float("inf")
 
 
 def measure(arrays: Mapping[str, np.ndarray]) -> list[Deviation]:
-    """The largest deviation of every stage, in the order of the procedure."""
+    """Computes the largest deviation of every stage, in the order of the procedure."""
     largest: dict[str, float] = {}
     try:
         for stage, name, value in replayed(arrays):
@@ -304,7 +304,7 @@ def main(argv: list[str] | None = None) -> int:
         print(json.dumps({"file": options.file.name, "agrees": agrees, "stages": stages}))
     else:
         for stage, largest, tolerance in deviations:
-            bound = "not judged" if tolerance is None else f"{tolerance:.0e}"
+            bound = "none" if tolerance is None else f"{tolerance:.0e}"
             verdict = "" if tolerance is None or largest <= tolerance else "  TOO FAR"
             print(f"{stage:<34} {largest:>9.1e}  tolerance {bound}{verdict}")
         print("agrees with the reference" if agrees else "DOES NOT AGREE with the reference")

@@ -1,12 +1,11 @@
-"""How long does one FedMD round of the released configuration take, and against PyTorch?
+"""How long does one FedMD round of the released configuration take, compared with PyTorch and Keras?
 
     python benchmarks/round_time.py --width 0.25 --against torch [--networks 0 5] [--repeats 5] [--json FILE]
 
-Ten clients, each with its own network of the paper's Table 1, 5,000 public images of 28x28, 18 private ones per
-client: digest in batches of 256 for one epoch, revisit in batches of 5 for two, dropout and batch statistics in both.
-`round` is the round as `fedmd(...).round` runs it, one program; the phases are timed one by one besides, every client's
-a program. Evaluation, on 4,800 images, is not part of a round. Every contender has a process of its own, and they take
-turns.
+Ten clients, each with its own network of the paper's Table 1, 5,000 public images of 28x28 and 18 private ones per
+client: one epoch of digest in batches of 256, two epochs of revisit in batches of 5, with dropout and batch statistics.
+`round` is `fedmd(...).round`, one program; the phases are also timed separately, one program per client. Evaluation, on
+4,800 images, is not part of a round. Every contender runs in its own process, and repeats are interleaved.
 """
 
 import argparse
@@ -31,7 +30,7 @@ NUM_PRIVATE, NUM_CLASSES, SIZE = 18, 16, 28
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Work:
-    """What a round is; the defaults are those of the released code for letters, iid."""
+    """Settings of a round; the defaults are those of the released code for letters, iid."""
 
     width: float = 1.0
     networks: tuple[int, ...] = tuple(range(len(TABLE_1)))
@@ -42,7 +41,7 @@ class Work:
     tf32: bool = False
 
     def data(self) -> dict:
-        """Noise in the shape of the images: public, private per client, test."""
+        """Noise in the shape of the images: public, private of each client, test."""
         rng = np.random.default_rng(0)
 
         def images(n):
@@ -55,12 +54,12 @@ class Work:
         return {"public": images(self.num_public), "private": private, "test": labelled(self.num_test)}
 
     def modules(self) -> list:
-        """Our networks."""
+        """The Flax modules."""
         return [paper_cnn(TABLE_1[i], NUM_CLASSES, width=self.width) for i in self.networks]
 
 
 class Ours:
-    """The federation of the library; each method does one phase for all clients, and returns when it is done."""
+    """The library; each method runs one phase for all clients and waits for it."""
 
     def __init__(self, work: Work):
         jax.config.update("jax_default_matmul_precision", "tensorfloat32" if work.tf32 else "float32")
@@ -81,17 +80,17 @@ class Ours:
         self._phases = {name: phases(group, digest, revisit) for name, group in groups.items()}
 
     def score(self) -> None:
-        """Everybody scores the public images."""
+        """Scores the public images with every client."""
         self.scores = jax.block_until_ready(
             {name: phase["score"](self.states[name], self.public.inputs) for name, phase in self._phases.items()}
         )
 
     def consensus(self) -> None:
-        """The mean of the scores."""
+        """Averages the scores."""
         self.mean_scores = jax.block_until_ready(self._consensus(self.scores))
 
     def digest(self) -> None:
-        """Everybody trains towards the consensus."""
+        """Trains every client towards the consensus."""
         for name, phase in self._phases.items():
             self.states[name], _ = phase["digest"](
                 self.states[name], self.public.inputs, self.mean_scores, _keys(self.federation.groups[name])
@@ -99,7 +98,7 @@ class Ours:
         jax.block_until_ready(self.states)
 
     def revisit(self) -> None:
-        """Everybody trains on data of their own."""
+        """Trains every client on its private data."""
         for name, phase in self._phases.items():
             self.states[name], _ = phase["revisit"](
                 self.states[name], self.private[name], _keys(self.federation.groups[name])
@@ -107,21 +106,21 @@ class Ours:
         jax.block_until_ready(self.states)
 
     def evaluate(self) -> None:
-        """Accuracy and cross entropy of everybody."""
+        """Computes accuracy and cross entropy of every client."""
         jax.block_until_ready(self.federation.evaluate(self.states, self.test))
 
     def round(self) -> None:
-        """All of it but the evaluation."""
+        """Runs one round, without evaluation."""
         self.states, info = self.federation.round(self.states, self.public, self.private, jax.random.key(3))
         jax.block_until_ready((self.states, info))
 
     def ceilings(self) -> dict[str, float]:
-        """What this machine can do."""
+        """Measures the peak rates of this machine."""
         return {"matmul_gflops": matmul_ceiling(), "copy_gbytes": copy_ceiling(), "device": str(jax.devices()[0])}
 
 
 def phases(group: fmd.ArchitectureGroup, digest: fmd.TrainingConfig, revisit: fmd.TrainingConfig) -> dict:
-    """The phases of one group, each a program."""
+    """The phases of one group, one program each."""
     mapped = {
         "score": (fmd.score, (0, None), {}, ()),
         "digest": (fmd.digest, (0, None, None, 0), {"training": digest}, 0),
@@ -140,7 +139,7 @@ def _keys(group):
 
 
 def torch_contender(work: Work, variant: str):
-    """The peer with the same work; runs in the contender's own process."""
+    """The PyTorch peer with the same work."""
     import torch_peer
 
     how = torch_peer.VARIANTS[variant]
@@ -149,7 +148,7 @@ def torch_contender(work: Work, variant: str):
 
 
 def keras_contender(work: Work):
-    """By the same token."""
+    """The Keras peer with the same work."""
     import keras_peer
 
     networks = [(module.filters, module.dropout) for module in work.modules()]
@@ -157,16 +156,16 @@ def keras_contender(work: Work):
 
 
 def forward_flops(module) -> int:
-    """Of convolutions and dense layers, for one image."""
+    """Operations of convolutions and dense layers for one image."""
     images = jax.ShapeDtypeStruct((1, SIZE, SIZE, 1), np.float32)
     params = jax.eval_shape(architecture_from_linen(module).init, jax.random.key(0), images)[0]
-    sizes = {2: (28, 13), 3: (28, 14, 3)}[len(module.filters)]  # of the convolutions' results
+    sizes = {2: (28, 13), 3: (28, 14, 3)}[len(module.filters)]  # of the convolutions' outputs
     positions = {f"conv{number}": size**2 for number, size in enumerate(sizes, start=1)} | {"head": 1}
     return sum(2 * count * math.prod(params[layer]["kernel"].shape) for layer, count in positions.items())
 
 
 def work_flops(work: Work) -> dict[str, float]:
-    """GFLOP of each phase; a training step counts three forward passes."""
+    """GFLOP of each phase; a training step counts as three forward passes."""
     one_image = sum(map(forward_flops, work.modules())) / 1e9
     flops = {
         "score": work.num_public * one_image,
@@ -178,7 +177,7 @@ def work_flops(work: Work) -> dict[str, float]:
 
 
 def wanted_contenders(options: argparse.Namespace) -> dict[str, tuple]:
-    """What makes them, by name; ours first. A peer that is not installed ends the program with one line."""
+    """Constructors and arguments by name; exits with one line if a peer is not installed."""
     for peer in options.against:
         if importlib.util.find_spec(peer) is None:
             raise SystemExit(f"round_time: error: --against {peer} needs `pip install {INSTALL[peer]}`")
@@ -193,7 +192,7 @@ def wanted_contenders(options: argparse.Namespace) -> dict[str, tuple]:
 
 
 def report(samples: dict, peaks: dict[str, int], flops: dict[str, float]) -> None:
-    """The table; a ratio is the best peer's time by ours, so above 1 ours is faster."""
+    """Prints the table; the ratio is the best peer's time divided by that of fedmd_jax."""
     peers = [name for name in samples if name != "fedmd_jax"]
     print(f"{'':<38}{'first call':>11}{'median':>10}{'low':>10}{'high':>10}{'GFLOP/s':>9}")
     for phase in samples["fedmd_jax"]:
@@ -211,15 +210,15 @@ def report(samples: dict, peaks: dict[str, int], flops: dict[str, float]) -> Non
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--against", action="append", default=[], choices=INSTALL, help="may come twice")
-    parser.add_argument("--variants", nargs="+", metavar="NAME", help="of torch, all by default")
+    parser.add_argument("--against", action="append", default=[], choices=INSTALL, help="may be given twice")
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help="variants of torch, all by default")
     parser.add_argument("--phases", nargs="+", default=PHASES, choices=PHASES)
     parser.add_argument("--width", type=float, default=1.0, help="of the networks; 0.25 suits a CPU")
     parser.add_argument("--networks", type=int, nargs="+", default=Work.networks, help="rows of Table 1")
     parser.add_argument("--public", type=int, default=Work.num_public)
     parser.add_argument("--digest", type=int, nargs=2, default=Work.digest, metavar=("EPOCHS", "BATCH"))
     parser.add_argument("--revisit", type=int, nargs=2, default=Work.revisit, metavar=("EPOCHS", "BATCH"))
-    parser.add_argument("--tf32", action="store_true", help="products on GPUs, for everybody; else float32")
+    parser.add_argument("--tf32", action="store_true", help="TF32 products on GPUs instead of float32")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE")
     return parser.parse_args(argv)
@@ -262,11 +261,11 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    # Each contender takes what memory it needs, or there would be none for the next one. And no compiler remembers
-    # the last run: what a first call costs is a figure, too.
+    # Allocate memory on demand, since contenders share the device, and disable compiler caches, since the first call is
+    # measured, too.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
-    # Nor does the allocator give memory back that the next step wants again: that costs PyTorch 8 to 30%.
+    # Keep freed memory in the process: returning it to the system costs PyTorch 8 to 30%.
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", "4000000000")
     os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "8000000000")
     main()

@@ -1,24 +1,23 @@
-"""Does a federation survive half an hour of kills, failing clients and changing devices, and lose nothing?
+"""Do runs survive half an hour of kills, failing clients and changing devices without losing results?
 
     python benchmarks/soak.py [--minutes 30] [--seed 0]
 
-Run after run of a small federation is started as `fedmd-jax run`, killed (SIGKILL, SIGTERM, SIGINT), resumed, killed
-again, until it ends; one that has been killed as often as was drawn for it is left alone. Where a process is killed is
-drawn first: while it starts, in transfer learning, in the rounds and at the end; and then when, within
-the time that this takes in a run that nobody kills, or after which round. Two thirds of the runs are moved to other
-numbers of virtual CPU devices between resumes. In all of them clients are absent, are late, send what is not finite or
-blow up in training, as their keys and the public subset say: on any devices the same ones.
+Small federations are started with `fedmd-jax run`, killed (SIGKILL, SIGTERM, SIGINT) and resumed until they end; the
+number of kills per run is random. The stage of each kill is drawn first (start, transfer learning, rounds), then its
+time within the duration of this stage in an uninterrupted run, or its round. Two thirds of the runs change the number
+of virtual CPU devices between resumes. In all runs some clients are dropped, are stragglers, send non-finite scores or
+diverge in training; which ones depends only on their keys and the public subset, not on the devices.
 
 After every kill, and at the end, it is checked that
 
-* what a checkpoint counted as done is still there, to the byte, and stays so;
-* at the end every client has exactly one line for every round, and the summary is that of all rounds;
-* a run that stayed on its devices ends with the bytes of one that nobody killed;
-* one that was moved ends with its faults, with its losses and accuracies to `LOSS` and `ACCURACY`, and with a summary
-  that says between which devices it was moved.
+* the lines of `metrics.jsonl` that a checkpoint counts are unchanged;
+* at the end every client has exactly one line per round, and the summary covers all rounds;
+* a run that kept its devices ends with the bytes of an uninterrupted run;
+* a run that changed devices ends with the same faults, with losses and accuracies within `LOSS` and `ACCURACY`, and
+  with a summary that names the devices.
 
-The half hour begins when everything is compiled and the runs that nobody kills are made. Prints a line for each run,
-and writes `benchmarks/results/soak.json`. The exit code is 1 if anything was lost.
+The half hour begins after compilation and the uninterrupted runs. Prints a line for each run and writes
+`benchmarks/results/soak.json`. The exit code is 1 if anything was lost.
 """
 
 import argparse
@@ -39,6 +38,7 @@ import threading
 import time
 
 import jax
+import timing
 
 HERE = pathlib.Path(__file__).resolve().parent
 RESULT = HERE / "results" / "soak.json"
@@ -50,28 +50,27 @@ OPTIONS = [
     *("--public-training.num-epochs", "1", "--private-training.num-epochs", "2", "--devices", "all"),
 ]
 DEVICES, SEEDS = (1, 2, 3), (0, 1)
-# Of signals, SIGKILL is the one that nobody hears.
-SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-# What a process says when a stage begins, and how often it is killed there.
+SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)  # SIGKILL twice: it cannot be handled
+# The line that begins each stage, and the relative frequency of kills in it.
 STAGES = {
     "start": 2,
     "transfer learning: public data": 1,
     "transfer learning: private data": 1,
     "rounds": 7,
 }
-KILLS = (3, 12)  # of a run, at least and at most, after which it is left alone
-# How far a run on other devices may be from one that stayed: losses as shares, accuracies by one image.
+KILLS = (3, 12)  # least and greatest number per run
+# Tolerances of a run that changed devices: relative for losses, one image for accuracies.
 LOSS, ACCURACY = 1e-3, 1 / NUM_TEST
 
 
 def stage_of(line: str) -> str | None:
-    """The stage that begins with this line of a process, or goes on with another network."""
+    """The stage that this line of a process begins or continues."""
     stage = line.removesuffix(" ...\n").partition(", network")[0]
     return stage if stage in STAGES else None
 
 
 def faulty(architecture):
-    """The network of a client that fails now and then, and alike on any devices."""
+    """An architecture that fails at random, independently of the devices."""
     import jax.numpy as jnp
 
     def init(key, inputs):
@@ -82,7 +81,7 @@ def faulty(architecture):
         logits, inner = architecture.apply(params, model_state["inner"], inputs, train=train, mask=mask, key=key)
         if train:
             broken = jax.random.bits(jax.random.fold_in(key, 7)) % 200 == 0
-        else:  # scores of a public subset, which no round has again, and never an accuracy
+        else:  # only scores of public subsets, which differ from round to round, not the evaluation
             subset = jnp.sum(jax.lax.bitcast_convert_type(inputs, jnp.uint32), dtype=jnp.uint32)
             drawn = jax.random.bits(
                 jax.random.fold_in(jax.random.fold_in(jax.random.key(0), model_state["own"]), subset)
@@ -105,14 +104,14 @@ def work(argv: list[str]) -> int:
 
 
 class Process:
-    """A run under way, or a part of one, and what it says."""
+    """A process of a run and its output."""
 
     def __init__(self, argv: list[str], num_devices: int):
         flags = f"--xla_force_host_platform_device_count={num_devices}"
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
         command = [sys.executable, __file__, "--work", *argv]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        self.began = {"start": time.perf_counter()}  # every stage that it has reached
+        self.began = {"start": time.perf_counter()}  # time of each stage that has begun
         self.output: list[str] = []
         self.last_round = -1
         self._process = subprocess.Popen(command, env=environment, **pipes)
@@ -129,13 +128,13 @@ class Process:
 
     @property
     def stage(self) -> str:
-        """The last that it has reached."""
+        """The last stage that has begun."""
         return list(self.began)[-1]
 
     def kill(self, number: int, stage: str, delay: float, patience: float, *, after_round: int | None = None) -> bool:
-        """Sends a signal so many seconds after a stage has begun, or a later one; False where it ends before.
+        """Sends a signal `delay` seconds after this or a later stage has begun; False if the process ends before.
 
-        With `after_round` so many seconds after this round, or when the rounds are over.
+        With `after_round` the delay begins after this round, or at the end of the rounds.
         """
         wait_until = time.perf_counter() + patience
         while after_round is not None and self._process.poll() is None and time.perf_counter() < wait_until:
@@ -154,7 +153,7 @@ class Process:
         return False
 
     def wait(self, patience: float) -> int | None:
-        """The exit code; None where it has to be killed because it does not end."""
+        """The exit code; None if the process does not end and is killed."""
         try:
             code = self._process.wait(timeout=patience)
         except subprocess.TimeoutExpired:
@@ -165,7 +164,7 @@ class Process:
         return code
 
     def seconds(self) -> dict[str, float]:
-        """How long each stage took, of a process that has just ended."""
+        """Duration of each stage of a process that has just ended."""
         times = [*self.began.values(), time.perf_counter()]
         return {
             stage: after - before for stage, (before, after) in zip(self.began, itertools.pairwise(times), strict=True)
@@ -173,7 +172,7 @@ class Process:
 
 
 class Soak:
-    """Starts, kills, resumes, checks and counts."""
+    """Starts, kills, resumes and checks runs."""
 
     def __init__(self, folder: pathlib.Path, seed: int):
         self._folder, self._random = folder, random.Random(seed)
@@ -182,12 +181,12 @@ class Soak:
         self.killed_in: collections.Counter = collections.Counter()
         self.faults: collections.Counter = collections.Counter()
         self.problems: list[str] = []
-        self.apart = {"loss": 0.0, "accuracy": 0.0}  # the most that a run which was moved is from one that was not
+        self.apart = {"loss": 0.0, "accuracy": 0.0}  # largest deviation of a run that changed devices
         self._windows: dict[int, dict[str, float]] = {}  # per number of devices, the seconds of each stage
         self._calm: dict[tuple[int, int], pathlib.Path] = {}
 
     def prepare(self) -> None:
-        """Compiles everything, makes the runs that nobody kills, and measures their stages."""
+        """Makes the uninterrupted runs, which also compile everything, and measures their stages."""
         for seed, num_devices in itertools.product(SEEDS, DEVICES):
             path = self._folder / f"calm-seed{seed}-devices{num_devices}"
             process = Process(["run", "quickstart", "--seed", str(seed), *OPTIONS, "--out", str(path)], num_devices)
@@ -200,10 +199,10 @@ class Soak:
             print(f"{path.name}: " + ", ".join(f"{stage} {s:.1f} s" for stage, s in seconds.items()), flush=True)
 
     def run(self, number: int) -> None:
-        """One run until it ends, and what it is compared with."""
+        """Kills and resumes one run until it ends, and checks it."""
         seed, num_devices, is_moved = number % len(SEEDS), self._random.choice(DEVICES), number % 3 > 0
         path, calm, moves = self._folder / f"run{number}", self._calm[seed, num_devices], 0
-        done, before, places = b"", self.counts.copy(), []  # numbers of devices that have kept clients, in turn
+        done, before, places = b"", self.counts.copy(), []  # numbers of devices that wrote checkpoints, in order
         num_kills = self._random.randint(*KILLS)
         while not (self.problems or _is_finished(path)):
             argv = ["run", "--resume", str(path), *(["--allow-environment-change"] if is_moved else [])]
@@ -227,7 +226,7 @@ class Soak:
         print(f"run {number}, seed {seed}: {made}, {moves} changes of devices", flush=True)
 
     def record(self) -> dict:
-        """What has been done so far."""
+        """The figures so far."""
         return {
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
             "jax": jax.__version__,
@@ -241,12 +240,12 @@ class Soak:
         }
 
     def _part(self, argv: list[str], num_devices: int, path: pathlib.Path, *, is_killed: bool) -> None:
-        """A process that is killed, unless it is faster or to be left alone."""
+        """Runs one process and kills it if it has not ended before."""
         windows = self._windows[num_devices]
         stage = self._random.choices(list(STAGES), weights=STAGES.values())[0]
         number, delay = self._random.choice(SIGNALS), self._random.uniform(0, 1.1) * windows[stage]
         after_round = None
-        if stage == "rounds":  # by number: how long they take depends on who else is computing
+        if stage == "rounds":  # by round number, since times depend on other load
             after_round, delay = self._random.randrange(_last_round(path), NUM_ROUNDS + 1), self._random.uniform(0, 0.2)
         patience = 60 + 20 * sum(windows.values())
         last = _last_round(path)
@@ -260,7 +259,7 @@ class Soak:
             self.problems.append(f"{path.name}: exit code {code}, signal {sent and number}: {_end(process)}")
             return
         if code == 0 and not _is_finished(path):
-            self.problems.append(f"{path.name}: a process ended well, the run did not: {_end(process)}")
+            self.problems.append(f"{path.name}: exit code 0 of an unfinished run: {_end(process)}")
             return
         if code != 0:
             self.counts["kills"] += 1
@@ -274,7 +273,7 @@ class Soak:
         self.counts["rounds repeated"] += max(last - began, 0)
 
     def _check_kept(self, path: pathlib.Path, done: bytes) -> bytes:
-        """The lines that checkpoints vouch for, now; those of before are among them."""
+        """Returns the lines that the last checkpoint counts, and checks that earlier ones are unchanged."""
         if not (path / "metrics.jsonl").exists():
             return done
         if (last := _last_checkpoint(path)) is None:
@@ -305,11 +304,11 @@ class Soak:
         if is_moved:
             self._check_moved(path, lines, calm)
         elif content != (calm / "metrics.jsonl").read_bytes():
-            self.problems.append(f"{path.name}: not the bytes of a run that nobody killed")
+            self.problems.append(f"{path.name}: not the bytes of an uninterrupted run")
         self.counts["equal but for rounding" if is_moved else "equal to the byte"] += 1
 
     def _check_moved(self, path: pathlib.Path, lines: list[dict], calm: pathlib.Path) -> None:
-        """The faults of a run that stayed where it was, and its numbers but for rounding."""
+        """Compares faults, losses and accuracies with those of an uninterrupted run."""
         others = map(json.loads, (calm / "metrics.jsonl").read_text().splitlines())
         for line, other in zip(lines, others, strict=True):
             where = f"{path.name}: round {line['round']}, client {line['client_id']}"
@@ -339,7 +338,7 @@ def _is_finished(path: pathlib.Path) -> bool:
 
 
 def _last_round(path: pathlib.Path) -> int:
-    """The last round of which there are lines."""
+    """The last round that has lines."""
     metrics = path / "metrics.jsonl"
     lines = metrics.read_text().splitlines() if metrics.exists() else []
     return json.loads(lines[-1])["round"] if lines else 0
@@ -359,11 +358,11 @@ def _last_checkpoint(path: pathlib.Path) -> int | None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=30, help="after which no new run is started")
-    parser.add_argument("--seed", type=int, default=0, help="of kills and changes of devices")
+    parser.add_argument("--minutes", type=float, default=30, help="no run is started after this time")
+    parser.add_argument("--seed", type=int, default=0, help="seed of kills and changes of devices")
     options = parser.parse_args()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # what nohup ignores the processes would ignore, too
-    commit, number = _commit(), 0
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # under nohup the processes would ignore it, too
+    commit, number = timing.commit(), 0
     with tempfile.TemporaryDirectory() as folder:
         soak = Soak(pathlib.Path(folder), options.seed)
         soak.prepare()
@@ -377,15 +376,9 @@ def main() -> int:
                 "minutes": round((time.perf_counter() - began) / 60, 1),
                 **soak.record(),
             }
-            RESULT.write_text(json.dumps(record, indent=1) + "\n")  # also where the soak itself is killed
+            RESULT.write_text(json.dumps(record, indent=1) + "\n")  # after every run, in case the soak itself is killed
     print(RESULT.read_text() if number else soak.problems)
     return 1 if soak.problems else 0
-
-
-def _commit() -> str:
-    """Of this checkout, marked where it has other changes."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
-    return subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False).stdout.strip()
 
 
 if __name__ == "__main__":

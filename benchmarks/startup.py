@@ -2,12 +2,12 @@
 
     python benchmarks/startup.py [--width 0.25] [--networks 0 5] [--json FILE]
 
-Twice, each time in a fresh process: with an empty compilation cache, and with what that left behind. The programs are
-those of `fedmd-jax run` without its upper bound, compiled in the background as there; data is noise and little of it,
-so that it is the compiler that is waited for. Seconds: `total` from the start of the process, `waited` for the
-compiler, `running` the programs; `tracing` and `compiling` are times in which some thread did that (XLA, or reading
-what the cache has), `compiled` sums XLA's over the programs, several of which may be compiled at once; `cpu` is that of
-all threads.
+Runs in two new processes: with an empty compilation cache, and with the cache that the first one wrote. The programs
+are those of `fedmd-jax run --no-pooled`, compiled in the background as there; data is little noise, so that
+compilation dominates. Seconds: `total` since the start of the process, `waited` for the compiler, `running` the
+programs; `tracing` and `compiling` are the times during which at least one thread traced or compiled (or read the
+cache); `compiled` is the sum over the programs, several of which may be compiled at once; `cpu` is the time of all
+threads.
 """
 
 import argparse
@@ -26,7 +26,7 @@ HIT = "/jax/compilation_cache/cache_hits"
 
 
 class Listener:
-    """When JAX traced and compiled, and how often the cache knew."""
+    """Records when JAX traced and compiled, and the number of cache hits."""
 
     def __init__(self, monitoring):
         self.compiled: list[Interval] = []
@@ -47,7 +47,7 @@ class Listener:
 
 
 def covered(intervals: list[Interval]) -> float:
-    """How much of the time line the intervals cover; they overlap where threads work side by side, or nest."""
+    """Length of the union of the intervals, which may overlap."""
     total, end = 0.0, float("-inf")
     for start, stop in sorted(intervals):
         total += max(0.0, stop - max(start, end))
@@ -56,7 +56,7 @@ def covered(intervals: list[Interval]) -> float:
 
 
 def first_round(width: float, networks: list[int], num_public: int, started: float) -> dict:
-    """The run itself, in this process; figures in seconds."""
+    """Runs until the end of the first round in this process; figures in seconds."""
     import jax
 
     listener = Listener(jax.monitoring)
@@ -84,7 +84,8 @@ def first_round(width: float, networks: list[int], num_public: int, started: flo
     )
     public, test = fmd.public_dataset(*labelled(num_public)), fmd.labelled_dataset(*labelled(num_public))
     private = fmd.stack_private(groups, {k: labelled(18) for k in range(len(networks))})
-    programs, keys = Programs(federation), jax.random.split(jax.random.key(0), 4)
+    programs, keys = Programs(), jax.random.split(jax.random.key(0), 4)
+    programs.restart(federation)
     states = jax.eval_shape(federation.programs["new_states"], keys[0], public.inputs[:1])
     programs.begin("new_states", keys[0], public.inputs[:1])
     for name in groups:
@@ -117,7 +118,7 @@ def first_round(width: float, networks: list[int], num_public: int, started: flo
 
 
 def in_a_fresh_process(options: argparse.Namespace, cache: str) -> dict:
-    """The same, with everything compiled kept in the folder `cache`."""
+    """Runs `first_round` in a new process with the compilation cache in the folder `cache`."""
     settings = {
         "JAX_COMPILATION_CACHE_DIR": cache,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -133,9 +134,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--width", type=float, default=0.25, help="of the networks")
     parser.add_argument("--networks", type=int, nargs="+", default=list(range(10)), help="rows of Table 1")
-    parser.add_argument("--public", type=int, default=600, help="and as many test images")
+    parser.add_argument("--public", type=int, default=600, help="public images, and as many test images")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE")
-    parser.add_argument("--started", type=float, help=argparse.SUPPRESS)  # the run itself, begun at this time
+    parser.add_argument("--started", type=float, help=argparse.SUPPRESS)  # run in this process, started then
     options = parser.parse_args()
     if options.started is not None:
         print(json.dumps(first_round(options.width, options.networks, options.public, options.started)))

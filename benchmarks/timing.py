@@ -1,4 +1,4 @@
-"""One way to time things: the first call apart, results blocked, medians of interleaved repeats, memory of each."""
+"""Timing: first calls separately, blocking on results, medians of interleaved repeats, peak memory per contender."""
 
 import contextlib
 import json
@@ -18,23 +18,23 @@ import jax.numpy as jnp
 
 
 class Timing(NamedTuple):
-    """Seconds."""
+    """Seconds of compilation and of a run."""
 
     compile: float
     run: float  # median of the repeats
 
 
 class Sample(NamedTuple):
-    """Seconds of one piece of work of one contender."""
+    """Seconds of one method of one contender."""
 
-    first: float  # the first call, in which everything is compiled
+    first: float  # the first call, which compiles
     median: float  # of the repeats after it
     low: float
     high: float
 
 
 def measure(fn: Callable[..., Any], *args: Any, repeats: int = 5) -> Timing:
-    """Compiles `fn` for these arguments, runs it once to warm up, then `repeats` times."""
+    """Compiles `fn` for these arguments, runs it once to warm up, then times `repeats` runs."""
     start = time.perf_counter()
     compiled = jax.jit(fn).lower(*args).compile()
     compile_seconds = time.perf_counter() - start
@@ -48,50 +48,50 @@ def measure(fn: Callable[..., Any], *args: Any, repeats: int = 5) -> Timing:
 
 
 def matmul_ceiling(size: int = 1024) -> float:
-    """GFLOP/s of a plain float32 product on this machine, in this run: what the other figures stand beside."""
+    """GFLOP/s of a float32 matrix product on this machine, for comparison."""
     x = jnp.ones((size, size))
     return 2 * size**3 / measure(jnp.matmul, x, x).run / 1e9
 
 
 def copy_ceiling(size: int = 2**26) -> float:
-    """GB/s, read and written, of a copy of that many floats, by the same token."""
+    """GB/s, read and written, of a copy of `size` floats, for comparison."""
     return 2 * 4 * size / measure(jnp.negative, jnp.ones(size)).run / 1e9
 
 
 class Contender:
-    """A process of its own, in which `make(*args)` is built once and its methods are called when it is their turn.
+    """A process that builds `make(*args)` once and calls its methods on request.
 
-    Two libraries in one process would share an allocator, thread pools and a peak of memory. The one whose turn it is
-    not sleeps. Methods take nothing and return when their work is done, not when it is on its way.
+    Two libraries in one process would share an allocator, thread pools and peak memory. Methods take no arguments and
+    return when their work is complete.
     """
 
     def __init__(self, make: Callable[..., Any], *args: Any):
-        """Waits until it is built, so that it disturbs nobody; a `RuntimeError` where that fails."""
+        """Waits until the object is built; raises a `RuntimeError` if that fails."""
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, make, args))
         self._process.start()
-        theirs.close()  # else nobody would see it when the process dies
+        theirs.close()  # else the end of the process would not be noticed
         try:
-            self.end("the making")
+            self.end("construction")
         except BaseException:
             self.close()
             raise
 
     def __call__(self, method: str) -> tuple[float, Any]:
-        """Seconds, and what the method returned; a `RuntimeError` where it failed."""
+        """Returns seconds and the result of the method; raises a `RuntimeError` if it failed."""
         self.begin(method)
         return self.end(method)
 
     def begin(self, method: str) -> None:
-        """The first half of a call, for those that work side by side."""
+        """Starts a call, for contenders that run concurrently."""
         try:
             self._pipe.send(method)
         except OSError:
-            raise RuntimeError(f"a contender is gone before {method}") from None
+            raise RuntimeError(f"a contender ended before {method}") from None
 
     def end(self, method: str) -> tuple[float, Any]:
-        """The second half."""
+        """Waits for the started call."""
         try:
             seconds, result, error = self._pipe.recv()
         except (EOFError, OSError):
@@ -101,7 +101,7 @@ class Contender:
         return seconds, result
 
     def close(self) -> None:
-        """Ends the process, which goes by itself when its pipe is closed."""
+        """Ends the process by closing its pipe."""
         self._pipe.close()
         self._process.join(timeout=10)
         self._process.terminate()
@@ -112,7 +112,7 @@ def _serve(pipe, make, args):
         start = time.perf_counter()
         try:
             result, error = call(), None
-        except Exception as failure:  # is told, not raised, where nobody would see it
+        except Exception as failure:  # reported through the pipe
             result, error = None, f"{type(failure).__name__}: {failure}"
         return result, (time.perf_counter() - start, result, error)
 
@@ -130,12 +130,12 @@ def _serve(pipe, make, args):
 def interleave(
     contenders: Mapping[str, Contender], methods: Sequence[str], *, repeats: int
 ) -> dict[str, dict[str, Sample]]:
-    """Times every method of every contender, taking turns: what disturbs the machine meets all of them.
+    """Times every method of every contender in turn, so that noise on the machine affects all of them.
 
     Args:
-      contenders: by name; each repeat begins with another one.
-      methods: names, called in this order, all contenders doing one before anybody does the next.
-      repeats: after one call of each that is not counted.
+      contenders: Contenders by name; each repeat begins with another one.
+      methods: Names, called in this order; all contenders run one before the next.
+      repeats: Number of timed repeats after one call that is not counted.
 
     Returns:
       Contender -> method -> `Sample`.
@@ -159,7 +159,7 @@ def interleave(
 
 
 def reset_peak() -> None:
-    """Forgets the peak so far, which is the compiler's (Linux; elsewhere, and on GPUs of JAX, it stays)."""
+    """Resets the peak memory, which includes compilation (on Linux and for PyTorch on GPUs only)."""
     with contextlib.suppress(OSError):
         pathlib.Path("/proc/self/clear_refs").write_text("5")
     if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
@@ -167,43 +167,42 @@ def reset_peak() -> None:
 
 
 def peak_bytes() -> int:
-    """Peak memory of this process: that of the accelerator where there is one, else resident memory."""
+    """Peak memory of this process: that of the accelerator if there is one, else resident memory."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
     if jax.default_backend() != "cpu":
         return jax.devices()[0].memory_stats()["peak_bytes_in_use"]
     with contextlib.suppress(OSError):
-        # Of this program alone; `ru_maxrss` begins with what the process was forked from.
+        # `ru_maxrss` would include the process that this one was forked from.
         status = pathlib.Path("/proc/self/status").read_text()
         return 1024 * int(status.split("VmHWM:")[1].split()[0])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of what is imported here, of the libraries that make a difference."""
+    """Versions of Python and of the imported libraries."""
     names = [name for name in ("jax", "flax", "torch", "keras", "tensorflow") if name in sys.modules]
     return {"python": platform.python_version(), **{name: sys.modules[name].__version__ for name in names}}
 
 
+def commit() -> str:
+    """The commit of this checkout, marked if there are uncommitted changes."""
+    command, here = ["git", "describe", "--always", "--dirty", "--exclude", "*"], pathlib.Path(__file__).parent
+    return subprocess.run(command, cwd=here, capture_output=True, text=True, check=False).stdout.strip()
+
+
 def append_json(path: pathlib.Path | None, record: dict[str, Any]) -> None:
-    """Adds a line with device, versions and commit; what `record` says of them goes before; nothing without a path."""
+    """Appends a line: `record` on top of device, versions and commit; does nothing without a path."""
     if path is None:
         return
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=pathlib.Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
     device = jax.devices()[0]
     about = {
         "device": device.device_kind,
         "platform": device.platform,
         "machine": platform.machine(),
         **versions(),
-        "commit": commit,
+        "commit": commit(),
     }
     with path.open("a") as file:
         file.write(json.dumps({**about, **record}) + "\n")

@@ -1,6 +1,6 @@
-"""FedMD in PyTorch as a good PyTorch user would write it: what `round_time.py` and `clients.py` measure against.
+"""FedMD in idiomatic PyTorch: the peer of `round_time.py` and `clients.py`.
 
-The same networks, losses, batches and steps as ours; not one line of it is needed to use the library.
+It has the networks, losses, batches and steps of the library. The library itself does not need it.
 """
 
 import dataclasses
@@ -13,15 +13,15 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 SCORE_BATCH = 256
-# Ten networks share the code of their modules, and each has whole and partial batches, in training and in inference.
+# Ten networks share their modules' code, and each has whole and partial batches in training and in inference.
 torch._dynamo.config.recompile_limit = 1000
 torch._dynamo.config.accumulated_recompile_limit = 10000
-torch._inductor.config.fallback_random = not torch.cuda.is_available()  # on CPUs its own generator is slow
-torch._dynamo.config.fail_on_recompile_limit_hit = True  # it would go on without compiling, and say so in a log
+torch._inductor.config.fallback_random = not torch.cuda.is_available()  # Inductor's generator is slow on CPUs
+torch._dynamo.config.fail_on_recompile_limit_hit = True  # instead of running uncompiled with a log message
 
 
 class SamePool(nn.Module):
-    """2x2 means, stride 1, "same": padded behind, and means are over real pixels (as in TensorFlow and in ours)."""
+    """2x2 average pooling with stride 1 and "same" padding at the end; means are over real pixels, as in TensorFlow."""
 
     def __init__(self, compiled: bool = False):
         super().__init__()
@@ -31,13 +31,13 @@ class SamePool(nn.Module):
         """[B, C, H, W] -> [B, C, H, W]."""
         if self.compiled:
             return F.avg_pool2d(x, 2, 1, 1, count_include_pad=False)[:, :, 1:, 1:]
-        # A step takes three quarters of the time so. `F.pad(mode="replicate")` is as fast, but does not compile.
+        # This reduces a step to three quarters of the time. `F.pad(mode="replicate")` is as fast, but does not compile.
         x = torch.cat([x, x[:, :, -1:]], 2)
         return F.avg_pool2d(torch.cat([x, x[:, :, :, -1:]], 3), 2, 1)
 
 
 class ByteDropout(nn.Module):
-    """Dropout by eight random bits an element, as ours; on a CPU `nn.Dropout` takes a third of a training step."""
+    """Dropout by eight random bits per element; on a CPU `nn.Dropout` takes a third of a training step."""
 
     def __init__(self, rate: float, channels_last: bool = False):
         super().__init__()
@@ -47,7 +47,7 @@ class ByteDropout(nn.Module):
         """[B, C, H, W] -> [B, C, H, W]."""
         if not self.training or self.levels == 256:
             return x
-        # Of `x`, so that `vmap` gives every client bits of its own; `randint` takes twice as long.
+        # Allocated from `x`, so that `vmap` draws other bits for every client; `randint` takes twice as long.
         words = x.new_empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
         kept = words.view(torch.uint8)[: x.numel()] < self.levels
         stored = x.permute(0, 2, 3, 1).shape if self.channels_last else x.shape
@@ -56,20 +56,20 @@ class ByteDropout(nn.Module):
 
 
 class FlattenAsStored(nn.Module):
-    """[B, C, H, W] -> [B, H * W * C]; no copy where the memory format is channels_last."""
+    """[B, C, H, W] -> [B, H * W * C]; no copy if the memory format is channels_last."""
 
     def forward(self, x):
-        """Pixels first."""
+        """Flattens with pixels first."""
         return x.permute(0, 2, 3, 1).flatten(1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """How PyTorch is asked to run."""
+    """PyTorch settings."""
 
     channels_last: bool = False
     compiled: bool = False
-    tuned: bool = True  # with what profiling finds: `ByteDropout` and cheaper pooling
+    tuned: bool = True  # uses `ByteDropout` and cheaper pooling, found by profiling
     mode: str | None = None  # of `torch.compile`
 
 
@@ -85,13 +85,13 @@ VARIANTS = {
 def cnn(
     filters: Sequence[int], dropout: float, *, variant: Variant = VARIANTS["torch"], num_classes: int = 16
 ) -> nn.Sequential:
-    """Our `CNN` of two or three convolutions, for images of 28x28; its layers have our names.
+    """The library's `CNN` of two or three convolutions, for images of 28x28, with the same layer names.
 
     Args:
-      filters: of each convolution.
-      dropout: rate.
-      variant: with channels_last the head's inputs have another order.
-      num_classes: C.
+      filters: Filters of each convolution.
+      dropout: Dropout rate.
+      variant: With channels_last the head's inputs have another order.
+      num_classes: Number of classes, C.
     """
     network = nn.Sequential()
 
@@ -102,12 +102,12 @@ def cnn(
         network.add_module(f"relu{number}", nn.ReLU(inplace=True))
         network.add_module(f"dropout{number}", dropout_layer(dropout))
 
-    # A GPU draws 32 bits as easily, and its compiler makes them one with what surrounds them.
+    # On a GPU 32 bits cost the same, and the compiler fuses them with their surroundings.
     few_bits = variant.tuned and not torch.cuda.is_available()
     dropout_layer = partial(ByteDropout, channels_last=variant.channels_last) if few_bits else nn.Dropout
     convolution(1, 1, 3, 1, 1)
     if len(filters) == 2 and variant.tuned:
-        network.add_module("pool1", nn.AvgPool2d(2, 1))  # a 3x3 kernel in strides of 2 never sees the last row of 28
+        network.add_module("pool1", nn.AvgPool2d(2, 1))  # a 3x3 kernel with stride 2 does not read the last of 28 rows
     else:
         network.add_module("pool1", SamePool(variant.compiled or not variant.tuned))
     if len(filters) == 2:
@@ -124,7 +124,7 @@ def cnn(
 
 
 def mlp(hidden: int, *, num_classes: int = 16) -> nn.Sequential:
-    """Our `MLP` of one hidden layer, without dropout."""
+    """The library's `MLP` with one hidden layer, without dropout."""
     network = nn.Sequential()
     network.add_module("flatten", nn.Flatten())
     network.add_module("dense1", nn.Linear(28 * 28, hidden))
@@ -134,7 +134,7 @@ def mlp(hidden: int, *, num_classes: int = 16) -> nn.Sequential:
 
 
 class ResNet8(nn.Module):
-    """Our `resnet8` of width 1: shortcuts without parameters."""
+    """The library's `resnet8` of width 1, with shortcuts without parameters."""
 
     def __init__(self, *, num_classes: int = 16):
         super().__init__()
@@ -146,7 +146,7 @@ class ResNet8(nn.Module):
         glorot(self)
 
     def forward(self, x):
-        """Scores."""
+        """Computes scores [B, C]."""
         x = F.relu(self.stem(x))
         for first, second in zip(self.first, self.second, strict=True):
             y = second(F.relu(first(x)))
@@ -156,14 +156,14 @@ class ResNet8(nn.Module):
 
 
 def _conv_norm(inputs, filters, stride):
-    # "SAME" with stride 2 pads an even image behind only.
+    # "SAME" with stride 2 pads an even image only at the end.
     pad = nn.ZeroPad2d((0, 1, 0, 1)) if stride == 2 else nn.ZeroPad2d(1)
     conv = nn.Conv2d(inputs, filters, 3, stride, bias=False)
     return nn.Sequential(pad, conv, nn.BatchNorm2d(filters, eps=1e-3, momentum=0.01))
 
 
 def glorot(network: nn.Module) -> nn.Module:
-    """Draws the weights as ours are: a network that starts far away might meet other numbers, such as denormal ones."""
+    """Draws the weights from the library's distribution: other scales could give denormal numbers, which are slow."""
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             nn.init.xavier_uniform_(module.weight)
@@ -173,27 +173,27 @@ def glorot(network: nn.Module) -> nn.Module:
 
 
 def digest_loss(network: nn.Module, inputs: torch.Tensor, targets: torch.Tensor, penalty: float) -> torch.Tensor:
-    """Mean absolute error over classes and batch, and the head's L2 without a half."""
+    """Mean absolute error over classes and batch, plus the head's L2 penalty (without the factor 1/2)."""
     return F.l1_loss(network(inputs), targets) + penalty * network.head.weight.square().sum()
 
 
 def revisit_loss(network: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, penalty: float) -> torch.Tensor:
-    """Cross entropy, and the same L2."""
+    """Cross entropy plus the same L2 penalty."""
     return F.cross_entropy(network(inputs), labels) + penalty * network.head.weight.square().sum()
 
 
 def forward(network: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
-    """Scores."""
+    """Computes scores."""
     return network(inputs)
 
 
 def adam(parameters) -> torch.optim.Optimizer:
-    """Keras' settings; where they add epsilon elsewhere, the work is the same."""
+    """Keras' settings; PyTorch adds epsilon elsewhere, which does not change the amount of work."""
     return torch.optim.Adam(parameters, lr=1e-3, eps=1e-7, fused=True)
 
 
 class FedMD:
-    """Clients with networks of their own; every method does one phase for all of them, and returns when it is done."""
+    """Clients with their own networks; each method runs one phase for all clients and waits for it."""
 
     def __init__(
         self,
@@ -208,18 +208,18 @@ class FedMD:
         penalty: float = 1e-3,
         tf32: bool = False,
     ):
-        """Puts everything on the device.
+        """Moves networks and data to the device.
 
         Args:
-          networks: one per client.
-          variant: how they run.
-          public: images, [M, H, W, 1], all of which are drawn in every round.
-          private: per client images [N, H, W, 1] and labels [N].
-          test: images and labels, everybody's.
-          digest: epochs and batch size.
-          revisit: epochs and batch size.
-          penalty: factor of the head's L2, in both losses.
-          tf32: whether a GPU may round products to TF32.
+          networks: One per client.
+          variant: PyTorch settings.
+          public: Images [M, H, W, 1], all of which are drawn in every round.
+          private: Images [N, H, W, 1] and labels [N] of each client.
+          test: Images and labels that all clients share.
+          digest: Epochs and batch size.
+          revisit: Epochs and batch size.
+          penalty: Factor of the head's L2 penalty in both losses.
+          tf32: Whether a GPU may use TF32 in products.
         """
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = tf32
@@ -233,11 +233,11 @@ class FedMD:
         self.draw()
         self.scores = torch.randn(len(networks), len(public), 16, device=self.device)
         self.consensus()
-        self.losses: dict[str, torch.Tensor] = {}  # by phase, [K, E], as ours returns them
+        self.losses: dict[str, torch.Tensor] = {}  # by phase, [K, E]
 
     def _take_clients(self, networks):
         self.clients = [(network, adam(network.parameters()), adam(network.parameters())) for network in networks]
-        # Network and loss as one graph; one more for every architecture and batch size.
+        # Network and loss are one graph, compiled once per architecture and batch size.
         self._forward, self._digest_loss, self._revisit_loss = map(self._compile, (forward, digest_loss, revisit_loss))
 
     def _compile(self, function):
@@ -256,21 +256,21 @@ class FedMD:
         return torch.as_tensor(labels, dtype=torch.int64, device=self.device)
 
     def draw(self) -> None:
-        """The round's public subset."""
+        """Draws the public subset of the round."""
         self.subset = self.public[torch.randperm(len(self.public), device=self.device)]
 
     def score(self) -> None:
-        """Everybody scores the subset."""
+        """Scores the public subset with every client."""
         self.scores = torch.stack([self._predict(network, self.subset) for network, _, _ in self.clients])
         self._wait()
 
     def consensus(self) -> None:
-        """The mean of the scores."""
+        """Averages the scores."""
         self.mean_scores = self.scores.mean(0)
         self._wait()
 
     def digest(self) -> None:
-        """Everybody trains towards the consensus."""
+        """Trains every client towards the consensus."""
         self.losses["digest"] = torch.stack(
             [
                 self._fit(network, self._digest_loss, optimizer, self.subset, self.mean_scores, *self.phases["digest"])
@@ -280,7 +280,7 @@ class FedMD:
         self._wait()
 
     def revisit(self) -> None:
-        """Everybody trains on data of their own."""
+        """Trains every client on its private data."""
         self.losses["revisit"] = torch.stack(
             [
                 self._fit(network, self._revisit_loss, optimizer, *private, *self.phases["revisit"])
@@ -290,7 +290,7 @@ class FedMD:
         self._wait()
 
     def evaluate(self) -> list[list[float]]:
-        """Accuracy and cross entropy of everybody."""
+        """Computes accuracy and cross entropy of every client."""
         images, labels = self.test
         results = []
         for network, _, _ in self.clients:
@@ -300,7 +300,7 @@ class FedMD:
         return torch.stack(results).tolist()
 
     def round(self) -> None:
-        """All of it but the evaluation."""
+        """Runs all phases but the evaluation."""
         self.draw()
         self.score()
         self.consensus()
@@ -313,7 +313,7 @@ class FedMD:
             return torch.cat([self._forward(network, batch) for batch in images.split(SCORE_BATCH)])
 
     def _fit(self, network, loss_fn, optimizer, inputs, targets, num_epochs, batch_size):
-        """Mean losses of the epochs, as ours returns them."""
+        """Trains one client; mean losses of the epochs [E]."""
         network.train()
         total = torch.zeros(num_epochs, device=self.device)
         for epoch in range(num_epochs):
@@ -331,12 +331,15 @@ class FedMD:
 
 
 class Stack:
-    """Some clients of one architecture as stacked tensors, [K, ...], with what `torch.func.vmap` makes of them."""
+    """Clients of one architecture as stacked tensors [K, ...], mapped by `torch.func.vmap`."""
 
     def __init__(self, networks: Sequence[nn.Module], private: Sequence, penalty: float, compile_: Callable):
-        self.network, self.num_clients = networks[0], len(networks)  # the network lends its code, not its tensors
+        self.network, self.num_clients = (
+            networks[0],
+            len(networks),
+        )  # of the network only the code is used
         self.params, self.buffers = torch.func.stack_module_state(list(networks))
-        # Adam works element by element, so one over stacked tensors is one for each client.
+        # Adam is elementwise, so one optimizer over stacked tensors equals one per client.
         self.digest_optimizer, self.revisit_optimizer = (adam(self.params.values()) for _ in range(2))
         self.private = tuple(map(torch.stack, zip(*private, strict=True)))
 
@@ -347,7 +350,7 @@ class Stack:
             def one(params, buffers, inputs, targets):
                 return loss(call(params, buffers, inputs), targets) + penalty * params["head.weight"].square().sum()
 
-            # Moving batch statistics are written in place, into the stacked buffers.
+            # Moving batch statistics are updated in place in the stacked buffers.
             return torch.func.vmap(one, randomness="different")(self.params, self.buffers, inputs, targets)
 
         self.forward = compile_(lambda inputs: torch.func.vmap(call, (0, 0, None))(self.params, self.buffers, inputs))
@@ -356,10 +359,10 @@ class Stack:
 
 
 class StackedFedMD(FedMD):
-    """The same for clients of one architecture, `clients_per_chunk` at once."""
+    """`FedMD` for clients of one architecture, `clients_per_chunk` at once."""
 
     def __init__(self, networks, variant, *, clients_per_chunk: int | None = None, **work):
-        """As `FedMD`, and how many clients are stacked; all by default."""
+        """Takes the arguments of `FedMD` and the number of stacked clients; all by default."""
         self._size = clients_per_chunk or len(networks)
         super().__init__(networks, variant, **work)
 
@@ -370,7 +373,7 @@ class StackedFedMD(FedMD):
         ]
 
     def score(self) -> None:
-        """All clients of a stack at once."""
+        """Scores with all clients of a stack at once."""
         found = []
         for stack in self.stacks:
             stack.network.eval()
@@ -380,7 +383,7 @@ class StackedFedMD(FedMD):
         self._wait()
 
     def digest(self) -> None:
-        """By the same token."""
+        """Trains the clients of each stack towards the consensus."""
         found = []
         for stack in self.stacks:
             data = (tensor.expand(stack.num_clients, *tensor.shape) for tensor in (self.subset, self.mean_scores))
@@ -390,7 +393,7 @@ class StackedFedMD(FedMD):
         self._wait()
 
     def revisit(self) -> None:
-        """By the same token."""
+        """Trains the clients of each stack on their private data."""
         found = []
         for stack in self.stacks:
             fit = partial(self._fit_stack, stack, stack.revisit_losses, stack.revisit_optimizer)
@@ -399,7 +402,7 @@ class StackedFedMD(FedMD):
         self._wait()
 
     def _fit_stack(self, stack, losses_fn, optimizer, inputs, targets, num_epochs, batch_size):
-        """Every client in an order of its own; [K, E] mean losses."""
+        """Trains with another order of examples for each client; mean losses [K, E]."""
         stack.network.train()
         clients = torch.arange(stack.num_clients, device=self.device)[:, None]
         total = torch.zeros(stack.num_clients, num_epochs, device=self.device)

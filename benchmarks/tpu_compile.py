@@ -1,13 +1,13 @@
-"""What does a sharded round become on a TPU pod: what memory, what compile time, and what crosses chips?
+"""Memory, compile time and collectives of a sharded round on a TPU pod.
 
     pip install 'fedmd_jax[tpu-aot]'
     python benchmarks/tpu_compile.py [--topology v5e:2x2]... [--clients-per-chip 1] [--width 1.0] [--json FILE]
 
-Compiled ahead of time, on any machine and without a TPU: nothing runs, so nothing is said of how long a round takes.
-Every chip has its share of two groups, of two and of three convolutions; with `--ten` there are the ten networks of the
-paper's Table 1 instead, one client of each, and every chip branches to the networks that it has. Bytes and FLOPs are
-those of one chip; XLA counts the body of a loop once. The claim is that one all-reduce of the consensus and its weight,
-[M + 1, C], is all that crosses chips; the exit status is 1 where that does not hold.
+The round is compiled ahead of time on any machine, without a TPU, and not run, so there are no run times. Every chip
+has its share of two groups, with two and three convolutions; with `--ten` there are the ten networks of the paper's
+Table 1, one client each, and every chip branches to its networks. Bytes and FLOPs are those of one chip; XLA counts
+the body of a loop once. The exit status is 1 if there is any collective but one all-reduce of the consensus and its
+weight, [M + 1, C].
 """
 
 import argparse
@@ -22,7 +22,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-# Before jax is imported: libtpu would ask the network which TPU this machine has, and lock it.
+# Set before jax is imported: libtpu would query the network for a TPU of this machine, and lock it.
 os.environ["TPU_SKIP_MDS_QUERY"] = os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
 
 import jax
@@ -48,7 +48,7 @@ COLLECTIVE = re.compile(
 
 
 class Collective(NamedTuple):
-    """A kind of collective instruction with the shapes of its results."""
+    """A collective instruction and the shapes of its results."""
 
     name: str
     shapes: tuple[str, ...]  # such as f32[5000,16]
@@ -58,7 +58,7 @@ class Collective(NamedTuple):
 
 
 def count_collectives(program: str) -> collections.Counter[Collective]:
-    """How often each collective stands in the text of a compiled program; of an asynchronous pair the start counts."""
+    """Counts collectives in the text of a compiled program; an asynchronous pair counts once."""
     found = (COLLECTIVE.search(line) for line in program.splitlines())
     return collections.Counter(
         Collective(match["name"], tuple(re.findall(r"\w+\[[\d,]*\]", match["shapes"]))) for match in found if match
@@ -66,7 +66,7 @@ def count_collectives(program: str) -> collections.Counter[Collective]:
 
 
 def tpu_mesh(topology: str) -> Mesh:
-    """The mesh of `fedmd_jax.client_mesh`, of chips that are not there."""
+    """The mesh of `fedmd_jax.client_mesh` for chips of a topology description."""
     chips = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     return Mesh(np.asarray(chips), ("clients",))
 
@@ -74,8 +74,8 @@ def tpu_mesh(topology: str) -> Mesh:
 def tpu_groups(
     networks: Mapping[str, PaperNetwork], num_clients: int, *, width: float
 ) -> dict[str, fmd.ArchitectureGroup]:
-    """A group of `num_clients` for each of these networks, with the convolutions that a TPU runs."""
-    # By itself a network takes the form that is best where it is traced.
+    """A group of `num_clients` for each network, with the convolution forms of a TPU."""
+    # The default form would be that of the platform of the trace.
     choose = functools.partial(choose_form, platform="tpu")
     convolution = functools.partial(conv_general_dilated, choose=choose)
     groups = {}
@@ -87,7 +87,7 @@ def tpu_groups(
 
 
 def abstract_arguments(federation: fmd.Federation, *, num_public: int) -> tuple[Any, ...]:
-    """What `federation.round` takes, as shapes with their shardings: states, public, private, key."""
+    """The arguments of `federation.round` as shapes with shardings: states, public, private, key."""
     images = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
     integers = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -115,7 +115,7 @@ def compile_round(
     subset_size: int,
     num_public: int,
 ) -> dict[str, Any]:
-    """Compiles a whole round and returns its figures; `clients_per_chip` is of each network unless there are ten."""
+    """Compiles a round and returns its figures; `clients_per_chip` counts each network, and is not used with `ten`."""
     mesh = tpu_mesh(topology)
     if ten:
         groups = tpu_groups({f"network {row}": network for row, network in enumerate(TABLE_1)}, 1, width=width)
@@ -135,10 +135,10 @@ def compile_round(
         "chip": mesh.devices.flat[0].device_kind,
         "clients": sum(group.num_clients for group in groups.values()),
         "compile_seconds": seconds,
-        "compile_cpu_seconds": cpu_seconds,  # what a busy machine does not stretch
+        "compile_cpu_seconds": cpu_seconds,  # independent of other load
         "argument_bytes": memory.argument_size_in_bytes,
         "output_bytes": memory.output_size_in_bytes,
-        "alias_bytes": memory.alias_size_in_bytes,  # donated arguments, which the outputs take over
+        "alias_bytes": memory.alias_size_in_bytes,  # donated arguments whose buffers the outputs reuse
         "temp_bytes": memory.temp_size_in_bytes,
         "gflops": compiled.cost_analysis()["flops"] / 1e9,
         "collectives": {str(collective): count for collective, count in collectives.items()},
@@ -151,15 +151,17 @@ def main() -> int:
     parser.add_argument("--topology", action="append", metavar="NAME", help=f"default: {' '.join(TOPOLOGIES)}")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="default: both")
     parser.add_argument("--ten", action="store_true", help="ten different networks instead, one client each")
-    parser.add_argument("--clients-per-chip", type=int, default=1, help="of each network")
+    parser.add_argument("--clients-per-chip", type=int, default=1, help="clients of each network per chip")
     parser.add_argument("--width", type=float, default=1.0, help="multiplies the filters of the paper's networks")
     parser.add_argument("--subset-size", type=int, default=5000, help="M, public examples of a round")
-    parser.add_argument("--num-public", type=int, default=60_000, help="public examples to draw them from, as MNIST's")
+    parser.add_argument("--num-public", type=int, default=60_000, help="P, public examples; default: as in MNIST")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE")
     options = parser.parse_args()
     if importlib.util.find_spec("libtpu") is None:
         parser.exit(2, "compiling for a TPU needs libtpu: pip install 'fedmd_jax[tpu-aot]'\n")
-    jax.config.update("jax_platforms", "cpu")  # libtpu makes JAX look for a TPU of this machine otherwise
+    if jax.__version_info__ < (0, 10):  # jaxlib 0.7 crashes here
+        parser.exit(2, f"compiling for a TPU is tested with jax 0.10 and newer, got jax {jax.__version__}\n")
+    jax.config.update("jax_platforms", "cpu")  # otherwise JAX looks for a local TPU
     settings = {name: value for name, value in vars(options).items() if name not in ("topology", "json")}
     columns = f"{'':<10} {'clients':>7} {'compile':>9} {'argument':>10} {'output':>10} {'temp':>10} {'GFLOP':>8}"
     print(f"{columns}  crosses chips")

@@ -13,14 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def unknown(what: str, word: str, known: Collection[str], *, list_known: bool = True) -> str:
+def unknown(what: str, word: str, known: Collection[str]) -> str:
     """An error message for an unknown word, with suggestions of similar known words.
 
     Args:
       what: kind of the word, such as "command".
       word: the unknown word.
       known: the known words.
-      list_known: whether to list all known words if none is similar.
 
     >>> unknown("command", "rum", ["run", "report"])
     "unknown command 'rum', perhaps you meant run"
@@ -30,7 +29,7 @@ def unknown(what: str, word: str, known: Collection[str], *, list_known: bool = 
     close = difflib.get_close_matches(word, known, n=3)
     if close:
         return f"unknown {what} {word!r}, perhaps you meant {' or '.join(close)}"
-    return f"unknown {what} {word!r}" + (f", known are {', '.join(known)}" if list_known else "")
+    return f"unknown {what} {word!r}, known are {', '.join(known)}"
 
 
 def one_line(text: str, *, longest: int = 1000) -> str:
@@ -46,9 +45,6 @@ def one_line(text: str, *, longest: int = 1000) -> str:
     line = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
     half = longest // 2
     return line if len(line) <= longest else f"{line[:half]} ... {line[-half:]}"
-
-
-_MOST = 2**31  # upper bound of counts
 
 
 def check_examples(what: str, inputs: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -175,12 +171,12 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (np.generic, np.ndarray, jax.Array)) and np.ndim(value) == 0 and value.dtype.kind in "fiu"
 
 
-def check_count(name: str, value: Any, *, minimum: int = 1) -> None:
-    """Raises ValueError if a setting is not an integer from `minimum` to 2**31 - 1."""
+def check_count(name: str, value: Any, *, minimum: int = 1, bits: int = 31) -> None:
+    """Raises ValueError if a setting is not an integer from `minimum` to 2**bits - 1."""
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < minimum:
         raise ValueError(f"{name} must be an integer of at least {minimum}, got {describe_value(value)}")
-    if value >= _MOST:
-        raise ValueError(f"{name} must be below 2**31, got {describe_value(value)}")
+    if value >= 2**bits:
+        raise ValueError(f"{name} must be below 2**{bits}, got {describe_value(value)}")
 
 
 def check_positive(name: str, value: Any) -> None:
@@ -193,6 +189,12 @@ def check_not_negative(name: str, value: Any) -> None:
     """Raises ValueError if a setting is not a finite number of at least 0."""
     if not is_number(value) or not 0 <= value <= sys.float_info.max:
         raise ValueError(f"{name} must be finite and not negative, got {describe_value(value)}")
+
+
+def check_share(name: str, value: Any) -> None:
+    """Raises ValueError if a setting is not a number from 0 to 1."""
+    if not is_number(value) or not 0 <= value <= 1:
+        raise ValueError(f"{name} must be between 0 and 1, got {describe_value(value)}")
 
 
 def check_numbers(what: str, array: Any, *, kind: Any = jnp.number, rank: int | None = None) -> None:
@@ -217,7 +219,7 @@ def check_clients(what: str, tree: Any) -> int | None:
     Raises:
       ValueError: a leaf is not an array [K, ...] with K at least 1, or leaves differ in K.
     """
-    shapes = [getattr(leaf, "shape", None) for leaf in jax.tree.leaves(tree)]
+    shapes: list[Any] = [getattr(leaf, "shape", None) for leaf in jax.tree.leaves(tree)]
     if not all(isinstance(shape, tuple) and shape and shape[0] > 0 for shape in shapes):
         bad = next(leaf for leaf, shape in zip(jax.tree.leaves(tree), shapes, strict=True) if not shape or not shape[0])
         raise ValueError(f"{what} must be arrays [K, ...] of at least one client, got {describe_value(bad)}")

@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import errno
-import itertools
 import os
 import pathlib
 import re
@@ -13,7 +12,7 @@ import textwrap
 import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal
 
 import jax
 import tyro
@@ -23,56 +22,19 @@ from fedmd_jax import checks
 from fedmd_jax.data.catalogue import find_data_set
 from fedmd_jax.data.listing import describe_sizes, files_of, table
 from fedmd_jax.data.preparing import prepare_data
-from fedmd_jax.experiments import EXPERIMENTS, Experiment, distributed, smoke
-from fedmd_jax.experiments import run_directory as files
+from fedmd_jax.experiments import EXPERIMENTS, Experiment, distributed, run_directory as files, settings_from, smoke
 from fedmd_jax.experiments.checkpoint import CheckpointError
 from fedmd_jax.experiments.errors import SettingsError, UsageError, bad_input, check_backend
 from fedmd_jax.experiments.progress import ProgressKind
-from fedmd_jax.experiments.results import sweep as sweeps
-from fedmd_jax.experiments.results.figures import plot, plot_seeds, write_plot
-from fedmd_jax.experiments.results.listing import list_runs
-from fedmd_jax.experiments.results.report import describe
-from fedmd_jax.experiments.results.seeds import brief, describe_seeds, read_seeds, seed_jobs, write_seeds
-from fedmd_jax.experiments.run_directory import Record
-from fedmd_jax.experiments.settings import settings_from
+from fedmd_jax.experiments.results import figures, report, seeds, sweep as sweeps
 from fedmd_jax.experiments.setup import cache_compiled_programs, choose_seeds_at_once
 from fedmd_jax.experiments.train import Command, Signals, run_all
+from fedmd_jax.loggers import LogKind
 
 FAILED, BAD_INPUT = 1, 2
+# Options of a process and not of a run, which are given again when it is resumed.
+_PROCESS_OPTIONS = ("allow_environment_change", "distributed", "coordinator", "num_processes", "process_id")
 _SMOKE_NOTE = "a smoke run: its settings are tiny, its accuracies mean nothing\n"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Processes:
-    """How this process finds the others of a run.
-
-    Attributes:
-      distributed: This process is one of many, on Slurm, a TPU pod, Open MPI or Kubernetes. Needs --out or --resume
-        with a folder that all processes share. Clients are sharded over the devices of all.
-      coordinator: HOST:PORT of process 0, for processes started by hand. Needs the next two.
-      num_processes: Number of processes started by hand.
-      process_id: Number of this process, from 0.
-    """
-
-    distributed: tyro.conf.FlagCreatePairsOff[bool] = False
-    coordinator: str | None = None
-    num_processes: int | None = None
-    process_id: int | None = None
-
-    def __post_init__(self):
-        by_hand = (self.coordinator, self.num_processes, self.process_id)
-        if by_hand != (None, None, None) and None in by_hand:
-            raise ValueError("processes started by hand need all of --coordinator, --num-processes and --process-id")
-
-    @property
-    def are_many(self) -> bool:
-        """Whether there are other processes."""
-        return self.distributed or self.coordinator is not None
-
-    def as_options(self) -> str:
-        """The options that set these values."""
-        given = {name.replace("_", "-"): value for name, value in vars(self).items() if value not in (None, False)}
-        return " ".join(f"--{name}" if value is True else f"--{name} {value}" for name, value in given.items())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,20 +42,24 @@ class _Options:
     """What run and sweep have in common.
 
     Attributes:
+      name: Experiment whose settings are the defaults.
       out: Directory of the results, which must not exist. None: a new one in runs/.
       num_seeds: Number of seeds, from --seed on, each in a directory of its own; means and standard deviations are
         written, too.
       config: A config.json whose settings are the defaults; options on the command line win.
       smoke: Tiny defaults, with which every part runs and accuracies mean nothing.
       progress: How progress is shown; auto is a bar on a terminal, else lines.
+      log: Also log the metrics of each round to tensorboard (DIR/tensorboard) or wandb (Weights & Biases).
       experiment: All settings.
     """
 
+    name: tyro.conf.Positional[Literal[tuple(EXPERIMENTS)]] = "quickstart"
     out: str | None = None
     num_seeds: int | None = None
     config: str | None = None
     smoke: tyro.conf.FlagCreatePairsOff[bool] = False
     progress: ProgressKind = "auto"
+    log: LogKind | None = None
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
 
 
@@ -105,12 +71,33 @@ class Run(_Options):
       resume: Directory of an interrupted run, which is continued; all settings come from there.
       allow_environment_change: With --resume: also with other versions or devices, to results that are the same but
         for rounding.
-      processes: Of a run in many processes.
+      distributed: This process is one of many, on Slurm, a TPU pod, Open MPI or Kubernetes. Needs --out or --resume
+        with a folder that all processes share. Clients are sharded over the devices of all.
+      coordinator: HOST:PORT of process 0, for processes started by hand. Needs the next two.
+      num_processes: Number of processes started by hand.
+      process_id: Number of this process, from 0.
     """
 
     resume: str | None = None
     allow_environment_change: tyro.conf.FlagCreatePairsOff[bool] = False
-    processes: Annotated[Processes, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Processes)
+    distributed: tyro.conf.FlagCreatePairsOff[bool] = False
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+
+    @property
+    def has_many_processes(self) -> bool:
+        """Whether there are other processes."""
+        return self.distributed or (self.coordinator, self.num_processes, self.process_id) != (None, None, None)
+
+    def resuming(self, path: pathlib.Path) -> str:
+        """The command that resumes the run in this process."""
+        words = ["fedmd-jax", "run", "--resume", str(path)]
+        for name in _PROCESS_OPTIONS:
+            value = getattr(self, name)
+            if value is not None and value is not False:  # a process may be number 0
+                words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+        return shlex.join(words)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,6 +126,10 @@ class List:
     name: tyro.conf.Positional[str | None] = None
     data_dir: str | None = None
 
+    def act(self) -> None:
+        """Prints the list."""
+        print(table(self.data_dir) if self.name is None else files_of(find_data_set(self.name)))
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prepare:
@@ -157,6 +148,14 @@ class Prepare:
     data_dir: str | None = None
     no_checksums: tyro.conf.FlagCreatePairsOff[bool] = False
 
+    def act(self) -> None:
+        """Prepares the data set and prints its sizes."""
+        data_set = find_data_set(self.name)
+        print(f"preparing {self.name} ...", flush=True)
+        done = prepare_data(self.name, source=self.source, data_dir=self.data_dir, checksums=not self.no_checksums)
+        how = "prepared in" if done.is_new else "there already, nothing is changed (delete it to prepare it again):"
+        print(f"{self.name} {how} {done.path}: {describe_sizes(done.sizes, data_set)}")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line.
@@ -172,44 +171,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.unraisablehook = lambda _: None  # Ctrl-C in a destructor, and callbacks of Orbax after a full disk
     with Signals() as signals:
         try:
-            code = _guarded(list(sys.argv[1:] if argv is None else argv), signals)
-        except Exception:
-            if not jax.distributed.is_initialized():
-                raise
-            traceback.print_exc()
+            code = _parse(list(sys.argv[1:] if argv is None else argv))(signals)
+            sys.stdout.flush()
+        except SystemExit as end:  # tyro has printed the help, or what is wrong
+            code = end.code if isinstance(end.code, int) else 0
+        except (UsageError, files.RunDirectoryError, CheckpointError, files.WriteError) as error:
+            code = _complain(error)
+        except KeyboardInterrupt:
+            signals.hold()
+            print("\nfedmd-jax: interrupted", file=sys.stderr)
+            code = signals.code
+        except Exception as error:
             code = FAILED
+            if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.ENOSPC):  # all other files: WriteError
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the exit can flush it
+                if error.errno == errno.ENOSPC:
+                    _complain(files.WriteError(f"cannot print: {error.strerror}"))
+            elif jax.distributed.is_initialized():
+                traceback.print_exc()
+            else:
+                raise
         if code and (argv is None or jax.distributed.is_initialized()):
             distributed.exit_now(code)  # a normal exit would wait for computations, Orbax and other processes
     return code
-
-
-def _guarded(argv: list[str], signals: Signals) -> int:
-    """The exit code of a command, after one line about what went wrong."""
-    try:
-        code = _parse(argv)(signals)
-        sys.stdout.flush()
-    except SystemExit as end:  # tyro has printed the help, or what is wrong
-        return end.code if isinstance(end.code, int) else 0
-    except (UsageError, files.RunDirectoryError, CheckpointError, files.WriteError) as error:
-        return _complain(error)
-    except BrokenPipeError:  # `fedmd-jax report DIR | head`
-        _drop_output()
-        return FAILED
-    except OSError as error:  # of stdout: what else is written or read has errors of its own
-        if error.errno != errno.ENOSPC:
-            raise
-        _drop_output()
-        return _complain(files.WriteError(f"cannot print: {error.strerror}"))
-    except KeyboardInterrupt:
-        signals.hold()
-        print("\nfedmd-jax: interrupted", file=sys.stderr)
-        return signals.code
-    return code
-
-
-def _drop_output() -> None:
-    """What is still to be printed goes nowhere, so that the exit does not fail on it."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _complain(error: Exception) -> int:
@@ -221,54 +205,44 @@ def _parse(argv: list[str]) -> Callable[[Signals], int]:
     """The command as a function of the signals that interrupt it."""
     if argv == ["--version"]:
         return lambda _: print(f"fedmd-jax {fedmd_jax.__version__}") or 0
-    argv, experiments = _with_defaults(argv or ["--help"])
-    if {"-h", "--help"} & set(argv) and argv[0] in _COMMANDS:
-        return lambda _: print(_help(argv[0], argv[1], experiments)) or 0
-    argv = ["--help" if word == "--help-all" else word for word in argv]
-    return _ask_tyro(argv, experiments)
+    words = ["--help" if word == "--help-all" else word for word in argv or ["--help"]]
+    if words[0] in _COMMANDS:
+        kind, act = _COMMANDS[words[0]]
+        default = kind(**_defaults(argv))
+        if {"-h", "--help"} & set(argv):
+            return lambda _: print(_help(argv[0], default)) or 0
+        with bad_input():
+            options = tyro.cli(kind, default=default, args=words[1:], prog=f"fedmd-jax {words[0]}")
+        if options.name != default.name:  # its settings were not taken
+            raise UsageError(f"the experiment comes first: fedmd-jax {words[0]} {options.name} [options]")
+        return partial(act, argv, options)
+    app = tyro.extras.SubcommandApp()
+    for name, (kind, _) in _COMMANDS.items():
+        app.command(_presets_command(kind), name=name)
+    app.command(_report_command, name="report")
+    app.command(_data_command, name="data")
+    return app.cli(args=words, prog="fedmd-jax", description=fedmd_jax.__doc__.partition("\n")[0])
 
 
-def _with_defaults(argv: list[str]) -> tuple[list[str], dict[str, Experiment]]:
-    """The arguments with a name after `run` and `sweep`, and the experiments as --config and --smoke have them."""
-    if argv[0] not in _COMMANDS:
-        return argv, EXPERIMENTS
+def _defaults(argv: list[str]) -> files.Record:
+    """Name and settings of the experiment of `run` or `sweep`, before other options are read."""
     early = argparse.ArgumentParser(prog=f"fedmd-jax {argv[0]}", add_help=False, allow_abbrev=False)
     early.add_argument("--config")
     early.add_argument("--smoke", action="store_true")
     given, _ = early.parse_known_args(argv[1:])
-    name, experiments = "quickstart", EXPERIMENTS
-    if given.config is not None:
-        config = files.read_config_file(pathlib.Path(given.config).expanduser())
-        with bad_input():
-            experiments = dict.fromkeys(EXPERIMENTS, settings_from(Experiment, config["settings"]))
-        name = config["experiment"] if config["experiment"] in EXPERIMENTS else name
-    if given.smoke:
-        experiments = {name: smoke(experiment) for name, experiment in experiments.items()}
-    if len(argv) == 1 or argv[1].startswith("-"):
-        argv = [argv[0], name, *argv[1:]]
-    if argv[1] not in EXPERIMENTS:
-        raise UsageError(checks.unknown("experiment", argv[1], tuple(EXPERIMENTS)))
-    return argv, experiments
-
-
-def _ask_tyro(argv: list[str], experiments: dict[str, Experiment]) -> Callable[[Signals], int]:
-    """The command that the arguments say."""
+    config = {} if given.config is None else files.read_config_file(pathlib.Path(given.config).expanduser())
+    is_named = len(argv) > 1 and not argv[1].startswith("-")
+    name = argv[1] if is_named else config.get("experiment", "quickstart")
+    if name not in EXPERIMENTS:
+        raise UsageError(checks.unknown("experiment", name, tuple(EXPERIMENTS)))
     with bad_input():
-        if argv[0] in _COMMANDS:
-            kind, act = _COMMANDS[argv[0]]
-            default, program = kind(experiment=experiments[argv[1]]), " ".join(["fedmd-jax", *argv[:2]])
-            return partial(act, argv, tyro.cli(kind, default=default, args=argv[2:], prog=program))
-        app = tyro.extras.SubcommandApp()
-        for name, (kind, _) in _COMMANDS.items():
-            app.command(_presets_command(kind), name=name)
-        app.command(_report_command, name="report")
-        app.command(_data_command, name="data")
-        return app.cli(args=argv, prog="fedmd-jax", description=fedmd_jax.__doc__.partition("\n")[0])
+        experiment = settings_from(Experiment, config["settings"]) if config else EXPERIMENTS[name]
+    return {"name": name, "experiment": smoke(experiment) if given.smoke else experiment}
 
 
-def _presets_command(kind: type) -> Callable:
+def _presets_command(kind: type[_Options]) -> Callable:
     """`run` or `sweep` with all presets, for the help and for shell completion."""
-    presets = {name: kind(experiment=experiment) for name, experiment in EXPERIMENTS.items()}
+    presets = {name: kind(name=name, experiment=experiment) for name, experiment in EXPERIMENTS.items()}
     choice = tyro.extras.subcommand_type_from_defaults(presets, prefix_names=False)
 
     def command(options: tyro.conf.OmitSubcommandPrefixes[Annotated[choice, tyro.conf.arg(name="")]]):
@@ -278,13 +252,15 @@ def _presets_command(kind: type) -> Callable:
     return command
 
 
-def _report_command(directory: tyro.conf.Positional[str]):
+def _report_command(directory: tyro.conf.Positional[str], per_class: tyro.conf.FlagCreatePairsOff[bool] = False):
     """Print the table of a finished run, or of several seeds, and redraw its plot; of a folder of runs a line for each.
 
     Args:
       directory: The run directory, or a folder of them.
+      per_class: Print the accuracy of each client of one run on each class after the last round, and the class that
+        its examples are most often taken for.
     """
-    return partial(_report, directory)
+    return partial(_report, directory, per_class)
 
 
 def _data_command(command: tyro.conf.OmitSubcommandPrefixes[Annotated[List | Prepare, tyro.conf.arg(name="")]]):
@@ -292,163 +268,143 @@ def _data_command(command: tyro.conf.OmitSubcommandPrefixes[Annotated[List | Pre
     return partial(_data, command)
 
 
-class _Job(NamedTuple):
-    """A run, or a run of several seeds."""
-
-    path: pathlib.Path
-    name: str  #: of the experiment
-    experiment: Experiment  #: of the first seed
-    num_seeds: int | None
-    command: str
-
-
 def _run(argv: Sequence[str], options: Run, signals: Signals) -> int:
-    many = options.processes.are_many
-    if many:
-        processes = options.processes
-        distributed.initialize(processes.coordinator, processes.num_processes, processes.process_id)
+    if options.has_many_processes:
+        distributed.initialize(options.coordinator, options.num_processes, options.process_id)
     check_backend()
-    job = _new_job(argv, options) if options.resume is None else _resumed_job(argv, options)
-    if many:
-        if job.experiment.devices not in (None, "all"):
-            raise UsageError(f"many processes use all their devices, got --devices {job.experiment.devices}")
-        job = job._replace(experiment=dataclasses.replace(job.experiment, devices="all"))
-    cache_compiled_programs()
-    environment = " --allow-environment-change" if options.allow_environment_change else ""
-    hint = f"to resume: fedmd-jax run --resume {shlex.quote(str(job.path))}{environment}"
-    if many:
-        hint += f" {options.processes.as_options()}"
+    words = shlex.join(["fedmd-jax", *argv])
+    if options.resume is None:
+        path = _output_path(options)
+    else:
+        path = files.user_path(options.resume)
+        options, words = _resumed(path, options, words)
+    experiment, hint = options.experiment, f"to resume: {options.resuming(path)}"
+    if options.has_many_processes:
+        if experiment.devices not in (None, "all"):
+            raise UsageError(f"many processes use all their devices, got --devices {experiment.devices}")
+        experiment = dataclasses.replace(experiment, devices="all")
         print(hint, file=sys.stderr, flush=True)  # JAX may end this process when another has ended
-    config = {"command": job.command, "num_seeds": job.num_seeds}
-    resume = options.resume is not None
-    command = Command(job.name, config, options.progress, signals, resume, options.allow_environment_change)
+    cache_compiled_programs()
+    is_resumed, change = options.resume is not None, options.allow_environment_change
+    config = {"command": words, "num_seeds": options.num_seeds, "log": options.log}
+    command = Command(options.name, config, options.progress, signals, is_resumed, change, options.log)
+    summaries: list[files.Record] = []
+    code = 0
     try:
-        completed = _run_job(command, job)
+        _train(path, command, experiment, summaries)
     except KeyboardInterrupt:
-        if not job.path.is_dir():
+        if not path.is_dir():
             raise
-        completed = False
-    except jax.errors.JaxRuntimeError:  # with many processes, mostly because another has ended
-        if many:
-            print(hint, file=sys.stderr)
-        raise
-    if not completed:
         signals.hold()
+        code = signals.code
+    except jax.errors.JaxRuntimeError:  # with many processes, mostly because another has ended
         print(hint, file=sys.stderr)
-    return 0 if completed else signals.code
+        raise
+    if summaries and distributed.is_first():
+        note = _SMOKE_NOTE * ("--smoke" in words.split())
+        print(f"\n{note}{report.describe(summaries[-1])}\nresults in {path}")
+    if code:
+        print(hint, file=sys.stderr)
+    return code
 
 
-def _run_job(command: Command, job: _Job) -> bool:
-    """Whether one seed or several were not interrupted."""
-    is_smoke = "--smoke" in job.command.split()
-    if job.num_seeds is not None:
-        summaries: list[Record] = []
-        completed = _run_seeds(command, job.path, job.experiment, summaries)
-        if summaries and distributed.is_first():
-            print(f"\n{_SMOKE_NOTE * is_smoke}{describe_seeds(summaries[-1])}\nresults in {job.path}")
-        return completed
-    if files.is_finished(job.path):
-        print(f"nothing to do: the run in {job.path} is finished")
-
-    def show(path: pathlib.Path, summary: Record) -> None:
-        _note_interruption(summary)
-        print(f"\n{_SMOKE_NOTE * is_smoke}{describe(summary)}\nresults in {path}")
-
-    return run_all({job.path: job.experiment}, command, done=show)
-
-
-def _run_seeds(command: Command, path: pathlib.Path, experiment: Experiment, summaries: list[Record]) -> bool:
-    """Whether no seed was interrupted; after each seed a summary of those that are done is written and appended."""
-    num_seeds = command.config["num_seeds"]
-    with bad_input():
-        jobs = seed_jobs(path, experiment, num_seeds)
-        at_once = choose_seeds_at_once(experiment, num_seeds)
-    finished = [seed_path for seed_path in jobs if files.is_finished(seed_path)]
-
-    def write() -> None:
-        if finished and distributed.is_first():
-            summaries.append(write_seeds(path, finished, num_seeds))
-
-    def done(seed_path: pathlib.Path, summary: Record) -> None:
-        _note_interruption(summary)
-        if not summary["interrupted"]:
-            print(f"\n{brief(summary)}\nresults in {seed_path}")
-            if seed_path not in finished:
-                finished.append(seed_path)
-            write()
-
-    write()
-    return run_all(jobs, command, seeds_at_once=at_once, done=done)
-
-
-def _note_interruption(summary: Record) -> None:
-    if summary["interrupted"]:
-        rounds = f"round {summary['num_rounds_done']} of {summary['num_rounds']}"
-        print(f"\ninterrupted after {rounds}: results so far are kept", file=sys.stderr)
-
-
-def _new_job(argv: Sequence[str], options: Run) -> _Job:
-    name = argv[1]
-    if options.processes.are_many and options.out is None:
-        raise UsageError("many processes need --out DIR, a folder that all of them share")
-    several = "" if options.num_seeds is None else f"-{options.num_seeds}seeds"
-    path = _output_path(options, name, f"-seed{options.experiment.seed}{several}")
-    return _Job(path, name, options.experiment, options.num_seeds, shlex.join(["fedmd-jax", *argv]))
-
-
-def _resumed_job(argv: Sequence[str], options: Run) -> _Job:
-    """The run in a directory, as its config.json says."""
-    kept = {"resume": None, "allow_environment_change": False, "processes": Processes(), "progress": "auto"}
-    if dataclasses.replace(options, **kept) != Run(experiment=EXPERIMENTS["quickstart"]):
-        raise UsageError(f"run --resume takes all settings from the directory, got {shlex.join(argv)}")
-    path = files.user_path(options.resume)
-    seeds = sorted(path.glob("seed*[0-9]"), key=lambda seed: int(re.sub(r"\D", "", seed.name)))
-    config = files.read_config(path if (path / files.CONFIG).exists() or not seeds else seeds[0])
+def _resumed(path: pathlib.Path, options: Run, words: str) -> tuple[Run, str]:
+    """The options of the run in a directory, as its config.json says, and its command."""
+    given = {name: getattr(options, name) for name in ("resume", "progress", *_PROCESS_OPTIONS)}
+    if options != Run(experiment=EXPERIMENTS["quickstart"], **given):
+        raise UsageError(f"run --resume takes all settings from the directory, got {words}")
+    config = files.read_config(path)
     try:
         experiment = settings_from(Experiment, config["settings"])
     except ValueError as error:
         raise files.RunDirectoryError(f"cannot read the settings of {path}: {error}") from error
     if options.allow_environment_change:
         experiment = _of_this_machine(experiment)
-    return _Job(path, config["experiment"], experiment, config["num_seeds"], config["command"])
+    kept = {name: config[name] for name in ("num_seeds", "log")}
+    kept |= {"name": config["experiment"], "experiment": experiment}
+    return dataclasses.replace(options, **kept), config["command"]
 
 
 def _of_this_machine(experiment: Experiment) -> Experiment:
-    """At most as many devices as there are, and no folders that are not there."""
+    """At most as many devices as there are, and no folders that do not exist."""
     devices = experiment.devices
     if isinstance(devices, int) and devices > jax.device_count():
         devices = "all"
 
     def if_there(folder: str | None) -> str | None:
-        return folder if folder is not None and pathlib.Path(folder).expanduser().is_dir() else None
+        return folder if folder is not None and os.path.isdir(os.path.expanduser(folder)) else None
 
     data = dataclasses.replace(experiment.data, data_dir=if_there(experiment.data.data_dir))
-    folder = if_there(experiment.pretrained_dir)
-    return dataclasses.replace(experiment, devices=devices, data=data, pretrained_dir=folder)
+    pretrained_dir = if_there(experiment.pretrained_dir)
+    return dataclasses.replace(experiment, devices=devices, data=data, pretrained_dir=pretrained_dir)
+
+
+def _train(path: pathlib.Path, command: Command, experiment: Experiment, summaries: list[files.Record]) -> None:
+    """Runs one seed, or several and a summary of those that are done after each; appends the summaries."""
+    num_seeds = command.config["num_seeds"]
+    with bad_input():
+        jobs = seeds.seed_jobs(path, experiment, num_seeds)
+        at_once = choose_seeds_at_once(experiment, len(jobs))
+    finished = [job for job in jobs if files.is_finished(job)]
+    if len(finished) == len(jobs):
+        print(f"nothing to do: the run in {path} is finished")
+
+    def summarize_finished() -> None:
+        if num_seeds is not None and finished and distributed.is_first():
+            summaries.append(seeds.write_seeds(path, finished, num_seeds))
+
+    def done(job: pathlib.Path, summary: files.Record) -> None:
+        if summary["interrupted"]:
+            rounds = f"round {summary['num_rounds_done']} of {summary['num_rounds']}"
+            print(f"\ninterrupted after {rounds}: results so far are kept", file=sys.stderr)
+        if num_seeds is None:
+            summaries.append(summary)
+        elif not summary["interrupted"]:
+            print(f"\n{report.brief(summary)}\nresults in {job}")
+            if job not in finished:  # a batch of seeds may be resumed when some of them are finished
+                finished.append(job)
+            summarize_finished()
+
+    summarize_finished()
+    run_all(jobs, command, seeds_at_once=at_once, done=done)
 
 
 def _sweep(argv: Sequence[str], options: Sweep, signals: Signals) -> int:
-    name = argv[1]
     check_backend()
-    path = _output_path(options, name, "-sweep")
+    path = _output_path(options)
     combinations = _combinations(argv, options)
     cache_compiled_programs()
-    config = {"command": shlex.join(["fedmd-jax", *argv]), "num_seeds": options.num_seeds}
-    command = Command(name, config, options.progress, signals)
-    rows: list[Record] = []
-    completed = True
+    files.create(path, {sweeps.TABLE: b""})
+    config = {"command": shlex.join(["fedmd-jax", *argv]), "num_seeds": options.num_seeds, "log": options.log}
+    command, code = Command(options.name, config, options.progress, signals, log=options.log), 0
+    rows: list[sweeps.Row] = []
     for number, (combination, experiment) in enumerate(combinations):
         print(f"\n{sweeps.label(combination)} ({number + 1} of {len(combinations)})", flush=True)
         place = path / sweeps.directory(number, combination)
-        record, completed = _run_combination(command, place, combination, experiment)
+        summaries: list[files.Record] = []
+        error = None
+        try:
+            if isinstance(experiment, SettingsError):
+                raise experiment
+            _train(place, command, experiment, summaries)
+        except KeyboardInterrupt:
+            signals.hold()
+            code = signals.code
+        except (files.WriteError, files.RunDirectoryError, OSError):
+            raise  # the others cannot be written or printed, either
+        except Exception as failed:  # does not stop the others
+            if not isinstance(failed, UsageError):
+                traceback.print_exc()
+            error, code = sweeps.failure(failed), FAILED
+            print(f"fedmd-jax: failed: {error}", file=sys.stderr)
+        rows.append(sweeps.Row(combination, place.name, summaries[-1] if summaries else None, error))
         with signals.held():
-            _write_sweep(path, name, rows := [*rows, record])
-        if not completed:
+            files.replace_file(path / sweeps.TABLE, sweeps.to_csv(rows))
+            figures.write_plot(path / sweeps.PLOT, sweeps.plot_sweep, rows, f"{options.name}: sweep")
+        if code not in (0, FAILED):
             break
     print(f"\n{_SMOKE_NOTE * options.smoke}{sweeps.describe_sweep(rows)}\nresults in {path}")
-    if not completed:
-        return signals.code
-    return FAILED if any(record["error"] for record in rows) else 0
+    return code
 
 
 def _combinations(argv: Sequence[str], options: Sweep) -> list[tuple[sweeps.Combination, Experiment | SettingsError]]:
@@ -458,7 +414,7 @@ def _combinations(argv: Sequence[str], options: Sweep) -> list[tuple[sweeps.Comb
       UsageError: an unknown setting, a bad value, or no combination that can be run.
     """
     settings = _options_of(options.experiment)
-    flags = [name for name, option in settings.items() if option.kind is bool]
+    flags = [name for name, (default, _) in settings.items() if isinstance(default, bool)]
     combinations = []
     for combination in sweeps.grid(options.over, list(settings)):
         try:
@@ -471,59 +427,28 @@ def _combinations(argv: Sequence[str], options: Sweep) -> list[tuple[sweeps.Comb
     return combinations
 
 
-def _run_combination(
-    command: Command, path: pathlib.Path, combination: sweeps.Combination, experiment: Experiment | SettingsError
-) -> tuple[Record, bool]:
-    """Its row of the table, and whether it was not interrupted; a combination that fails does not stop the others."""
-    summaries: list[Record] = []
-    error, completed = None, True
-    try:
-        if isinstance(experiment, SettingsError):
-            raise experiment
-        completed = _run_seeds(command, path, experiment, summaries)
-    except (files.WriteError, files.RunDirectoryError, OSError):
-        raise  # the others cannot be written or printed, either
-    except Exception as failed:
-        if not isinstance(failed, UsageError):
-            traceback.print_exc()
-        error = sweeps.failure(failed)
-        print(f"fedmd-jax: failed: {error}", file=sys.stderr)
-    return sweeps.row(combination, path.name, summaries[-1] if summaries else None, error), completed
-
-
-def _write_sweep(path: pathlib.Path, name: str, rows: Sequence[Record]) -> None:
-    table = sweeps.to_csv(rows)
-    if not path.exists():  # the first combination has failed before it could write anything
-        files.create(path, {sweeps.TABLE: table})
-    files.replace_file(path / sweeps.TABLE, table)
-    write_plot(path / sweeps.PLOT, sweeps.plot_sweep, rows, f"{name}: sweep")
-
-
-def _report(directory: str, signals: Signals) -> int:
+def _report(directory: str, per_class: bool, signals: Signals) -> int:
     path = files.user_path(directory)
+    if per_class:
+        counts, config = files.read_confusion(path), files.read_config(path)
+        with files.reading(path):
+            print(report.describe_classes(config["settings"]["data"], counts))
+        return 0
+    if not os.path.isfile(path / files.SUMMARY) and (lines := seeds.list_runs(path)):
+        print("\n".join(lines))
+        return 0
+    summary, runs = seeds.read_results(path)
     with files.reading(path):
-        note = _SMOKE_NOTE * files.is_smoke(path)
-        if (seeds := read_seeds(path)) is not None:
-            summary, runs = seeds
-            text, drawing = describe_seeds(summary), (plot_seeds, runs)
-        elif not (path / files.SUMMARY).is_file() and (lines := list_runs(path)):
-            text, drawing = "\n".join(lines), None
-        else:
-            summary, metrics = files.read_run(path)
-            text, drawing = describe(summary), (plot, summary, metrics)
-    print(f"{note}{text}")
-    if drawing is not None:
-        write_plot(path / files.PLOT, *drawing)
+        text = f"{_SMOKE_NOTE * files.is_smoke(path)}{report.describe(summary)}"
+    print(text)
+    figures.write_plot(path / files.PLOT, figures.plot_seeds, runs)
     return 0
 
 
 def _data(command: List | Prepare, signals: Signals) -> int:
     try:
         with bad_input():
-            if isinstance(command, Prepare):
-                _prepare(command)
-            else:
-                print(table(command.data_dir) if command.name is None else files_of(find_data_set(command.name)))
+            command.act()
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -531,27 +456,22 @@ def _data(command: List | Prepare, signals: Signals) -> int:
     return 0
 
 
-def _prepare(command: Prepare) -> None:
-    data_set = find_data_set(command.name)
-    print(f"preparing {command.name} ...", flush=True)
-    prepared = prepare_data(
-        command.name, source=command.source, data_dir=command.data_dir, checksums=not command.no_checksums
-    )
-    done = "prepared in" if prepared.is_new else "there already, nothing is changed (delete it to prepare it again):"
-    print(f"{command.name} {done} {prepared.path}: {describe_sizes(prepared.sizes, data_set)}")
-
-
-def _output_path(options: _Options, name: str, rest: str) -> pathlib.Path:
+def _output_path(options: _Options) -> pathlib.Path:
     """A directory that does not exist; its name tells a smoke run from the experiment."""
     with bad_input():
-        seed_jobs(pathlib.Path(), options.experiment, 1 if options.num_seeds is None else options.num_seeds)
-    if options.out is None:
-        return files.fresh_path(pathlib.Path("runs") / f"{name}{'-smoke' * options.smoke}{rest}")
-    path = files.user_path(options.out)
-    files.check_new(path)  # before the data is read
-    return path
+        seeds.seed_jobs(pathlib.Path(), options.experiment, options.num_seeds)
+    if options.out is not None:
+        path = files.user_path(options.out)
+        files.check_new(path)  # before the data is read
+        return path
+    if isinstance(options, Run) and options.has_many_processes:
+        raise UsageError("many processes need --out DIR, a folder that all of them share")
+    several = "" if options.num_seeds is None else f"-{options.num_seeds}seeds"
+    rest = "-sweep" if isinstance(options, Sweep) else f"-seed{options.experiment.seed}{several}"
+    return files.fresh_path(pathlib.Path("runs") / f"{options.name}{'-smoke' * options.smoke}{rest}")
 
 
+_COMMANDS = {"run": (Run, _run), "sweep": (Sweep, _sweep)}
 # What --help shows of `run` and `sweep`, by section; --help-all shows everything.
 _SECTIONS = {
     "experiment": "networks width weights seed num-seeds",
@@ -561,38 +481,32 @@ _SECTIONS = {
     "data.examples-per-class",
     "training": "public-training.num-epochs private-training.num-epochs pooled-training.num-epochs local pooled "
     "pretrained-dir",
-    "output": "over out resume config smoke progress checkpoint-every",
+    "output": "over out resume config smoke progress log checkpoint-every",
     "hardware": "devices clients-per-chunk vmap-seeds",
     "many processes": "distributed coordinator num-processes process-id",
 }
-_COMMANDS = {"run": (Run, _run), "sweep": (Sweep, _sweep)}
 _WIDTH = 80
 
 
-def _help(command: str, name: str, experiments: dict[str, Experiment]) -> str:
+def _help(command: str, default: _Options) -> str:
     """The options that most people set, each with the first sentence of its description and its default."""
-    kind, _ = _COMMANDS[command]
-    known = _options_of(kind(experiment=experiments[name]))
-    lines = [f"usage: fedmd-jax {command} [NAME] [options]", "", kind.__doc__.partition("\n")[0], ""]
+    known = _options_of(default)
+    lines = [f"usage: fedmd-jax {command} [NAME] [options]", "", default.__doc__.partition("\n")[0], ""]
     lines += textwrap.wrap(f"NAME is one of {', '.join(EXPERIMENTS)}.", _WIDTH, break_on_hyphens=False)
-    lines += [f"Defaults are those of {name}. --help-all shows every option."]
-    for section, options in _SECTIONS.items():
-        described = [_describe_option(option, known[option]) for option in options.split() if option in known]
-        lines += ["", f"{section}:", *itertools.chain(*described)] if described else []
+    lines += [f"Defaults are those of {default.name}. --help-all shows every option."]
+    for section, text in _SECTIONS.items():
+        options = [option for option in text.split() if option in known]
+        lines += ["", f"{section}:"] if options else []
+        for option in options:
+            lines += _describe_option(option, *known[option])
     return "\n".join(lines)
 
 
-class _Option(NamedTuple):
-    kind: Any
-    default: Any
-    description: str
+def _options_of(settings: Any, prefix: str = "") -> dict[str, tuple[Any, str]]:
+    """Default and description of each option of a dataclass of settings and of those in it.
 
-
-def _options_of(settings: Any, prefix: str = "") -> dict[str, _Option]:
-    """The options of a dataclass of settings and of those in it, by name.
-
-    >>> _options_of(EXPERIMENTS["quickstart"])["digest.num-epochs"].default
-    1
+    >>> _options_of(EXPERIMENTS["quickstart"])["digest.num-epochs"]
+    (1, 'Passes over the data.')
     """
     found, descriptions = {}, {}
     for cls in reversed(type(settings).__mro__):
@@ -601,16 +515,16 @@ def _options_of(settings: Any, prefix: str = "") -> dict[str, _Option]:
     for field in dataclasses.fields(settings):
         value, name = getattr(settings, field.name), prefix + field.name.replace("_", "-")
         if dataclasses.is_dataclass(value):
-            found |= _options_of(value, "" if field.name in ("experiment", "processes") else f"{name}.")
+            found |= _options_of(value, "" if name == "experiment" else f"{name}.")
         else:
-            found[name] = _Option(field.type, value, descriptions[field.name])
+            found[name] = (value, descriptions[field.name])
     return found
 
 
-def _describe_option(name: str, option: _Option) -> list[str]:
-    flag = f"--{name}, --no-{name}" if option.default is True else f"--{name}"
-    default = " ".join(map(str, option.default)) if isinstance(option.default, tuple) else str(option.default)
-    shown = "" if option.default is False else f" ({textwrap.shorten(default, 40, placeholder=' ...')})"
-    first = re.split(r"(?<=[a-z0-9)\]])[.;:] ", option.description)[0].rstrip(".")
+def _describe_option(name: str, default: Any, description: str) -> list[str]:
+    flag = f"--{name}, --no-{name}" if default is True else f"--{name}"
+    value = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+    shown = "" if default is False else f" ({textwrap.shorten(value, 40, placeholder=' ...')})"
+    first = re.split(r"(?<=[a-z0-9)\]])[.;:] ", description)[0].rstrip(".")
     text = f"  {flag:<27} {first}{shown}"
     return textwrap.wrap(text, _WIDTH, subsequent_indent=" " * 30, break_on_hyphens=False)

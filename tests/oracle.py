@@ -1,7 +1,7 @@
-"""FedMD in NumPy loops: slow, obvious, in float64, with gradients derived by hand and nothing shared with the library.
+"""FedMD in NumPy: slow, obvious, in float64, with gradients by hand and without code of the library.
 
-One client at a time, one example at a time where it matters; networks are `toys.linear` and `toys.tanh_mlp`, the
-optimizer is SGD with momentum, batches are taken in order.
+One client at a time; networks are `toys.linear` and `toys.tanh_mlp`, the optimizer is SGD with momentum, batches are
+taken in order.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ def scores(params, x):
 
 
 def gradients(params, x, score_gradient):
-    """Of the mean over the batch, plus the penalty; `score_gradient` [B, C] is per example."""
+    """Gradients of the mean loss plus the penalty; `score_gradient` [B, C] is per example."""
     g = score_gradient / len(x)
     if "w" in params:
         return {"w": x.T @ g, "b": g.sum(axis=0)}
@@ -76,10 +76,10 @@ class Client:
 
 def fedmd_round(clients, subset, *, digest, revisit, score_clip=np.inf):
     """Returns the digest and revisit losses of every client, [K][E]; None for clients that do not complete."""
-    sent = [(client.weight, scores(client.params, subset)) for client in clients if client.available]
-    heard = [(weight, np.clip(z, -score_clip, score_clip)) for weight, z in sent if np.isfinite(z).all()]
-    total = sum(weight for weight, _ in heard)
-    consensus = sum(weight * z for weight, z in heard) / total if total else None
+    reports = [(client.weight, scores(client.params, subset)) for client in clients if client.available]
+    finite = [(weight, np.clip(z, -score_clip, score_clip)) for weight, z in reports if np.isfinite(z).all()]
+    total = sum(weight for weight, _ in finite)
+    consensus = sum(weight * z for weight, z in finite) / total if total else None
     losses = []
     for client in clients:
         digest_loss = revisit_loss = None

@@ -2,9 +2,11 @@
 
 import gzip
 import json
+import shlex
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fedmd_jax.cli import main
 from fedmd_jax.data import load_images, save_images
@@ -127,10 +129,10 @@ def test_a_folder_that_cannot_be_written_is_a_failure_of_one_line(capsys, tmp_pa
 
 
 def test_ctrl_c_leaves_nothing(capsys, tmp_path, mnist_files, monkeypatch):
-    def interrupt(path):
+    def interrupt(path, **arrays):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fedmd_jax.data.preparing._sync", interrupt)
+    monkeypatch.setattr("fedmd_jax.data.preparing.write_npz", interrupt)
     argv = ["prepare", "mnist", "--from", str(mnist_files), "--data-dir", str(tmp_path / "data"), "--no-checksums"]
     assert main(["data", *argv]) == 130
     assert list((tmp_path / "data").iterdir()) == []
@@ -168,3 +170,25 @@ def test_the_list_of_one_data_set_names_its_files(capsys):
             assert all(f"  {file}\n" in printed for file in source.checksums)
             assert " or ".join(source.folders) in printed
         assert (data_set.url or "has no download") in printed
+
+
+def test_a_run_takes_folders_of_images_by_class(tmp_path, capsys):
+    for split, num_per_class in (("train", 9), ("test", 5)):
+        images, labels = load_images("embedded/letters", split)
+        for label in range(3):
+            folder = tmp_path / "scans" / split / "xyz"[label]
+            folder.mkdir(parents=True)
+            for i, image in enumerate(images[labels == label][:num_per_class]):
+                Image.fromarray(image[..., 0]).save(folder / f"{i}.png")
+    argv = shlex.split(
+        "run quickstart --smoke --networks mlp mlp --data.num-public 20 --subset-size 10 --data.private-classes 0 2 "
+        "--data.num-test 10 --progress none --no-pooled"
+    )
+    folders = ["--data.public", str(tmp_path / "scans" / "train"), "--data.private", str(tmp_path / "scans")]
+    assert main([*argv, *folders, "--out", str(tmp_path / "run")]) == 0
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["num_clients"] == 2
+    capsys.readouterr()
+    (tmp_path / "scans" / "test").rename(tmp_path / "scans" / "dev")
+    assert main([*argv, *folders, "--out", str(tmp_path / "other")]) == 2
+    expected = f"fedmd-jax: error: {tmp_path / 'scans'}: wanted a folder of images by class, test/CLASS/*.png, found no"
+    assert capsys.readouterr().err.startswith(expected)

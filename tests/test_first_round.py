@@ -1,4 +1,4 @@
-"""Loops of one's own that are interrupted: with the states from a checkpoint of Orbax they end with the same bits."""
+"""Custom loops that resume from states of an Orbax checkpoint end with the same bits."""
 
 import chex
 import jax
@@ -12,7 +12,7 @@ import fedmd_jax as fmd
 
 @pytest.fixture(scope="module")
 def federated():
-    """Three clients, two at once, with batch statistics and something random in every step, and data for them."""
+    """Three clients in chunks of two, with batch statistics and noise in every step, and their data."""
     groups = {"normed": fmd.ArchitectureGroup(toys.normed(noise=0.1), (0, 1, 2))}
     federation = toys.federation(groups, clients_per_chunk=2)
     test = fmd.labelled_dataset(*toys.examples(2, 9))
@@ -36,7 +36,7 @@ def test_rounds_are_resumed_to_the_bit(federated, checkpointer, key):
         num_rounds=4,
         callback=lambda metrics, states: checkpointer.save(metrics.round, fmd.gather_clients(states), force=True),
     )
-    for done in (2, 3):  # an even one and an odd one
+    for done in (2, 3):  # an even and an odd round
         loaded = checkpointer.load(done, fmd.gather_clients(whole))
         states, rest = run(loaded, num_rounds=4 - done, first_round=done + 1)
         assert rest == history[done + 1 :]
@@ -68,19 +68,19 @@ def test_a_population_is_resumed_to_the_bit(federated, key):
     def run(population, **rounds):
         return fmd.simulation.run_population(federation, population, public, key, cohort_size=2, test=test, **rounds)
 
-    kept = {}
+    saved = {}
     whole, history = run(
         start(),
         num_rounds=5,
-        callback=lambda metrics, now: kept.update({metrics.round: jax.tree.map(jnp.copy, dict(now.states))}),
+        callback=lambda metrics, now: saved.update({metrics.round: jax.tree.map(jnp.copy, dict(now.states))}),
     )
     assert len({tuple(client.client_id for client in metrics.clients) for metrics in history}) > 1
-    population, rest = run(start()._replace(states=kept[3]), num_rounds=2, first_round=4)
-    assert rest == history[3:]  # the cohorts, too, depend on key and round alone
+    population, rest = run(start()._replace(states=saved[3]), num_rounds=2, first_round=4)
+    assert rest == history[3:]  # cohorts, too, depend only on key and round
     chex.assert_trees_all_equal(dict(population.states), dict(whole.states))
 
 
-def test_a_first_round_that_cannot_be(federated, key):
+def test_a_first_round_below_one_is_refused(federated, key):
     federation, public, private, test = federated
     states = federation.init(key, public, private)
     with pytest.raises(ValueError, match="first_round must be an integer of at least 1, got 0"):

@@ -1,4 +1,4 @@
-"""Inputs of every kind of number: they reach the networks as they are, or are refused in one line."""
+"""Inputs of every dtype reach the networks unchanged, or are refused in one line."""
 
 import collections
 from functools import reduce
@@ -137,7 +137,7 @@ def test_datasets_of_several_dtypes_are_refused():
 
 
 def bag_of_ids() -> fmd.Architecture:
-    """Logits = the sum of the rows of w that the ids choose, plus b: of a token id only the exact value will do."""
+    """Logits = the sum of the rows of w with these ids, plus b; rounded ids select other rows."""
 
     def init(key, inputs):
         del inputs
@@ -185,7 +185,7 @@ SIZES = {0: 9, 1: 6, 5: 7}
 
 
 def federate(architectures, given, mesh=None):
-    """Two clients of the first network and one of the second, on texts as `given` makes inputs of them."""
+    """Trains two clients of the first network and one of the second on texts, whose inputs are `given(ids)`."""
     names = list(architectures)
     ids = {names[0]: (0, 1), names[1]: (5,)}
     groups = {name: fmd.ArchitectureGroup(architectures[name], ids[name]) for name in names}
@@ -243,14 +243,11 @@ def test_a_federation_of_tokens_agrees_with_numpy(num_devices):
 @pytest.fixture(scope="module")
 def text_classifiers():
     architectures = {"attention": fmd.architecture_from_linen(Attention()), "bag": fmd.architecture_from_linen(Bag())}
-    return {
-        num_devices: federate(architectures, lambda ids: ids, num_devices and fmd.client_mesh(num_devices))
-        for num_devices in (None, 4)
-    }
+    return federate(architectures, lambda ids: ids)
 
 
 def test_text_classifiers_score_as_in_numpy(text_classifiers):
-    groups, _, states, _ = text_classifiers[None]
+    groups, _, states, _ = text_classifiers
     ids, _ = texts(200, 17)
     params = jax.tree.map(lambda leaf: np.asarray(leaf[0], np.float64), states["bag"].params)
     embedding, dense = params["Embed_0"]["embedding"], params["Dense_0"]
@@ -261,7 +258,7 @@ def test_text_classifiers_score_as_in_numpy(text_classifiers):
 
 
 def test_text_classifiers_learn(text_classifiers):
-    _, initial, states, history = text_classifiers[None]
+    _, initial, states, history = text_classifiers
     assert [client.status for metrics in history for client in metrics.clients] == ["ok"] * 9
     for name, state in states.items():
         for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
@@ -270,15 +267,8 @@ def test_text_classifiers_learn(text_classifiers):
                 assert (np.abs(leaf - before).reshape(len(leaf), -1).max(axis=1) > 1e-4).all()
 
 
-def test_text_classifiers_on_a_mesh(text_classifiers):
-    (*_, alone, history), (*_, spread, history_on_mesh) = text_classifiers[None], text_classifiers[4]
-    chex.assert_trees_all_close(alone, spread, rtol=1e-4, atol=1e-5)
-    for one, other in zip(history, history_on_mesh, strict=True):
-        assert [client.accuracy for client in one.clients] == [client.accuracy for client in other.clients]
-
-
 def test_a_population_of_tokens(key):
-    """Rounds with a cohort of everybody are those of the federation, also if clients come from the host."""
+    """A cohort of all clients equals the federation, also if clients are stored on the host."""
     groups = {"a": fmd.ArchitectureGroup(bag_of_ids(), (0, 1, 5))}
     federation = toys.federation(groups, subset_size=10)
     public = fmd.public_dataset(texts(100, 20)[0] + FIRST)
@@ -300,18 +290,27 @@ def test_a_population_of_tokens(key):
 # Half precision.
 
 
-@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.uint8])
-def test_a_federation_of_other_numbers_is_that_of_the_same_numbers_in_float32(dtype):
-    """Of counts of ids, which are exact in all of them."""
+def federate_counts(dtype):
+    """Final states and accuracies on counts of ids, which are exact in all dtypes."""
     architectures = {"a": toys.linear(), "b": toys.tanh_mlp()}
     *_, states, history = federate(architectures, lambda ids: counts(ids).astype(dtype))
-    *_, expected, expected_history = federate(architectures, lambda ids: counts(ids).astype(np.float32))
+    return states, [metrics.mean_accuracy for metrics in history]
+
+
+@pytest.fixture(scope="module")
+def federated_in_float32():
+    return federate_counts(np.float32)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.uint8])
+def test_a_federation_of_other_dtypes_equals_that_in_float32(dtype, federated_in_float32):
+    (states, accuracies), (expected, expected_accuracies) = federate_counts(dtype), federated_in_float32
     chex.assert_trees_all_close(states, expected, rtol=1e-4, atol=1e-5)
-    assert [m.mean_accuracy for m in history] == pytest.approx([m.mean_accuracy for m in expected_history], abs=1 / 17)
+    assert accuracies == pytest.approx(expected_accuracies, abs=1 / 17)
 
 
 def test_padding_cannot_become_nan():
-    """A network that normalises each example: of a row of zeros it would make 0/0."""
+    """A network that normalises each example would compute 0/0 of a row of zeros."""
     stacked = fmd.stack_private(
         {"a": fmd.ArchitectureGroup(toys.linear(), (0, 1))}, {0: toys.examples(0, 5), 1: toys.examples(1, 2)}
     )["a"]

@@ -1,4 +1,4 @@
-"""Networks and federations small enough to reason about, written without any network library."""
+"""Small networks and federations, written without a network library."""
 
 import collections
 import re
@@ -46,7 +46,7 @@ def tanh_mlp(hidden: int = 6) -> fmd.Architecture:
 
 
 def normed(noise: float = 0.0) -> fmd.Architecture:
-    """Linear scores of inputs normalised by masked batch statistics, with moving means, and additive noise."""
+    """Linear scores of inputs centred by masked batch means, with moving means, and additive noise in training."""
 
     def init(key, inputs):
         params, _ = linear().init(key, inputs)
@@ -69,7 +69,7 @@ def normed(noise: float = 0.0) -> fmd.Architecture:
 
 
 def convolutional(filters: int = 2) -> fmd.Architecture:
-    """Logits = the mean over places of relu(x * U), times V: a convolution along the features."""
+    """Logits = mean over positions of relu(x * U), times V: a convolution along the features."""
 
     def init(key, inputs):
         key_u, key_v = jax.random.split(key)
@@ -80,14 +80,14 @@ def convolutional(filters: int = 2) -> fmd.Architecture:
 
     def apply(params, model_state, inputs, *, train, mask=None, key=None):
         del train, mask, key
-        places = jax.lax.conv(inputs[:, None], params["u"], (1,), "SAME")
-        return jax.nn.relu(places).mean(axis=2) @ params["v"], model_state
+        positions = jax.lax.conv(inputs[:, None], params["u"], (1,), "SAME")
+        return jax.nn.relu(positions).mean(axis=2) @ params["v"], model_state
 
     return fmd.Architecture(init, apply)
 
 
 def collectives(program: str) -> dict[str, int]:
-    """How often each instruction that crosses devices stands in the text of a compiled program."""
+    """Counts the collectives in the text of a compiled program."""
     names = "all-reduce|all-gather|all-to-all|collective-permute|collective-broadcast|reduce-scatter|send|recv"
     return dict(collections.Counter(re.findall(rf" ({names})(?:-start)?\(", program)))
 
@@ -105,7 +105,7 @@ def public(num_examples: int = 23) -> fmd.PublicDataset:
 
 
 def private(groups, num_examples=lambda client_id: 7 + client_id) -> dict[str, fmd.PrivateDataset]:
-    """Clients with different numbers of examples, each with its own data."""
+    """Private datasets of different sizes."""
     ids = [client_id for group in groups.values() for client_id in group.client_ids]
     return fmd.stack_private(groups, {i: examples(i, num_examples(i)) for i in ids})
 
@@ -118,15 +118,27 @@ def groups(**weights) -> dict[str, fmd.ArchitectureGroup]:
     }
 
 
+def clients(groups, *trees):
+    """Yields the group, the id and the part in each tree, per group [K, ...], of every client."""
+    for name, group in groups.items():
+        for k, client_id in enumerate(group.client_ids):
+            yield name, client_id, *(jax.tree.map(lambda leaf, k=k: leaf[k], tree[name]) for tree in trees)
+
+
+def by_client(groups, tree) -> dict:
+    """Per group [K, ...] -> {client id: one client's}."""
+    return {client_id: own for _, client_id, own in clients(groups, tree)}
+
+
 def sgd(batch_size: int, num_epochs: int = 1, shuffle: bool = True) -> fmd.TrainingConfig:
-    """SGD with momentum: a memory, but none that blows up rounding noise as Adam's does."""
+    """SGD with momentum: it has a state, but unlike Adam does not amplify rounding noise."""
     return fmd.TrainingConfig(
         num_epochs=num_epochs, batch_size=batch_size, optimizer=optax.sgd(0.05, momentum=0.9), shuffle=shuffle
     )
 
 
 def federation(groups, *, shuffle: bool = True, **settings) -> fmd.Federation:
-    """With partial last batches in every phase."""
+    """A federation with partial last batches in every phase."""
     trainings = {
         "public_training": sgd(8, 2, shuffle),
         "private_training": sgd(4, 2, shuffle),

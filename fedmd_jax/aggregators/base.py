@@ -4,8 +4,8 @@ A round takes an aggregator as its argument `aggregator=`, and calls it as
 `aggregator(report, in_axes, *, groups, mesh, clients_per_chunk)`, where `report(architecture, *arguments)` is what one
 client sends, scores [M, C]. `in_axes` has an entry for each of `arguments`, not for `architecture`: 0 if it is per
 client, None if it is shared, as in `map_groups`. The result is a function of weights and arguments that returns an
-`Aggregate`. `mean.weighted_mean` is the shortest one. `from_all_scores` makes an aggregator of a rule that needs all
-scores at once.
+`Aggregate`. Read `from_all_scores` first, which makes an aggregator of a rule `(scores [K, M, C], weights
+[K]) -> consensus [M, C]`; `mean.weighted_mean` is the one that adds scores without holding all of them.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,7 +21,17 @@ PerGroup = Mapping[str, chex.Array]
 
 
 class Aggregate(NamedTuple):
-    """The result of an aggregation."""
+    """The result of an aggregation.
+
+    Example:
+      >>> import jax.numpy as jnp, fedmd_jax as fmd
+      >>> groups = {"a": fmd.ArchitectureGroup(None, client_ids=(0, 1))}
+      >>> aggregate = fmd.aggregators.weighted_mean(lambda architecture, own: own, (0,), groups=groups)
+      >>> scores = {"a": jnp.array([[[1.0, 2.0]], [[jnp.nan, 0.0]]])}  # K = 2, M = 1, C = 2
+      >>> result = aggregate({"a": jnp.ones(2)}, scores)
+      >>> result.consensus.tolist(), bool(result.exists), result.finite["a"].tolist()
+      ([[1.0, 2.0]], True, [True, False])
+    """
 
     consensus: chex.Array  #: [M, C]; zeros if there is none
     exists: chex.Array  #: [], bool: False if no client with a weight reported finite scores; no client digests then
@@ -41,11 +51,11 @@ def from_all_scores(rule: Callable[[chex.Array, chex.Array], chex.Array]) -> Agg
         rule must leave it out by its weight.
 
     Example:
-      >>> from fedmd_jax.mapping.groups import ArchitectureGroup
+      >>> import jax.numpy as jnp, fedmd_jax as fmd
       >>> def median(scores, weights):
       ...     return jnp.nanmedian(jnp.where(weights[:, None, None] > 0, scores, jnp.nan), axis=0)
-      >>> median_of_clients = from_all_scores(median)  # fmd.fedmd(groups, ..., aggregator=median_of_clients)
-      >>> groups = {"all": ArchitectureGroup(None, (0, 1, 2))}
+      >>> median_of_clients = fmd.aggregators.from_all_scores(median)  # fmd.fedmd(..., aggregator=median_of_clients)
+      >>> groups = {"all": fmd.ArchitectureGroup(None, (0, 1, 2))}
       >>> aggregate = median_of_clients(lambda architecture, own: own, (0,), groups=groups)
       >>> scores = jnp.array([[[1.0]], [[7.0]], [[jnp.nan]]])  # the last client is excluded
       >>> aggregate({"all": jnp.ones(3)}, {"all": scores}).consensus.tolist()

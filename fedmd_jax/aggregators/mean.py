@@ -23,6 +23,16 @@ def weighted_mean(report: Callable, in_axes: Sequence[int | None], *, mesh: Mesh
 
     References:
       Li and Wang 2019, Algorithm 1, "Aggregate".
+
+    Example:
+      >>> import jax.numpy as jnp, fedmd_jax as fmd
+      >>> groups = {"a": fmd.ArchitectureGroup(None, client_ids=(0, 1))}
+      >>> def report(architecture, scores, bias):  # one client's; usually the scores of its network
+      ...     return scores + bias
+      >>> aggregate = fmd.aggregators.weighted_mean(report, (0, None), groups=groups)
+      >>> scores = {"a": jnp.array([[[0.0, 4.0]], [[8.0, 0.0]]])}  # K = 2, M = 1, C = 2
+      >>> aggregate({"a": jnp.array([3.0, 1.0])}, scores, 1.0).consensus.tolist()
+      [[3.0, 4.0]]
     """
     sum_reports = sum_groups(report, in_axes, mesh=mesh, **over)
 
@@ -55,9 +65,11 @@ def weighted_consensus(scores: PerGroup, weights: PerGroup, *, mesh: Mesh | None
     References:
       Li and Wang 2019, Algorithm 1, "Aggregate", and supplement: the weighted average with one c_k per client.
 
-    >>> scores = {"a": jnp.array([[[1.0, 0.0]], [[3.0, 0.0]]]), "b": jnp.array([[[8.0, 4.0]]])}
-    >>> weighted_consensus(scores, {"a": jnp.array([1.0, 1.0]), "b": jnp.array([2.0])}).tolist()
-    [[5.0, 2.0]]
+    Example:
+      >>> import jax.numpy as jnp, fedmd_jax as fmd
+      >>> scores = {"a": jnp.array([[[1.0, 0.0]], [[3.0, 0.0]]]), "b": jnp.array([[[8.0, 4.0]]])}
+      >>> fmd.weighted_consensus(scores, {"a": jnp.array([1.0, 1.0]), "b": jnp.array([2.0])}).tolist()
+      [[5.0, 2.0]]
     """
     for name, score in scores.items():
         check_numbers(f"group {name!r}: scores", score, kind=jnp.floating, rank=3)

@@ -30,6 +30,7 @@ from fedmd_jax.types import (
     PrivateDataset,
     PublicDataset,
     RoundInfo,
+    States,
     TrainingInfo,
 )
 
@@ -45,11 +46,12 @@ class RoundKeys(NamedTuple):
 
 def round_keys(key: chex.PRNGKey) -> RoundKeys:
     """The keys that `fedmd_round` derives from the key of the round."""
-    return RoundKeys(*jax.random.split(key, 3), jax.random.fold_in(key, 3))
+    subset, digest_key, revisit_key = jax.random.split(key, 3)
+    return RoundKeys(subset, digest_key, revisit_key, jax.random.fold_in(key, 3))
 
 
 def fedmd_round(
-    states: Mapping[str, ClientState],
+    states: States,
     public: PublicDataset,
     private: Mapping[str, PrivateDataset],
     key: chex.PRNGKey,
@@ -65,7 +67,7 @@ def fedmd_round(
     participants: Participants | None = None,
     clients_per_chunk: ClientsPerChunk = "auto",
     mesh: Mesh | None = None,
-) -> tuple[Mapping[str, ClientState], RoundInfo]:
+) -> tuple[States, RoundInfo]:
     """One FedMD round: communicate, aggregate, distribute, digest, revisit.
 
     A client with non-finite scores is excluded from the consensus, but digests and revisits as usual. A digest or
@@ -101,8 +103,25 @@ def fedmd_round(
 
     References:
       Li and Wang 2019, Algorithm 1.
+
+    Example:
+      >>> from functools import partial
+      >>> import jax, jax.numpy as jnp, numpy as np, fedmd_jax as fmd
+      >>> linear = fmd.Architecture(
+      ...     lambda key, inputs: (jnp.zeros((inputs.shape[1], 2)), {}),
+      ...     lambda params, state, inputs, **_: (inputs @ params, state))
+      >>> groups = {"linear": fmd.ArchitectureGroup(linear, client_ids=(0, 1))}
+      >>> public = fmd.public_dataset(np.eye(4))
+      >>> private = fmd.stack_private(groups, {0: (np.eye(4)[:3], [0, 1, 1]), 1: (np.eye(4)[2:], [1, 0])})
+      >>> training = fmd.TrainingConfig(batch_size=4, shuffle=False)
+      >>> states = fmd.fedmd(groups).new_states(jax.random.key(0), public.inputs)
+      >>> one_round = partial(
+      ...     fmd.fedmd_round, groups=groups, subset_size=2, digest_training=training, revisit_training=training)
+      >>> states, info = jax.jit(one_round)(states, public, private, jax.random.key(1))
+      >>> states["linear"].params.shape, info.digest_loss["linear"].shape, bool(info.digested)
+      ((2, 4, 2), (2, 1), True)
     """
-    over = {"groups": groups, "mesh": mesh, "clients_per_chunk": clients_per_chunk}
+    over: dict = {"groups": groups, "mesh": mesh, "clients_per_chunk": clients_per_chunk}
     participants = complete_participants(participants, groups, mesh)
     keys = round_keys(key)
     subset = draw_subset(keys.subset, public, subset_size)
@@ -112,13 +131,13 @@ def fedmd_round(
     own_keys = group_keys(keys.transform, participants.client_ids)
     consensus, exists, finite = aggregate(participants.weights, states, subset.inputs, own_keys)
     # 3. distribute the consensus to `learn`, in which every client does 4. digest and 5. revisit
-    how = {"digest_training": digest_training, "revisit_training": revisit_training, "distance": distance}
+    how: dict = {"digest_training": digest_training, "revisit_training": revisit_training, "distance": distance}
     states, info = learn(states, subset.inputs, consensus, exists, private, keys, participants, **how, **over)
     return states, info._replace(scores_finite=finite)
 
 
 def learn(
-    states: Mapping[str, ClientState],
+    states: States,
     inputs: chex.Array,
     consensus: chex.Array,
     exists: chex.Array,
@@ -130,7 +149,7 @@ def learn(
     revisit_training: TrainingConfig,
     distance: Callable = mae,
     **over,
-) -> tuple[Mapping[str, ClientState], RoundInfo]:
+) -> tuple[States, RoundInfo]:
     """The half of a round after the aggregation: digest of the consensus, then revisit.
 
     Args:
@@ -163,9 +182,8 @@ def learn(
 
     scores_finite = {name: jnp.ones(len(ids), bool) for name, ids in client_ids.items()}
     finite = scores_finite, digest_finite, revisit_finite
-    return states, RoundInfo(
-        digest_loss, revisit_loss, client_ids, exists, Participation(available, completed), *finite
-    )
+    participation = Participation(available, completed)  # type: ignore[arg-type]  # the record is complete
+    return states, RoundInfo(digest_loss, revisit_loss, client_ids, exists, participation, *finite)
 
 
 def report(
@@ -192,11 +210,11 @@ def _digest(architecture, completed, state, inputs, consensus, exists, key, *, t
         losses = jnp.zeros(training.num_epochs, jnp.promote_types(consensus.dtype, jnp.float32))
         return state, TrainingInfo(losses, jnp.int32(training.num_epochs), jnp.array(True))
 
-    digest_one = keep_if_finite(partial(digest, architecture, training=training, distance=distance))
+    digest_one = partial(keep_if_finite(partial(digest, training=training, distance=distance)), architecture)
     state, info = jax.lax.cond(exists, digest_one, skip, completed, state, inputs, consensus, key)
     return state, info.loss, info.finite
 
 
 def _revisit(architecture, completed, state, private, key, *, training):
-    state, info = keep_if_finite(partial(revisit, architecture, training=training))(completed, state, private, key)
+    state, info = keep_if_finite(partial(revisit, training=training))(architecture, completed, state, private, key)
     return state, info.loss, info.finite

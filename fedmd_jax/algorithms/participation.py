@@ -48,6 +48,13 @@ def all_clients(groups: Groups, participation: Participation | None = None) -> P
     Args:
       groups: the architecture groups.
       participation: of one round, per group [K]; by default all clients complete the round.
+
+    Example:
+      >>> import fedmd_jax as fmd
+      >>> groups = {"a": fmd.ArchitectureGroup(None, client_ids=(3, 8), weights=(1.0, 2.0))}
+      >>> participants = fmd.algorithms.all_clients(groups)
+      >>> participants.client_ids["a"].tolist(), participants.weights["a"].tolist()
+      ([3, 8], [1.0, 2.0])
     """
     weights = {name: jnp.asarray(group.weights, dtype=jnp.float32) for name, group in groups.items()}
     return Participants(group_client_ids(groups), weights, *(participation or ()))
@@ -64,9 +71,9 @@ def complete_participants(participants: Participants | None, groups: Groups, mes
     Raises:
       ValueError: a field has other groups, or other numbers of clients, than the client ids.
     """
-    client_ids, weights, *masks = all_clients(groups) if participants is None else participants
+    client_ids, weights, available, completed = all_clients(groups) if participants is None else participants
     check_per_client("weight", weights, {name: len(ids) for name, ids in client_ids.items()})
-    participation = Participation(*masks) if all(mask is not None for mask in masks) else None
+    participation = None if available is None or completed is None else Participation(available, completed)
     available, completed = constrain_replicated(resolve_participation(participation, client_ids), mesh)
     weights = {name: jnp.where(available[name], weights[name], 0.0) for name in client_ids}
     return Participants(dict(client_ids), weights, available, completed)

@@ -25,6 +25,13 @@ def draw_public_subset(key: chex.PRNGKey, public: PublicDataset, size: int) -> P
 
     References:
       Li and Wang 2019, supplement: "a subset of size 5000, randomly selected at each round".
+
+    Example:
+      >>> import jax, numpy as np, fedmd_jax as fmd
+      >>> public = fmd.public_dataset(np.zeros((5, 2)), labels=np.arange(5))
+      >>> subset = fmd.draw_public_subset(jax.random.key(0), public, 3)
+      >>> subset.inputs.shape, len(set(subset.labels.tolist()))
+      ((3, 2), 3)
     """
     _check_size(public, size)
     return _take(public, jax.random.permutation(key, public.inputs.shape[0])[:size])
@@ -44,6 +51,12 @@ def draw_stratified_subset(key: chex.PRNGKey, public: PublicDataset, size: int) 
 
     Raises:
       ValueError: as in `draw_public_subset`, or no labels.
+
+    Example:
+      >>> import jax, numpy as np, fedmd_jax as fmd
+      >>> public = fmd.public_dataset(np.zeros((6, 2)), labels=[0, 1, 0, 1, 1, 1])
+      >>> fmd.draw_stratified_subset(jax.random.key(0), public, 3).labels.tolist()
+      [0, 1, 1]
     """
     _check_size(public, size)
     if public.labels is None:
@@ -61,7 +74,14 @@ def draw_stratified_subset(key: chex.PRNGKey, public: PublicDataset, size: int) 
 
 
 def first_examples(key: chex.PRNGKey, public: PublicDataset, size: int) -> PublicDataset:
-    """Takes the first `size` examples, to replay a run with a given subset."""
+    """Takes the first `size` examples, to replay a run with a given subset.
+
+    Example:
+      >>> import jax, numpy as np, fedmd_jax as fmd
+      >>> public = fmd.public_dataset(np.zeros((5, 2)), labels=[4, 3, 2, 1, 0])
+      >>> fmd.algorithms.first_examples(jax.random.key(0), public, 3).labels.tolist()
+      [4, 3, 2]
+    """
     del key
     _check_size(public, size)
     return _take(public, jnp.arange(size))

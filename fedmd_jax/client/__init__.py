@@ -1,28 +1,15 @@
 """What ONE client computes, arrays in, arrays out: the functions that a deployed client calls."""
 
-from fedmd_jax.client.early_stopping import EarlyStopping
-from fedmd_jax.client.evaluation import Evaluation, evaluate
-from fedmd_jax.client.losses import cross_entropy, kl, mae, mse
-from fedmd_jax.client.optimizers import adam
-from fedmd_jax.client.phases import digest, init_client, pretrain, revisit, transfer_learn
-from fedmd_jax.client.scoring import score
-from fedmd_jax.client.training import TrainingConfig, fit
-
-__all__ = [
-    "EarlyStopping",
-    "Evaluation",
-    "TrainingConfig",
-    "adam",
-    "cross_entropy",
-    "digest",
-    "evaluate",
-    "fit",
-    "init_client",
-    "kl",
-    "mae",
-    "mse",
-    "pretrain",
-    "revisit",
-    "score",
-    "transfer_learn",
-]
+from fedmd_jax.client.early_stopping import EarlyStopping as EarlyStopping
+from fedmd_jax.client.evaluation import Evaluation as Evaluation, class_accuracy as class_accuracy, evaluate as evaluate
+from fedmd_jax.client.losses import cross_entropy as cross_entropy, kl as kl, mae as mae, mse as mse
+from fedmd_jax.client.optimizers import adam as adam
+from fedmd_jax.client.phases import (
+    digest as digest,
+    init_client as init_client,
+    pretrain as pretrain,
+    revisit as revisit,
+    transfer_learn as transfer_learn,
+)
+from fedmd_jax.client.scoring import score as score
+from fedmd_jax.client.training import TrainingConfig as TrainingConfig, fit as fit

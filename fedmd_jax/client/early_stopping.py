@@ -22,6 +22,12 @@ class EarlyStopping:
 
     References:
       `keras.callbacks.EarlyStopping(monitor="val_accuracy")`, as the released FedMD code uses it.
+
+    Example:
+      >>> import fedmd_jax as fmd
+      >>> training = fmd.TrainingConfig(num_epochs=50, early_stopping=fmd.EarlyStopping(patience=3))
+      >>> training.early_stopping
+      EarlyStopping(patience=3, min_delta=0.0)
     """
 
     patience: int

@@ -1,4 +1,15 @@
-"""Guards against NaN and infinity: a client whose training is not finite is put back to its state before that phase."""
+"""Guards against NaN and infinity.
+
+What happens to a client with NaN or infinity in a round: if its scores are non-finite, the aggregator excludes them,
+so that the consensus is that of the other clients; the client still receives the consensus, digests it and revisits
+its private data like all others. If its digest or its revisit ends in NaN or infinity, in the state or (in a round)
+in the loss of an epoch, `keep_if_finite` reverts the client to its state from before that phase, optimizer memory
+included; the next phase, and the next round, start from there. So a client whose stored parameters are NaN is
+excluded and reverted in every round, and a client with one bad phase is back in the consensus of the next round. The
+results of the other clients are bitwise those of a round without it. The `RoundInfo` and the status in the metrics
+say for each round which of the three was non-finite: scores, digest or revisit. In the phases before the rounds only
+the state is checked, and the `TrainingInfo` says whether it was finite.
+"""
 
 from collections.abc import Callable
 from functools import reduce
@@ -9,35 +20,34 @@ import jax.numpy as jnp
 
 from fedmd_jax.types import ClientState, TrainingInfo
 
-# (state, ...) -> (state, info)
 Train = Callable[..., tuple[ClientState, TrainingInfo]]
 
 
-def keep_if_finite(train: Train, *, losses_count: bool = True) -> Callable[..., tuple[ClientState, TrainingInfo]]:
+def keep_if_finite(train: Train, *, losses_count: bool = True) -> Train:
     """Training of one client that is reverted if it does not complete, or ends in NaN or infinity.
 
     Args:
-      train: (state, ...) -> (state, info), such as a `digest` or a `revisit` of which all settings are given.
+      train: (architecture, state, ...) -> (state, info), such as a `digest` or a `revisit` with its settings.
       losses_count: whether a non-finite loss of an epoch is a reason to revert as well.
 
     Returns:
-      A function (completed [], state, ...) -> (state, info). `info.finite` tells whether the training was finite, also
-      if it did not complete. Leaves of the state that `train` returns unchanged are not copied.
+      A function (architecture, completed [], state, ...) -> (state, info). `info.finite` tells whether the training was
+      finite, also if it did not complete. Leaves of the state that `train` returns unchanged are not copied.
 
-    >>> def divide(state, by):
+    >>> def divide(architecture, state, by):
     ...     params = state.params / by
     ...     return state._replace(params=params), TrainingInfo(jnp.zeros(1), jnp.int32(1), all_finite(params))
     >>> client = ClientState(jnp.array([6.0, 0.0]), {}, {}, {})
     >>> for completed, by in ((True, 2.0), (True, 0.0), (False, 2.0)):
-    ...     state, info = keep_if_finite(divide)(completed, client, by)
+    ...     state, info = keep_if_finite(divide)(None, completed, client, by)
     ...     print(state.params.tolist(), bool(info.finite))
     [3.0, 0.0] True
     [6.0, 0.0] False
     [6.0, 0.0] True
     """
 
-    def train_or_revert(completed, state, *arguments):
-        new, info = train(state, *arguments)
+    def train_or_revert(architecture, completed, state, *arguments):
+        new, info = train(architecture, state, *arguments)
         if losses_count:
             info = info._replace(finite=info.finite & all_finite(info.loss))
         keep = info.finite & completed

@@ -27,8 +27,10 @@ def mae(logits: chex.Array, targets: chex.Array) -> chex.Array:
     References:
       Li and Wang, FedMD, 2019 (arXiv 1910.03581); the paper leaves the distance open, the authors' code uses this one.
 
-    >>> mae(jnp.array([[1.0, 2.0], [0.0, 0.0]]), jnp.array([[1.0, 4.0], [0.0, 0.0]])).tolist()
-    [1.0, 0.0]
+    Example:
+      >>> import jax.numpy as jnp, fedmd_jax as fmd
+      >>> fmd.mae(jnp.array([[1.0, 2.0], [0.0, 0.0]]), jnp.array([[1.0, 4.0], [0.0, 0.0]])).tolist()
+      [1.0, 0.0]
     """
     _check_scores(logits, targets)
     return jnp.mean(jnp.abs(logits - targets), axis=-1)
@@ -50,8 +52,10 @@ def mse(logits: chex.Array, targets: chex.Array) -> chex.Array:
     References:
       Ba and Caruana, Do Deep Nets Really Need to be Deep?, 2014, section 2.2: regression of the teacher's logits.
 
-    >>> mse(jnp.array([[1.0, 2.0], [0.0, 0.0]]), jnp.array([[1.0, 4.0], [0.0, 0.0]])).tolist()
-    [2.0, 0.0]
+    Example:
+      >>> import jax.numpy as jnp, fedmd_jax as fmd
+      >>> fmd.mse(jnp.array([[1.0, 2.0], [0.0, 0.0]]), jnp.array([[1.0, 4.0], [0.0, 0.0]])).tolist()
+      [2.0, 0.0]
     """
     _check_scores(logits, targets)
     return jnp.mean(jnp.square(logits - targets), axis=-1)
@@ -74,8 +78,10 @@ def kl(logits: chex.Array, targets: chex.Array, *, temperature: float = 1.0) -> 
     References:
       Hinton et al., Distilling the Knowledge in a Neural Network, 2015, section 2.
 
-    >>> kl(jnp.array([0.0, 1.0]), jnp.array([5.0, 6.0])).tolist()
-    0.0
+    Example:
+      >>> import jax.numpy as jnp, fedmd_jax as fmd
+      >>> fmd.kl(jnp.array([0.0, 1.0]), jnp.array([5.0, 6.0])).tolist()
+      0.0
     """
     _check_scores(logits, targets)
     if not isinstance(temperature, jax.core.Tracer):
@@ -101,8 +107,10 @@ def cross_entropy(logits: chex.Array, labels: chex.Array) -> chex.Array:
     Raises:
       ValueError: scores are not floats, labels are not integers, or their shapes do not match.
 
-    >>> round(float(cross_entropy(jnp.zeros(4), jnp.array(2))), 4)
-    1.3863
+    Example:
+      >>> import jax.numpy as jnp, fedmd_jax as fmd
+      >>> round(float(fmd.cross_entropy(jnp.zeros(4), jnp.array(2))), 4)
+      1.3863
     """
     check_numbers("scores", logits, kind=jnp.floating)
     check_numbers("labels", labels, kind=jnp.integer)

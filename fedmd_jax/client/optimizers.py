@@ -27,11 +27,13 @@ def adam(
     References:
       Kingma and Ba, Adam: A Method for Stochastic Optimization, 2014, end of section 2.
 
-    >>> optimizer = adam(0.1)
-    >>> params = jnp.array([1.0])
-    >>> updates, _ = optimizer.update(jnp.array([3.0]), optimizer.init(params), params)
-    >>> round(float(updates[0]), 4)
-    -0.1
+    Example:
+      >>> import jax.numpy as jnp, fedmd_jax as fmd
+      >>> optimizer = fmd.adam(0.1)
+      >>> params = jnp.array([1.0])
+      >>> updates, _ = optimizer.update(jnp.array([3.0]), optimizer.init(params), params)
+      >>> round(float(updates[0]), 4)
+      -0.1
     """
 
     def init(params: chex.ArrayTree) -> optax.ScaleByAdamState:
@@ -104,7 +106,7 @@ def is_key(leaf: chex.Array) -> bool:
 def with_hyperparameters_of(
     optimizer: optax.GradientTransformation, opt_state: chex.ArrayTree, params: chex.ArrayTree
 ) -> chex.ArrayTree:
-    """An optimizer state with the hyperparameters of `optimizer`, where the state has any.
+    """An optimizer state with the hyperparameters of `optimizer`, if the state has any.
 
     `optax.inject_hyperparams` keeps them in the state, in a field `hyperparams`, and `update` takes them from there. A
     state that another phase made or has used would train with the hyperparameters of that phase.
@@ -123,7 +125,7 @@ def with_hyperparameters_of(
     0.5
     """
     fresh = optimizer.init(params)
-    if jax.tree.structure(fresh) != jax.tree.structure(opt_state):
+    if jax.tree.structure(fresh) != jax.tree.structure(opt_state):  # type: ignore[operator]  # jax types it as nothing
         raise ValueError("the optimizer state of the client belongs to an optimizer of another kind")
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf, own: own if is_hyperparameter(path) else leaf, opt_state, fresh

@@ -11,14 +11,7 @@ from fedmd_jax.checks import check_numbers
 from fedmd_jax.client.losses import cross_entropy, mae
 from fedmd_jax.client.optimizers import init_optimizer
 from fedmd_jax.client.training import Distance, Learner, TrainingConfig, check_validation, fit
-from fedmd_jax.types import (
-    Architecture,
-    ClientState,
-    PrivateDataset,
-    PublicDataset,
-    TrainingInfo,
-    TransferInfo,
-)
+from fedmd_jax.types import Architecture, ClientState, PrivateDataset, PublicDataset, TrainingInfo, TransferInfo
 
 
 def init_client(
@@ -39,7 +32,17 @@ def init_client(
       revisit: settings of revisit, with the optimizer of the private steps.
 
     Returns:
-      The client. Random keys in the states of its optimizers are its own: those of the optimizer, folded with `key`.
+      The client. Random keys in the states of its optimizers are its own, those of the optimizer folded with `key`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, fedmd_jax as fmd
+      >>> linear = fmd.Architecture(
+      ...     lambda key, inputs: (jnp.zeros((inputs.shape[1], 2)), {}),
+      ...     lambda params, state, inputs, **_: (inputs @ params, state))
+      >>> training = fmd.TrainingConfig(batch_size=4)
+      >>> client = fmd.init_client(linear, jax.random.key(0), jnp.zeros((1, 2)), digest=training, revisit=training)
+      >>> client.params.shape, int(client.digest_opt_state.count)
+      ((2, 2), 0)
     """
     params, model_state = architecture.init(key, inputs)
     optimizers = [init_optimizer(training.optimizer, params, key) for training in (digest, revisit)]
@@ -74,13 +77,23 @@ def digest(
 
     References:
       Li and Wang 2019, Algorithm 1, "Digest".
+
+    Example:
+      >>> import jax, jax.numpy as jnp, fedmd_jax as fmd
+      >>> linear = fmd.Architecture(
+      ...     lambda key, inputs: (jnp.zeros((inputs.shape[1], 2)), {}),
+      ...     lambda params, state, inputs, **_: (inputs @ params, state))
+      >>> training = fmd.TrainingConfig(batch_size=4)
+      >>> client = fmd.init_client(linear, jax.random.key(0), jnp.zeros((1, 2)), digest=training, revisit=training)
+      >>> inputs, consensus = jnp.eye(2), jnp.array([[1.0, -1.0], [1.0, -1.0]])
+      >>> client, info = fmd.digest(linear, client, inputs, consensus, jax.random.key(1), training=training)
+      >>> info.loss.tolist(), jnp.sign(client.params).tolist()  # one epoch; the scores move towards the consensus
+      ([1.0], [[1.0, -1.0], [1.0, -1.0]])
     """
     check_numbers("consensus", consensus, kind=jnp.floating, rank=2)
     learner = Learner(state.params, state.model_state, state.digest_opt_state)
     learner, info = fit(architecture, distance, learner, inputs, consensus, inputs.shape[0], key, training=training)
-    return state._replace(
-        params=learner.params, model_state=learner.model_state, digest_opt_state=learner.opt_state
-    ), info
+    return ClientState(learner.params, learner.model_state, learner.opt_state, state.revisit_opt_state), info
 
 
 def revisit(
@@ -107,22 +120,22 @@ def revisit(
 
     References:
       Li and Wang 2019, Algorithm 1, "Revisit".
+
+    Example:
+      >>> import jax, jax.numpy as jnp, fedmd_jax as fmd
+      >>> linear = fmd.Architecture(
+      ...     lambda key, inputs: (jnp.zeros((inputs.shape[1], 2)), {}),
+      ...     lambda params, state, inputs, **_: (inputs @ params, state))
+      >>> training = fmd.TrainingConfig(batch_size=4)
+      >>> client = fmd.init_client(linear, jax.random.key(0), jnp.zeros((1, 2)), digest=training, revisit=training)
+      >>> private = fmd.labelled_dataset(jnp.eye(2), jnp.array([0, 1]))
+      >>> client, info = fmd.revisit(linear, client, private, jax.random.key(1), training=training)
+      >>> round(float(info.loss[0]), 4), jnp.sign(client.params).tolist()
+      (0.6931, [[1.0, -1.0], [-1.0, 1.0]])
     """
     learner = Learner(state.params, state.model_state, state.revisit_opt_state)
-    learner, info = fit(
-        architecture,
-        cross_entropy,
-        learner,
-        private.inputs,
-        private.labels,
-        private.num_examples,
-        key,
-        training=training,
-        validation=validation,
-    )
-    return state._replace(
-        params=learner.params, model_state=learner.model_state, revisit_opt_state=learner.opt_state
-    ), info
+    learner, info = fit(architecture, cross_entropy, learner, *private, key, training=training, validation=validation)
+    return ClientState(learner.params, learner.model_state, state.digest_opt_state, learner.opt_state), info
 
 
 def pretrain(
@@ -152,23 +165,25 @@ def pretrain(
 
     References:
       Li and Wang 2019, Algorithm 1, "Transfer learning", first half.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, fedmd_jax as fmd
+      >>> linear = fmd.Architecture(
+      ...     lambda key, inputs: (jnp.zeros((inputs.shape[1], 2)), {}),
+      ...     lambda params, state, inputs, **_: (inputs @ params, state))
+      >>> training = fmd.TrainingConfig(batch_size=4)
+      >>> client = fmd.init_client(linear, jax.random.key(0), jnp.zeros((1, 2)), digest=training, revisit=training)
+      >>> public = fmd.public_dataset(jnp.eye(2), jnp.array([0, 1]))
+      >>> client, info = fmd.pretrain(linear, client, public, jax.random.key(1), training=training)
+      >>> jnp.sign(client.params).tolist(), int(client.revisit_opt_state.count)  # the optimizer state is as before
+      ([[1.0, -1.0], [-1.0, 1.0]], 0)
     """
     if public.labels is None:
         raise ValueError("transfer learning needs the labels of the public dataset, got none")
-    opt_state = init_optimizer(training.optimizer, state.params, key)
-    learner = Learner(state.params, state.model_state, opt_state)
-    learner, info = fit(
-        architecture,
-        cross_entropy,
-        learner,
-        public.inputs,
-        public.labels,
-        public.inputs.shape[0],
-        key,
-        training=training,
-        validation=validation,
-    )
-    return state._replace(params=learner.params, model_state=learner.model_state), info
+    fresh = state._replace(revisit_opt_state=init_optimizer(training.optimizer, state.params, key))
+    data = PrivateDataset(public.inputs, public.labels, public.inputs.shape[0])
+    trained, info = revisit(architecture, fresh, data, key, validation, training=training)
+    return trained._replace(revisit_opt_state=state.revisit_opt_state), info
 
 
 def transfer_learn(
@@ -210,6 +225,20 @@ def transfer_learn(
 
     References:
       Li and Wang 2019, Algorithm 1, "Transfer learning".
+
+    Example:
+      >>> import jax, jax.numpy as jnp, fedmd_jax as fmd
+      >>> linear = fmd.Architecture(
+      ...     lambda key, inputs: (jnp.zeros((inputs.shape[1], 2)), {}),
+      ...     lambda params, state, inputs, **_: (inputs @ params, state))
+      >>> training = fmd.TrainingConfig(batch_size=4)
+      >>> client = fmd.init_client(linear, jax.random.key(0), jnp.zeros((1, 2)), digest=training, revisit=training)
+      >>> public = fmd.public_dataset(jnp.eye(2), jnp.array([0, 1]))
+      >>> private = fmd.labelled_dataset(jnp.ones((3, 2)), jnp.array([0, 1, 1]))
+      >>> client, info = fmd.transfer_learn(
+      ...     linear, client, public, private, jax.random.key(1), public_training=training, private_training=training)
+      >>> info.public.loss.shape, info.private.loss.shape
+      ((1,), (1,))
     """
     check_validation(public_training, public_validation, "public_training: ")
     check_validation(private_training, private_validation, "private_training: ")

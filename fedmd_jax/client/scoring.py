@@ -5,11 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from fedmd_jax.checks import check_count, check_numbers
-from fedmd_jax.types import (
-    Architecture,
-    ClientState,
-    PrivateDataset,
-)
+from fedmd_jax.types import Architecture, ClientState, PrivateDataset
 
 SCORE_BATCH = {"cpu": 64}  # by platform; 1024 elsewhere
 
@@ -35,6 +31,15 @@ def score(
 
     References:
       Li and Wang 2019, Algorithm 1, "Communicate"; supplement: "without applying the softmax activation layer".
+
+    Example:
+      >>> import jax.numpy as jnp, fedmd_jax as fmd
+      >>> linear = fmd.Architecture(
+      ...     lambda key, inputs: (jnp.zeros((inputs.shape[1], 2)), {}),
+      ...     lambda params, state, inputs, **_: (inputs @ params, state))
+      >>> client = fmd.ClientState(jnp.array([[1.0, 2.0], [0.0, 3.0]]), {}, (), ())
+      >>> fmd.score(linear, client, jnp.eye(2)).tolist()
+      [[1.0, 2.0], [0.0, 3.0]]
     """
     check_numbers("inputs", inputs)
     if len(inputs.shape) < 2 or inputs.shape[0] == 0:
@@ -57,14 +62,21 @@ def score(
     return scores.reshape(num_batches * batch_size, -1)[:num_rows]
 
 
-def check_logits(logits: chex.ArrayTree, num_rows: int) -> None:
-    """A `ValueError` if the result of a network is not one array of floats, [num_rows, C]."""
-    is_array = isinstance(logits, jax.Array)
-    if not is_array or logits.ndim != 2 or len(logits) != num_rows or not jnp.issubdtype(logits.dtype, jnp.floating):
+def check_logits(logits: chex.ArrayTree, num_rows: int, where: str = "") -> None:
+    """A `ValueError` if the result of a network is not one array of floats, [num_rows, C].
+
+    Args:
+      logits: an array, or its shape.
+      num_rows: number of examples.
+      where: prefix of the error message.
+    """
+    is_array = isinstance(logits, (jax.Array, jax.ShapeDtypeStruct))
+    rank_2 = is_array and logits.ndim == 2
+    if not rank_2 or logits.shape[0] != num_rows or not jnp.issubdtype(logits.dtype, jnp.floating):
         found = f"{logits.dtype} of shape {logits.shape}" if is_array else jax.tree.map(jnp.shape, logits)
         raise ValueError(
-            f"the network must give logits [B, C] alone, floats for each of the {num_rows} examples, got {found}: wrap "
-            "it in a module whose `__call__` returns the logits only, such as `self.network(x)[0]`"
+            f"{where}the network must give logits [B, C] alone, floats for each of the {num_rows} examples, got "
+            f"{found}: wrap it in a module whose `__call__` returns the logits only, such as `self.network(x)[0]`"
         )
 
 

@@ -1,9 +1,9 @@
 """The data sets that `fedmd-jax data` can prepare, and the files from which it does."""
 
-import dataclasses
 import hashlib
 import pathlib
 from collections.abc import Callable
+from typing import NamedTuple
 
 from fedmd_jax.checks import unknown
 from fedmd_jax.data import originals
@@ -11,8 +11,7 @@ from fedmd_jax.data.files import DataError, open_unzipped, reading, stored
 from fedmd_jax.data.originals import Original
 
 
-@dataclasses.dataclass(frozen=True)
-class Source:
+class Source(NamedTuple):
     """A set of files from which a data set can be prepared.
 
     Attributes:
@@ -29,8 +28,7 @@ class Source:
     read: Callable[[list[pathlib.Path]], Original]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DataSet:
+class DataSet(NamedTuple):
     """A data set of the catalogue.
 
     Attributes:
@@ -243,8 +241,7 @@ def read_original(data_set: DataSet, folder: pathlib.Path, *, checksums: bool = 
 
 
 def _check_sum(path, expected):
-    is_idx = "idx" in path.name
-    with reading(path), open_unzipped(path) if is_idx else path.open("rb") as file:
+    with reading(path), open_unzipped(path) if "idx" in path.name else path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != expected:
         raise DataError(

@@ -11,16 +11,15 @@ import importlib.util
 import io
 import os
 import pathlib
-import shutil
+import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from fedmd_jax.data.catalogue import DataSet, find_data_set, read_original, wanted
-from fedmd_jax.data.files import DataError, checked, checked_columns, reason, write_npz
+from fedmd_jax.data.files import DataError, check_columns, check_images, reason, user_path, write_npz
 from fedmd_jax.data.originals import SPLITS, Original
 from fedmd_jax.data.sources import data_folder, find_tfds, read_records, records_info, upright_emnist
 
@@ -44,7 +43,8 @@ def prepare_data(
 ) -> Prepared:
     """Prepares a data set for `load_images` and for `tfds.data_source`.
 
-    The data set is published atomically; leftovers of a killed preparation are removed by the next one.
+    The data set is published atomically. It is written into a hidden folder `.{name}.preparing.*` of the data folder,
+    which only a killed process leaves behind; it can be deleted.
 
     Args:
       name: name of a data set in the catalogue.
@@ -58,8 +58,14 @@ def prepare_data(
 
     Raises:
       DataError: the name is unknown, a file is missing, damaged or another one, there is no network or no tensorflow,
-        another process is preparing it, or another data set is in its place.
+        or another data set is in its place.
       OSError: writing failed.
+
+    Example:
+      >>> import fedmd_jax as fmd
+      >>> def prepare_and_load(source, data_dir):  # source: a folder with the files of MNIST, as they are published
+      ...     fmd.data.prepare_data("mnist", source=source, data_dir=data_dir)
+      ...     return fmd.data.load_images("mnist", "train", data_dir=data_dir)
     """
     data_set = find_data_set(name)
     folder, _ = data_folder(data_dir)
@@ -67,20 +73,21 @@ def prepare_data(
         return Prepared(path, _check_usable(path, data_set), is_new=False)
     if source is None:
         _check_downloadable(data_set)
-    original = read_original(data_set, _folder(source), checksums=checksums) if source is not None else None
-    with _workplace(folder, name) as work:
-        if path := find_tfds(folder, name):  # another process has been faster
-            return Prepared(path, _check_usable(path, data_set), is_new=False)
+    original = None if source is None else read_original(data_set, user_path(source), checksums=checksums)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{name.replace('/', '_')}.preparing.", dir=folder) as work:
+        work = pathlib.Path(work)
         made = _download(name, work, folder / "downloads") if original is None else _write(name, original, work)
-        _sync(made)
         path = folder / made.relative_to(work)
         path.parent.mkdir(parents=True, exist_ok=True)
-        made.rename(path)
-    return Prepared(path, records_info(path)[1], is_new=True)
-
-
-def _folder(path):
-    return pathlib.Path(os.path.expanduser(path))
+        try:
+            made.rename(path)
+            is_new = True
+        except OSError:
+            if not path.exists():  # else another process has been faster
+                raise
+            is_new = False
+    return Prepared(path, _check_usable(path, data_set), is_new)
 
 
 def _check_usable(path, data_set):
@@ -119,9 +126,9 @@ def _write(name: str, original: Original, work: pathlib.Path) -> pathlib.Path:
 
 def _arrays(name: str, table: dict[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
     """Converts a table to the format of `save_images`."""
+    images = check_images(*upright_emnist(name, table["image"], table["label"]), where)
     others = {column: values for column, values in table.items() if column not in ("image", "label")}
-    images = checked(*upright_emnist(name, table["image"], table["label"]), where)
-    return images._asdict() | checked_columns(others, len(images.labels), where)
+    return images._asdict() | check_columns(others, len(images.labels), where)
 
 
 # From the network.
@@ -156,73 +163,11 @@ def _download(name: str, work: pathlib.Path, downloads: pathlib.Path) -> pathlib
         builder.download_and_prepare(
             download_dir=downloads, download_config=tfds.download.DownloadConfig(try_download_gcs=False)
         )
-    except OSError as error:
-        raise DataError(f"cannot download or write {name}: {reason(error)}") from error
     except Exception as error:  # checksums, archives and tensorflow have errors of their own
-        raise DataError(f"cannot prepare {name} from its download: {reason(error)}") from error
+        raise DataError(f"cannot download and prepare {name}: {reason(error)}") from error
     path = pathlib.Path(builder.data_path)
     features = list(builder.info.features)
     for split in SPLITS:
         table = dict(zip(features, read_records(path, split, features), strict=True))
         write_npz(path / f"{split}.npz", **_arrays(name, table, path))
     return path
-
-
-# The working folder.
-
-
-@contextlib.contextmanager
-def _workplace(folder: pathlib.Path, name: str) -> Iterator[pathlib.Path]:
-    """An empty folder beside the target, for one process at a time, removed at the end."""
-    path = folder / f".{name.replace('/', '_')}.preparing"
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        while (handle := _lock(path)) is None:
-            pass
-    except BlockingIOError as error:
-        raise DataError(f"another process is preparing {name} in {folder}") from error
-    try:
-        try:
-            for leftover in path.iterdir():
-                shutil.rmtree(leftover)
-            yield path
-        finally:
-            shutil.rmtree(path)  # before the lock is released
-    finally:
-        os.close(handle)
-
-
-def _lock(path: pathlib.Path) -> int | None:
-    """Locks this folder and returns its handle; None if its previous owner removed it meanwhile.
-
-    Raises:
-      BlockingIOError: another process has locked it.
-    """
-    import fcntl  # imported here, since Windows does not have it
-
-    with contextlib.suppress(FileExistsError):
-        path.mkdir()
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    except FileNotFoundError:
-        return None
-    is_there = False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when its process ends
-        # A process that opened the folder before it was removed can still lock it.
-        with contextlib.suppress(FileNotFoundError):
-            is_there = os.path.samestat(os.fstat(handle), path.stat())
-    finally:
-        if not is_there:
-            os.close(handle)
-    return handle if is_there else None
-
-
-def _sync(folder: pathlib.Path) -> None:
-    """Flushes all files to disk, so that they survive a crash of the machine after the rename."""
-    for path in folder.rglob("*"):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

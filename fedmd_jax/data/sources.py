@@ -14,12 +14,15 @@ Datasets) for the following, in this order:
    tensorflow, but is slow (MNIST takes 9 s). `fedmd-jax data prepare` therefore puts plain arrays of the same rows
    beside them, `mnist/3.0.1/train.npz`, which count as plain arrays (0.3 s).
 
+4. A folder of images by class, `my_scans/train/CLASS/*.png` and `my_scans/test/CLASS/*.png`; without them, the folder
+   itself, `my_scans/CLASS/*.png`, is the split train. Classes are numbered in the order of their names in the split
+   train. The name may also be a path, such as `~/my_scans`.
+
 EMNIST images are stored transposed and its letters are numbered from 1; they are returned upright and numbered from 0.
 Rows are returned in the order of the original files, also from the shuffled records of TensorFlow Datasets, so that a
 seed selects the same images from every source.
 """
 
-import contextlib
 import importlib.resources
 import json
 import os
@@ -28,20 +31,13 @@ import re
 
 import numpy as np
 
-from fedmd_jax.data.files import (
-    DataError,
-    Images,
-    checked,
-    checked_columns,
-    read_idx,
-    read_npz,
-    reading,
-    reason,
-    stored,
-    write_npz,
-)
+from fedmd_jax.data import files
+from fedmd_jax.data.adapters import arrays_from_folder, class_names, image_files
+from fedmd_jax.data.files import DataError, Images
 
 _SPLITS = ("train", "test")  # of the embedded data and of idx files; other files may have any
+_IMAGES = ["images", "labels"]
+_FEATURES = {"images": "image", "labels": "label"}  # names in TensorFlow Datasets
 _NO_COLUMNS = ("path", "file", "allow_pickle")  # arguments of NumPy and `write_npz`
 _EMBEDDED = ("embedded/digits", "embedded/letters")
 
@@ -51,7 +47,8 @@ def load_images(name: str, split: str, *, data_dir: str | os.PathLike | None = N
 
     Args:
       name: `"embedded/digits"` (MNIST, 8,000 and 1,000 images) or `"embedded/letters"` (EMNIST a-f, 1,800 and 2,400),
-        which are part of this package; else a name as in TensorFlow Datasets: `"mnist"`, `"emnist/letters"`.
+        which are part of this package; else a name as in TensorFlow Datasets: `"mnist"`, `"emnist/letters"`; or the
+        path of a folder of images by class.
       split: `"train"` or `"test"`, or any other split that the files have. Slices such as `"train[:10%]"` are refused.
       data_dir: the folder to look in. Default: the environment variable FEDMD_JAX_DATA, else TFDS_DATA_DIR, else
         `~/tensorflow_datasets`.
@@ -64,21 +61,14 @@ def load_images(name: str, split: str, *, data_dir: str | os.PathLike | None = N
     Raises:
       DataError: no source is found, a file is damaged or has other content, or a name is invalid.
 
-    >>> images, labels = load_images("embedded/letters", "test")
-    >>> images.shape, images.dtype, labels.shape, labels.dtype
-    ((2400, 28, 28, 1), dtype('uint8'), (2400,), dtype('int32'))
+    Example:
+      >>> import fedmd_jax as fmd
+      >>> images, labels = fmd.data.load_images("embedded/letters", "test")
+      >>> images.shape, images.dtype, labels.shape, labels.dtype
+      ((2400, 28, 28, 1), dtype('uint8'), (2400,), dtype('int32'))
     """
-    check_name(name, split)
-    if name.startswith("embedded/"):
-        return _load_embedded(name, split)
-    folder, origin = data_folder(data_dir)
-    if path := find_arrays(folder, name, split):
-        return checked(*read_npz(path, ["images", "labels"]), path)
-    if paths := find_idx(folder, name, split):
-        return checked(*upright_emnist(name, read_idx(paths[0], 3)[..., None], read_idx(paths[1], 1)), paths[0])
-    if path := find_tfds(folder, name):
-        return checked(*upright_emnist(name, *read_records(path, split, ["image", "label"])), path)
-    raise DataError(_not_found(folder, origin, name, split))
+    path, arrays = _read(name, split, _IMAGES, data_dir)
+    return files.check_images(*arrays, path)
 
 
 def load_column(name: str, split: str, column: str, *, data_dir: str | os.PathLike | None = None) -> np.ndarray:
@@ -97,30 +87,16 @@ def load_column(name: str, split: str, column: str, *, data_dir: str | os.PathLi
     Raises:
       DataError: no source is found, it has no such column, or a file is damaged.
 
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     pixels = np.zeros((2, 1, 1, 1), np.uint8)
-    ...     path = save_images(folder, "notes", "train", pixels, np.array([0, 1]), writer=np.array(["ann", "bob"]))
-    ...     load_column("notes", "train", "writer", data_dir=folder).tolist()
-    ['ann', 'bob']
+    Example:
+      >>> import tempfile, numpy as np, fedmd_jax as fmd
+      >>> pixels, labels, writer = np.zeros((2, 1, 1, 1), np.uint8), np.array([0, 1]), np.array(["ann", "bob"])
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     path = fmd.data.save_images(folder, "notes", "train", pixels, labels, writer=writer)
+      ...     fmd.data.load_column("notes", "train", "writer", data_dir=folder).tolist()
+      ['ann', 'bob']
     """
-    check_name(name, split)
-    if name.startswith("embedded/"):
-        raise DataError(f"{name} has images and labels only, wanted the column {column!r}")
-    folder, origin = data_folder(data_dir)
-    if path := find_arrays(folder, name, split):
-        labels, values = read_npz(path, ["labels", column])
-    elif paths := find_idx(folder, name, split):
-        raise DataError(f"{paths[0]} has images only, wanted the column {column!r}")
-    elif path := find_tfds(folder, name):
-        labels, values = read_records(path, split, ["label", column])
-        if values.dtype.kind in "OS":  # TensorFlow Datasets' texts
-            values = np.array([value.decode() for value in values.tolist()])
-    else:
-        raise DataError(_not_found(folder, origin, name, split))
-    if labels.ndim != 1:
-        raise DataError(f"{path}: labels must be integers [N], got {labels.dtype} {list(labels.shape)}")
-    return checked_columns({column: values}, len(labels), path)[column]
+    path, (labels, values) = _read(name, split, ["labels", column], data_dir)
+    return files.check_columns({column: values}, len(labels), path)[column]
 
 
 def save_images(
@@ -144,13 +120,16 @@ def save_images(
     Raises:
       DataError: the arrays or the names are invalid; nothing is written.
 
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = save_images(folder, "dots", "train", np.zeros((2, 1, 1, 1), np.uint8), np.array([0, 1]))
-    ...     load_images("dots", "train", data_dir=folder).labels
-    array([0, 1], dtype=int32)
+    Example:
+      >>> import tempfile, numpy as np, fedmd_jax as fmd
+      >>> pixels, labels = np.zeros((2, 1, 1, 1), np.uint8), np.array([0, 1])
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     path = fmd.data.save_images(folder, "dots", "train", pixels, labels)
+      ...     fmd.data.load_images("dots", "train", data_dir=folder).labels
+      array([0, 1], dtype=int32)
     """
-    check_name(name, split)
+    _check_name(name)
+    _check_split(split)
     if name.startswith("embedded/"):
         raise DataError(f"data set {name!r} cannot be written: names under embedded/ belong to the package")
     for column in columns:
@@ -158,42 +137,95 @@ def save_images(
             raise DataError(
                 f"save_images: a column is named like 'writer', not {' or '.join(_NO_COLUMNS)}, got {column!r:.80}"
             )
-    path = pathlib.Path(os.path.expanduser(folder)) / name / f"{split}.npz"
-    arrays = checked(images, labels, "save_images")
-    columns = checked_columns(columns, len(arrays.labels), "save_images")
-    write_npz(path, **arrays._asdict(), **columns)
+    path = files.user_path(folder) / name / f"{split}.npz"
+    arrays = files.check_images(images, labels, "save_images")
+    columns = files.check_columns(columns, len(arrays.labels), "save_images")
+    files.write_npz(path, **arrays._asdict(), **columns)
     return path
 
 
-# Errors of load_images.
+def _read(name, split, columns, data_dir):
+    """The path of a split of the first source that is found, and columns of it."""
+    _check_split(split)
+    if isinstance(name, str) and not _is_name(name) and os.path.isdir(os.path.expanduser(name)):
+        return _read_images_by_class(files.user_path(name), split, columns)
+    _check_name(name)
+    if name.startswith("embedded/"):
+        return _read_embedded(name, split, columns)
+    folder, origin = data_folder(data_dir)
+    if path := find_arrays(folder, name, split):
+        return path, files.read_npz(path, columns)
+    if paths := find_idx(folder, name, split):
+        if columns != _IMAGES:
+            raise DataError(f"{paths[0]} has images and labels only, wanted the column {columns[-1]!r}")
+        return paths[0], upright_emnist(name, files.read_idx(paths[0], 3)[..., None], files.read_idx(paths[1], 1))
+    if path := find_tfds(folder, name):
+        arrays = read_records(path, split, [_FEATURES.get(column, column) for column in columns])
+        return path, upright_emnist(name, *arrays) if columns == _IMAGES else arrays
+    for place in (folder / name, files.user_path(name)):
+        if _split_folder(place, split):
+            return _read_images_by_class(place, split, columns)
+    raise DataError(_not_found(folder, origin, name, split))
 
 
-def check_name(name: str, split: str = "train") -> None:
-    """Checks that a name and a split can be parts of a path within the data folder.
+def _split_folder(folder, split):
+    """The folder of a split of images by class; None if it has no images."""
+    has_splits = any((folder / each).is_dir() for each in _SPLITS)
+    path = folder if split == "train" and not has_splits else folder / split
+    return path if path.is_dir() and any(image_files(path / name) for name in class_names(path)) else None
 
-    Args:
-      name: name of a data set.
-      split: name of a split.
 
-    Raises:
-      DataError: one of them is invalid.
-    """
-    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]{,99}(/\w[\w.-]{,99})?", name):
-        raise DataError(f"a data set is named like 'mnist' or 'emnist/letters', got {name!r:.80}")
+@files.data_errors()
+def _read_images_by_class(folder, split, columns):
+    path, train = _split_folder(folder, split), _split_folder(folder, "train")
+    if path is None or train is None:
+        wanted = f"{'train' if train is None else split}/CLASS/*.png"
+        raise ValueError(f"{folder}: wanted a folder of images by class, {wanted}, found no image there")
+    if columns != _IMAGES:
+        raise ValueError(f"{path} has images and labels only, wanted the column {columns[-1]!r}")
+    classes, found = class_names(train), class_names(path)
+    if not set(found) <= set(classes):
+        raise ValueError(f"{path} has the classes {sorted(set(found) - set(classes))}, which {train} does not have")
+    images, labels = arrays_from_folder(path, classes=found)
+    return path, (images, np.array([classes.index(name) for name in found])[labels])
+
+
+def _read_embedded(name, split, columns):
+    if name not in _EMBEDDED:
+        raise DataError(f"the embedded data sets are {' and '.join(_EMBEDDED)}, got {name!r}")
+    if split not in _SPLITS:
+        raise DataError(f"{name} has the splits {' and '.join(_SPLITS)}, got {split!r}")
+    path = importlib.resources.files("fedmd_jax.data.embedded") / "digits_and_letters.npz"
+    return path, files.read_npz(path, [f"{name.removeprefix('embedded/')}_{split}_{column}" for column in columns])
+
+
+def _check_name(name):
+    """Checks that a name can be part of a path within the data folder."""
+    if not _is_name(name):
+        raise DataError(
+            f"a data set is named like 'mnist' or 'emnist/letters', or is a folder of images by class, got {name!r:.80}"
+        )
+
+
+def _check_split(split):
     if not isinstance(split, str) or not re.fullmatch(r"\w{1,100}", split):
         raise DataError(
             f"a split is a plain name such as 'train' or 'test' (slice the arrays yourself), got {split!r:.80}"
         )
 
 
+def _is_name(name):
+    return isinstance(name, str) and re.fullmatch(r"\w[\w.-]{,99}(/\w[\w.-]{,99})?", name)
+
+
 def _not_found(folder, origin, name, split):
-    files = [*_array_files(folder, name, split), *_idx_files(folder, name, split)[:1]]
-    wanted = ", ".join(str(path.relative_to(folder)) for path in files)
+    paths = [*_array_files(folder, name, split), *_idx_files(folder, name, split)[:1]]
+    wanted = ", ".join(str(path.relative_to(folder)) for path in paths)
     if not folder.is_dir():
         origin += "; there is no such folder"
     return (
         f"no data set {name!r} with split {split!r} in {folder} (from {origin}): "
-        f"wanted {wanted} or a TFDS folder {name}/VERSION; "
+        f"wanted {wanted}, images {name}/{split}/CLASS/*.png or a TFDS folder {name}/VERSION; "
         f"set FEDMD_JAX_DATA or data_dir to a folder that has one of them, write one with fedmd_jax.data.save_images, "
         f"or prepare one with fedmd-jax data prepare (fedmd-jax data list names what it knows)"
     )
@@ -209,22 +241,11 @@ def data_folder(data_dir: str | os.PathLike | None) -> tuple[pathlib.Path, str]:
       data_dir: the folder, if given.
     """
     if data_dir is not None:
-        return _folder(data_dir, "data_dir"), "data_dir"
+        return files.user_path(data_dir), "data_dir"
     for variable in ("FEDMD_JAX_DATA", "TFDS_DATA_DIR"):
         if value := os.environ.get(variable):
-            return _folder(value, variable), variable
-    return pathlib.Path(os.path.expanduser("~/tensorflow_datasets")), "the default, FEDMD_JAX_DATA is not set"
-
-
-def _folder(given, origin):
-    """The path of a folder that may or may not exist; raises DataError if it is not a valid path."""
-    try:
-        path = pathlib.Path(os.path.expanduser(given))
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            path.lstat()
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"cannot look for the folder {given!r:.80} (from {origin}): {reason(error)}") from error
-    return path
+            return files.user_path(value), variable
+    return files.user_path("~/tensorflow_datasets"), "the default, FEDMD_JAX_DATA is not set"
 
 
 def _array_files(folder, name, split):
@@ -252,7 +273,7 @@ def _idx_files(folder, name, split):
     base, _, config = name.partition("/")
     stem = f"{base}-{config}-{split}" if config else {"train": "train", "test": "t10k"}[split]
     place = folder / name.replace("/", "_")
-    return [stored(place / f"{stem}-{kind}-ubyte.gz") for kind in ("images-idx3", "labels-idx1")]
+    return [files.stored(place / f"{stem}-{kind}-ubyte.gz") for kind in ("images-idx3", "labels-idx1")]
 
 
 def find_idx(folder: pathlib.Path, name: str, split: str) -> list[pathlib.Path] | None:
@@ -285,16 +306,6 @@ def find_tfds(folder: pathlib.Path, name: str) -> pathlib.Path | None:
 # The readers.
 
 
-def _load_embedded(name, split):
-    if name not in _EMBEDDED:
-        raise DataError(f"the embedded data sets are {' and '.join(_EMBEDDED)}, got {name!r}")
-    if split not in _SPLITS:
-        raise DataError(f"{name} has the splits {' and '.join(_SPLITS)}, got {split!r}")
-    path = importlib.resources.files("fedmd_jax.data.embedded") / "digits_and_letters.npz"
-    prefix = f"{name.removeprefix('embedded/')}_{split}_"
-    return checked(*read_npz(path, [prefix + "images", prefix + "labels"]), path)
-
-
 def records_info(path: pathlib.Path) -> tuple[str, dict[str, int]]:
     """Reads `dataset_info.json` without TensorFlow Datasets, which takes half a second to import.
 
@@ -307,14 +318,9 @@ def records_info(path: pathlib.Path) -> tuple[str, dict[str, int]]:
     Raises:
       DataError: `dataset_info.json` is damaged.
     """
-    with reading(path):
+    with files.reading(path):
         info = json.loads((path / "dataset_info.json").read_text())
-        sizes = {split["name"]: sum(map(int, split["shardLengths"])) for split in info["splits"]}
-        if not all(re.fullmatch(r"\w+", name) and size >= 0 for name, size in sizes.items()):
-            raise ValueError(f"splits must have names and sizes, got {sizes}")
-        if not re.fullmatch(r"\w+", info["fileFormat"]):
-            raise ValueError(f"fileFormat must be a name, got {info['fileFormat']!r}")
-        return info["fileFormat"], sizes
+        return info["fileFormat"], {each["name"]: sum(map(int, each["shardLengths"])) for each in info["splits"]}
 
 
 def read_records(path: pathlib.Path, split: str, features: list[str]) -> list[np.ndarray]:
@@ -326,7 +332,7 @@ def read_records(path: pathlib.Path, split: str, features: list[str]) -> list[np
       features: names of the columns.
 
     Returns:
-      One array per feature, [N, ...].
+      One array per feature, [N, ...]; texts as strings.
 
     Raises:
       DataError: it is damaged, not array_record, or has no such split or feature.
@@ -336,7 +342,7 @@ def read_records(path: pathlib.Path, split: str, features: list[str]) -> list[np
 
     # Not `tfds.data_source(name)`, which would look for builder code of the same version and retry the network for
     # minutes.
-    with reading(path):
+    with files.reading(path):
         _check_features(json.loads((path / "features.json").read_text()))
         builder = tfds.builder_from_directory(path)
         if split not in builder.info.splits:
@@ -347,18 +353,19 @@ def read_records(path: pathlib.Path, split: str, features: list[str]) -> list[np
                 f"tensorflow, got {builder.info.file_format.value!r}; prepare it again in another data_dir"
             )
         if not set(features) <= set(builder.info.features):
-            wanted = f"{', '.join(features[:-1])} and {features[-1]}"
-            raise DataError(f"{path}: wanted the features {wanted}, found {sorted(builder.info.features)}")
+            found = sorted(builder.info.features)
+            raise DataError(f"{path}: wanted the features {', '.join(features)}, found {found}")
         others = set(builder.info.features) - set(features)
         source = builder.as_data_source(split=split, decoders=dict.fromkeys(others, tfds.decode.SkipDecoding()))
         # Reading all records at once takes half the time of reading them one by one.
         rows = source.__getitems__(list(range(len(source))))
         order = _places(split, len(rows)) if not builder.info.disable_shuffling else slice(None)
-        return [np.array([row[feature] for row in rows])[order] for feature in features]
+        columns = [np.array([row[feature] for row in rows])[order] for feature in features]
+        return [np.strings.decode(column) if column.dtype.kind == "S" else column for column in columns]
 
 
 def _check_features(part: object) -> None:
-    """Refuses features of classes outside TensorFlow Datasets, which would import any module that a file names."""
+    """Refuses features of classes outside TensorFlow Datasets, which imports whatever module a file names."""
     for key, value in part.items() if isinstance(part, dict) else ():
         is_class = key in ("pythonClassName", "python_class_name", "type") and isinstance(value, str) and "." in value
         if is_class and not value.startswith("tensorflow_datasets.core.features."):

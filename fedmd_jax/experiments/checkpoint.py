@@ -13,6 +13,8 @@ import contextlib
 import hashlib
 import json
 import logging
+import operator
+import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -59,13 +61,13 @@ class Checkpoints:
         """
         policies = ocp.training.preservation_policies
         # A killed process may leave a checkpoint half deleted: without metrics, so that it is deleted again.
-        best = policies.BestN(get_metric_fn=_accuracy, n=1, keep_checkpoints_without_metrics=False)
+        accuracy = operator.itemgetter("accuracy")
+        best = policies.BestN(get_metric_fn=accuracy, n=1, keep_checkpoints_without_metrics=False)
         keep = policies.AnyPreservationPolicy([policies.LatestN(_KEEP), best])
         self.path = path.absolute()
+        options = {"preservation_policy": keep, "cleanup_tmp_directories": True}
         try:
-            self._checkpointer = ocp.training.Checkpointer(
-                self.path, preservation_policy=keep, cleanup_tmp_directories=True
-            )
+            self._checkpointer = ocp.training.Checkpointer(self.path, **options)
         except OSError as error:
             raise WriteError(f"cannot open the folder {self.path}: {error.strerror or error}") from error
         except Exception as error:
@@ -93,29 +95,15 @@ class Checkpoints:
         packed = {name: _packed(states) for name, states in trees.items()}
         metadata = {"record": record, "checksum": fingerprint(record, packed)}
         with _writing(self.path / str(round_)):
-            self._checkpointer.save_async(
-                round_, packed, force=True, metrics={"accuracy": accuracy}, custom_metadata=metadata
-            )
+            known = {"metrics": {"accuracy": accuracy}, "custom_metadata": metadata}
+            self._checkpointer.save_async(round_, packed, force=True, **known)
         self.latest = round_
 
     def load(
         self, shapes: Mapping[str, Trees], check: Callable[[Record], Any]
     ) -> tuple[dict[str, dict[str, chex.ArrayTree]], Record]:
-        """Loads the latest checkpoint.
-
-        Args:
-          shapes: arrays or shapes, by name and group.
-          check: called with the record before arrays are read; raises a `CheckpointError` to refuse it.
-
-        Returns:
-          NumPy arrays by name and group, and the record.
-
-        Raises:
-          CheckpointError: it is damaged, or of other arrays.
-        """
-        wanted = {name: _packed_shapes(of_groups) for name, of_groups in shapes.items()}
-        packed, record = _load(self.path / str(self.latest), wanted, check)
-        return {name: _unpacked(packed[name], shapes[name]) for name in shapes}, record
+        """Loads the latest checkpoint, as `load_checkpoint` does."""
+        return load_checkpoint(self.path / str(self.latest), shapes, check)
 
     def wait(self) -> None:
         """Waits until the last checkpoint is written; `WriteError` if that failed."""
@@ -151,7 +139,7 @@ class PretrainedCache:
 
     def found(self) -> list[str]:
         """The groups that are in the cache; the same in all processes."""
-        there = np.array([self.path(name).is_dir() for name in self._fingerprints])
+        there = np.array([os.path.isdir(self.path(name)) for name in self._fingerprints])
         there = multihost_utils.broadcast_one_to_all(there)
         return [name for name, is_there in zip(self._fingerprints, there, strict=True) if is_there]
 
@@ -168,6 +156,35 @@ class PretrainedCache:
         shapes = {name: self._shapes[name]}
         packed, record = _load(self.path(name), _packed_shapes(shapes), lambda record: None)
         return _unpacked(packed, shapes)[name], record
+
+
+def load_checkpoint(
+    path: pathlib.Path, shapes: Mapping[str, Trees], check: Callable[[Record], Any] = lambda record: None
+) -> tuple[dict[str, dict[str, chex.ArrayTree]], Record]:
+    """Loads one checkpoint of a round.
+
+    Args:
+      path: of the checkpoint.
+      shapes: arrays or shapes, by name and group.
+      check: called with the record before arrays are read; raises a `CheckpointError` to refuse it.
+
+    Returns:
+      NumPy arrays by name and group, and the record.
+
+    Raises:
+      CheckpointError: it is damaged, or of other arrays.
+    """
+    wanted = {name: _packed_shapes(of_groups) for name, of_groups in shapes.items()}
+    packed, record = _load(path, wanted, check)
+    return {name: _unpacked(packed[name], shapes[name]) for name in shapes}, record
+
+
+def read_record(path: pathlib.Path) -> Record:
+    """The record of a checkpoint; `CheckpointError` if it is damaged."""
+    try:
+        return ocp.metadata(path).custom_metadata["record"]
+    except Exception as error:
+        raise CheckpointError(f"the checkpoint {path} is damaged ({type(error).__name__}); {_HINT}") from error
 
 
 def fingerprint(known: object, data: chex.ArrayTree = ()) -> str:
@@ -200,10 +217,6 @@ def difference(wanted: Any, found: Any, where: str = "") -> str | None:
         if found_in := difference(wanted[key], found[key], place):
             return found_in
     return None
-
-
-def _accuracy(metrics: Any) -> float:
-    return metrics["accuracy"]
 
 
 def _packed(trees: Trees) -> dict[str, dict[str, np.ndarray]]:

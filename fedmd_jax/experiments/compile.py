@@ -20,23 +20,23 @@ _PHASES = {
     "revisit": "local",
     "round": "rounds",
     "evaluate": "evaluate",
+    "confusion": "evaluate",
 }
 
 
 class Programs:
-    """The programs of a federation, compiled in threads for the shapes of their arguments, and timed.
+    """The programs of federations that differ in their data only, compiled in threads for these shapes, and timed.
 
     XLA compiles a program on one core for seconds, without holding Python's lock.
     """
 
-    def __init__(self, federation: Federation):
+    def __init__(self):
         """Compiles nothing yet."""
-        self._federation, self._compiled = federation, {}
-        self._executor = ThreadPoolExecutor(max_workers=os.cpu_count())
-        self.restart()
+        self._compiled, self._executor = {}, ThreadPoolExecutor(max_workers=os.cpu_count())
 
-    def restart(self) -> None:
-        """Sets all clocks to zero."""
+    def restart(self, federation: Federation) -> None:
+        """Takes the programs that are not compiled yet from this federation, and sets all clocks to zero."""
+        self._federation = federation
         self._start, self._seconds = time.perf_counter(), dict.fromkeys(("compile", *_PHASES.values()), 0.0)
 
     def seconds(self) -> dict[str, float]:
@@ -80,10 +80,8 @@ class Programs:
     @contextlib.contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
         start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._seconds[phase] += time.perf_counter() - start
+        yield
+        self._seconds[phase] += time.perf_counter() - start
 
 
 def _shape(leaf: Any) -> Any:

@@ -5,24 +5,15 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from fedmd_jax.data import (
-    Images,
-    center,
-    center_ink,
-    load_column,
-    load_images,
-    mean_image,
-    merge_case,
-    scale,
-    split_by_class,
-    split_by_superclass,
-    split_by_writer,
-)
+from fedmd_jax import data as sources
+from fedmd_jax.data import Images
 from fedmd_jax.experiments.settings import Data
 from fedmd_jax.simulation.federation_data import labelled_dataset, public_dataset
+from fedmd_jax.simulation.trained import Preprocessing
 from fedmd_jax.types import PrivateDataset, PublicDataset
 
 Labelled = TypeVar("Labelled", PublicDataset, PrivateDataset)
+_COLUMNS = {"superclasses": "coarse_label", "writers": "writer"}  # what else a split needs to know of each image
 
 
 class Datasets(NamedTuple):
@@ -33,6 +24,7 @@ class Datasets(NamedTuple):
     test: PrivateDataset  #: unstacked, the same for all clients: what `Data.evaluate_on` says
     num_classes: int  #: C, public and private classes together
     public_test: PrivateDataset | None  #: unstacked; None unless it was asked for
+    preprocess: Preprocessing  #: from private images and those of the test set to inputs
 
 
 def load(data: Data, *, num_clients: int, seed: int, public_test: bool = False) -> Datasets:
@@ -54,11 +46,11 @@ def load(data: Data, *, num_clients: int, seed: int, public_test: bool = False) 
       ValueError: data that is missing or damaged, or not enough of it.
     """
     rng = np.random.default_rng(seed)
-    public = load_images(data.public, "train", data_dir=data.data_dir)
+    public = sources.load_images(data.public, "train", data_dir=data.data_dir)
     public_rows = _choose(
         "num_public", f"public dataset {data.public}", np.arange(len(public.labels)), data.num_public, rng
     )
-    private, test, shares = _SPLITS[data.split](data, num_clients, rng)
+    private, test, shares = _split(data, num_clients, rng)
     if data.evaluate_on == "validation":
         unassigned = np.setdiff1d(np.arange(len(private.labels)), np.concatenate(shares))
         test = Images(private.images[unassigned], private.labels[unassigned])
@@ -66,12 +58,14 @@ def load(data: Data, *, num_clients: int, seed: int, public_test: bool = False) 
     candidates = np.flatnonzero(np.isin(test.labels, data.private_classes))
     test_rows = _choose("num_test", f"{data.evaluate_on} part of {data.private}", candidates, data.num_test, rng)
 
-    public_inputs = scale(public.images[public_rows])
-    mean, num_public_classes = mean_image(public_inputs), int(public.labels.max()) + 1
+    public_inputs = sources.scale(public.images[public_rows])
+    mean, num_public_classes = sources.mean_image(public_inputs), int(public.labels.max()) + 1
+    # LEAF's letters are cut out and centred like MNIST's digits.
+    preprocess = Preprocessing(mean, center_ink=data.private == "leaf/femnist")
 
     def examples(source, rows):
-        inputs = scale(_looked_at(data, source.images[rows])) - mean
-        return inputs, _renumber(source.labels[rows], data.private_classes, num_public_classes)
+        labels = _renumber(source.labels[rows], data.private_classes, num_public_classes)
+        return preprocess(source.images[rows]), labels
 
     return Datasets(
         public=public_dataset(public_inputs - mean, public.labels[public_rows]),
@@ -79,6 +73,7 @@ def load(data: Data, *, num_clients: int, seed: int, public_test: bool = False) 
         test=labelled_dataset(*examples(test, test_rows)),
         num_classes=num_public_classes + len(data.private_classes),
         public_test=_public_test(data, public.images[public_rows]) if public_test else None,
+        preprocess=preprocess,
     )
 
 
@@ -112,82 +107,43 @@ def hold_out(dataset: Labelled, share: float, rng: np.random.Generator) -> tuple
 
 def _public_test(data: Data, train: np.ndarray) -> PrivateDataset:
     """Centred with the mean of the public examples."""
-    test = load_images(data.public, "test", data_dir=data.data_dir)
-    _, inputs = center(scale(train), scale(test.images))
+    test = sources.load_images(data.public, "test", data_dir=data.data_dir)
+    _, inputs = sources.center(sources.scale(train), sources.scale(test.images))
     return labelled_dataset(inputs, test.labels)
 
 
-Split = tuple[Images, Images, list[np.ndarray]]  # private images, test images, rows of each client's private images
-
-
-def _split_classes(data: Data, num_clients: int, rng: np.random.Generator) -> Split:
-    private, test = (_read(data, split) for split in ("train", "test"))
-    shares = split_by_class(
-        _check_classes(data, private.labels),
-        num_clients=num_clients,
-        examples_per_class=data.examples_per_class,
-        classes=data.private_classes,
-        rng=rng,
-    )
-    return private, test, shares
-
-
-def _split_superclasses(data: Data, num_clients: int, rng: np.random.Generator) -> Split:
-    """Labels are superclasses; fine classes only decide which client owns an image."""
-    splits = ("train", "test")
-    (private, fine), (test, _) = (_read(data, split) for split in splits)
-    coarse, test_labels = (load_column(data.private, split, "coarse_label", data_dir=data.data_dir) for split in splits)
-    shares = split_by_superclass(
-        fine,
-        _check_classes(data, coarse),
-        num_clients=num_clients,
-        examples_per_class=data.examples_per_class,
-        superclasses=data.private_classes,
-        rng=rng,
-    )
-    return Images(private, coarse), Images(test, test_labels), shares
-
-
-def _split_writers(data: Data, num_clients: int, rng: np.random.Generator) -> Split:
-    """Both splits of the source together: its own test split has a tenth of the few images of each writer."""
-    parts = [_read(data, split) for split in ("train", "test")]
-    images, labels = (np.concatenate(each) for each in zip(*parts, strict=True))
-    writers = np.concatenate(
-        [load_column(data.private, split, "writer", data_dir=data.data_dir) for split in ("train", "test")]
-    )
-    shares = split_by_writer(
-        writers,
-        _check_classes(data, labels),
-        num_clients=num_clients,
-        min_examples=data.min_examples,
-        classes=data.private_classes,
-        rng=rng,
-    )
-    others = ~np.isin(writers, writers[np.concatenate(shares)])
-    return Images(images, labels), Images(images[others], labels[others]), shares
-
-
-_SPLITS = {"classes": _split_classes, "superclasses": _split_superclasses, "writers": _split_writers}
+def _split(data: Data, num_clients: int, rng: np.random.Generator) -> tuple[Images, Images, list[np.ndarray]]:
+    """Private images, test images, and the rows of each client's private images."""
+    splits, classes = ("train", "test"), data.private_classes
+    private, test = (_read(data, split) for split in splits)
+    if data.split in _COLUMNS:
+        column, test_column = (
+            sources.load_column(data.private, split, _COLUMNS[data.split], data_dir=data.data_dir) for split in splits
+        )
+    if data.split == "superclasses":  # these are the labels; fine classes only decide which client owns an image
+        fine, private, test = private.labels, private._replace(labels=column), test._replace(labels=test_column)
+    if data.split == "writers":  # the test split of the source has only a tenth of the few images of each writer
+        private = test = Images(*(np.concatenate(both) for both in zip(private, test, strict=True)))
+        column = np.concatenate([column, test_column])
+    found = np.unique(private.labels).tolist()
+    if missing := sorted(set(classes) - set(found)):
+        raise ValueError(f"{data.private} has no examples of the private_classes {missing}, it has {found}")
+    common = {"num_clients": num_clients, "rng": rng}
+    if data.split == "writers":
+        common["min_examples"] = data.min_examples
+        shares = sources.split_by_writer(column, private.labels, classes=classes, **common)
+        others = ~np.isin(column, column[np.concatenate(shares)])
+        return private, Images(private.images[others], private.labels[others]), shares
+    common["examples_per_class"] = data.examples_per_class
+    if data.split == "superclasses":
+        return private, test, sources.split_by_superclass(fine, private.labels, superclasses=classes, **common)
+    return private, test, sources.split_by_class(private.labels, classes=classes, **common)
 
 
 def _read(data: Data, split: str) -> Images:
     """Of the private data; LEAF's are letters without case."""
-    images, labels = load_images(data.private, split, data_dir=data.data_dir)
-    return Images(images, merge_case(labels) if data.private == "leaf/femnist" else labels)
-
-
-def _looked_at(data: Data, images: np.ndarray) -> np.ndarray:
-    """Private images as a network sees them; LEAF's are cut out and centred like MNIST's digits."""
-    return center_ink(images) if data.private == "leaf/femnist" else images
-
-
-def _check_classes(data: Data, labels: np.ndarray) -> np.ndarray:
-    """The labels, among which every private class is."""
-    found = np.unique(labels).tolist()
-    missing = sorted(set(data.private_classes) - set(found))
-    if missing:
-        raise ValueError(f"{data.private} has no examples of the private_classes {missing}, it has {found}")
-    return labels
+    images, labels = sources.load_images(data.private, split, data_dir=data.data_dir)
+    return Images(images, sources.merge_case(labels) if data.private == "leaf/femnist" else labels)
 
 
 def _check_shapes(data: Data, *sets: Images) -> None:

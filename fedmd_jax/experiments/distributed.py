@@ -26,8 +26,11 @@ def initialize(coordinator: str | None, num_processes: int | None, process_id: i
       process_id: which one this is, from 0.
 
     Raises:
-      UsageError: the processes do not find each other.
+      UsageError: the processes do not find each other, or only some of the three are given.
     """
+    by_hand = (coordinator, num_processes, process_id)
+    if None in by_hand and by_hand != (None, None, None):
+        raise UsageError("processes started by hand need all of --coordinator, --num-processes and --process-id")
     try:
         jax.distributed.initialize(coordinator, num_processes, process_id, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
     except (RuntimeError, ValueError) as error:

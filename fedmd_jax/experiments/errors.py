@@ -1,4 +1,4 @@
-"""What is wrong with the user's wishes, and not with the program."""
+"""Errors in what the user asks for, as opposed to bugs."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ from fedmd_jax.checks import one_line
 
 
 class UsageError(ValueError):
-    """The command line asks for what cannot be; the message is one line."""
+    """The command line cannot be carried out; the message is one line."""
 
 
 class SettingsError(UsageError):
@@ -19,7 +19,7 @@ class SettingsError(UsageError):
 
 @contextlib.contextmanager
 def bad_input() -> Iterator[None]:
-    """What the checks of settings and data complain of is the user's; a `ValueError` anywhere else is a bug."""
+    """A `ValueError` of the checks of settings and data becomes a `SettingsError`; anywhere else it is a bug."""
     try:
         yield
     except ValueError as error:
@@ -34,9 +34,6 @@ def check_backend() -> None:
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # the second has no message: a plugin is not installed
-        platforms = os.environ.get("JAX_PLATFORMS", "")
-        reason = one_line(str(error).partition(" (set JAX_PLATFORMS")[0], longest=200)
-        raise UsageError(
-            f"JAX cannot use JAX_PLATFORMS={platforms!r}: {reason or 'no such platform is installed'}; unset it, or "
-            "set it to cpu"
-        ) from error
+        reason = one_line(str(error).partition(" (set JAX_PLATFORMS")[0], longest=200) or "it is not installed"
+        found = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')!r}"
+        raise UsageError(f"JAX cannot use {found}: {reason}; unset it, or set it to cpu") from error

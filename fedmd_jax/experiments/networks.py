@@ -1,29 +1,17 @@
 """Networks by name, for the command line and for files: `2conv:n1=8,n2=16,dropout=0.2`."""
 
-import math
 import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from fedmd_jax import models
 from fedmd_jax.checks import one_line
-from fedmd_jax.models import (
-    CNN,
-    MLP,
-    BatchNorm,
-    GroupNorm,
-    PaperNetwork,
-    architecture_from_linen,
-    head_l2,
-    resnet8,
-    resnet20,
-    scale_width,
-)
 from fedmd_jax.types import Architecture
 
 _NUM_CONVOLUTIONS = {"2conv": 2, "3conv": 3, "4conv": 4}
-_RESNETS = {"resnet8": resnet8, "resnet20": resnet20}
-_NORMS = {"batch": BatchNorm, "group": GroupNorm}
+_RESNETS = {"resnet8": models.resnet8, "resnet20": models.resnet20}
+_NORMS = {"batch": models.BatchNorm, "group": models.GroupNorm}
 _MOST = 10**6  # filters and hidden units
 KINDS = (*_NUM_CONVOLUTIONS, "mlp", *_RESNETS)
 
@@ -37,7 +25,7 @@ def architecture_from_name(
       name: a kind and its settings, `KIND:setting=value,...`. Kinds are `2conv`, `3conv`, `4conv` (the paper's; n1, n2,
         ... are filters, dropout is 0.2 by default), `mlp` (n1, ... are hidden units, dropout is 0 by default),
         `resnet8` and `resnet20` (width, norm=batch or group; they have no dropout).
-      num_classes: C.
+      num_classes: number of scores per example.
       head_penalty: factor of the L2 penalty on the head.
       dropout: instead of the name's own.
       width: multiplies filters and hidden units.
@@ -46,7 +34,7 @@ def architecture_from_name(
       The architecture.
 
     Raises:
-      ValueError: an unknown kind or setting, a setting that is missing or comes twice, or a value that is none.
+      ValueError: an unknown kind or setting, a setting that is missing or given twice, or an invalid value.
 
     >>> architecture = architecture_from_name("3conv:n1=4,n2=6,n3=8", 16)
     """
@@ -61,13 +49,13 @@ def architecture_from_name(
         module = make(kind, settings, num_classes, width)
     except ValueError as error:
         raise ValueError(f"network {name!r:.80}: {one_line(str(error), longest=400)}") from None
-    return architecture_from_linen(module, penalty=head_l2(head_penalty))
+    return models.architecture_from_linen(module, penalty=models.head_l2(head_penalty))
 
 
-def paper_name(network: PaperNetwork) -> str:
+def paper_name(network: models.PaperNetwork) -> str:
     """The name of a row of the paper's tables.
 
-    >>> paper_name(PaperNetwork((128, 256), 0.2))
+    >>> paper_name(models.PaperNetwork((128, 256), 0.2))
     '2conv:n1=128,n2=256,dropout=0.2'
     """
     filters = [f"n{number}={count}" for number, count in enumerate(network.filters, start=1)]
@@ -78,10 +66,8 @@ def _parse_settings(text: str) -> dict[str, Any]:
     settings = {}
     for item in text.split(",") if text else []:
         key, equals, value = item.partition("=")
-        if not equals:
-            raise ValueError(f"settings are written setting=value, got {item!r}")
-        if key in settings:
-            raise ValueError(f"{key} is set twice")
+        if not equals or key in settings:
+            raise ValueError(f"settings are written setting=value, each once, got {item!r}")
         settings[key] = _parse_value(key, value)
     return settings
 
@@ -96,9 +82,7 @@ def _parse_value(key: str, value: str) -> Any:
         parsed = number(value)
     except ValueError:
         raise ValueError(f"{key} must be {wanted}, got {value!r}") from None
-    if not math.isfinite(parsed):
-        raise ValueError(f"{key} must be finite, got {value}")
-    if parsed > _MOST:
+    if not abs(parsed) <= _MOST:  # NaN neither
         raise ValueError(f"{key} must be at most {_MOST}, got {value!r:.40}")
     return parsed
 
@@ -107,12 +91,12 @@ def _plain(kind: str, settings: dict[str, Any], num_classes: int, width: float) 
     num_sizes = _NUM_CONVOLUTIONS.get(kind, len(settings.keys() - {"dropout"}))
     sizes = [f"n{i}" for i in range(1, num_sizes + 1)]
     _check_keys(settings, needed=sizes, optional=["dropout"])
-    network = MLP if kind == "mlp" else CNN
+    network = models.MLP if kind == "mlp" else models.CNN
     options = {key: value for key, value in settings.items() if key not in sizes}
     make = partial(network, num_classes=num_classes, **options)
     asked_for = tuple(settings[size] for size in sizes)
-    make(asked_for)  # its checks are of this, not of what the width makes of it
-    return make(scale_width(asked_for, width))
+    make(asked_for)  # checks the sizes before they are scaled
+    return make(models.scale_width(asked_for, width))
 
 
 def _residual(kind: str, settings: dict[str, Any], num_classes: int, width: float) -> Any:
@@ -121,9 +105,6 @@ def _residual(kind: str, settings: dict[str, Any], num_classes: int, width: floa
 
 
 def _check_keys(settings: dict[str, Any], *, needed: Sequence[str], optional: Sequence[str]) -> None:
-    missing = [key for key in needed if key not in settings]
-    unknown = [key for key in settings if key not in (*needed, *optional)]
-    if missing or unknown:
-        complaints = [f"{key} is missing" for key in missing] + [f"{key} is unknown" for key in unknown]
+    if not set(needed) <= settings.keys() <= {*needed, *optional}:
         wanted = ", ".join([*needed, *(f"[{key}]" for key in optional)])
-        raise ValueError(f"its settings must be {wanted}, but {', '.join(complaints)}")
+        raise ValueError(f"its settings must be {wanted}, got {', '.join(settings) or 'none'}")

@@ -11,17 +11,20 @@ import os
 import pathlib
 import platform
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 
 import fedmd_jax
 from fedmd_jax.checks import one_line
+from fedmd_jax.client.evaluation import Evaluation
 from fedmd_jax.experiments.settings import Experiment
+from fedmd_jax.mapping.groups import Groups
 from fedmd_jax.simulation.metrics import RoundMetrics
 
 CONFIG, METRICS, SUMMARY, PLOT = "config.json", "metrics.jsonl", "summary.json", "accuracy.png"
+CONFUSION = "confusion.jsonl"
 CHECKPOINTS = "checkpoints"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 # What decides a run besides its settings.
@@ -56,12 +59,15 @@ def writing(problem: str) -> Iterator[None]:
         raise WriteError(f"{problem}: {_reason(error)}") from error
 
 
-def create(path: pathlib.Path, files: Mapping[str, bytes]) -> pathlib.Path:
+def create(
+    path: pathlib.Path, files: Mapping[str, bytes], fill: Callable[[pathlib.Path], Any] = lambda _: None
+) -> pathlib.Path:
     """Makes the directory of a new run, with its first files in it.
 
     Args:
       path: the directory, which must not exist; its parents are made as needed.
       files: content by name.
+      fill: writes more into the directory that it is given, before it gets its name.
 
     Returns:
       The path.
@@ -75,8 +81,9 @@ def create(path: pathlib.Path, files: Mapping[str, bytes]) -> pathlib.Path:
         partial.mkdir(parents=True)
         for name, content in files.items():
             (partial / name).write_bytes(content)
+        fill(partial)
         partial.rename(path)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: no path has a null character
         check_new(path)  # another run was faster
         raise RunDirectoryError(f"cannot make the output directory {path}: {_reason(error)}") from error
     finally:
@@ -91,26 +98,15 @@ def check_new(path: pathlib.Path) -> None:
 
 
 def user_path(text: str) -> pathlib.Path:
-    """A path from the command line.
-
-    Raises:
-      RunDirectoryError: no file system can have such a path: it is too long, or has impossible characters.
-    """
-    path = pathlib.Path(os.path.normpath(os.path.expanduser(text)))
-    try:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            path.lstat()
-    except (OSError, ValueError) as error:
-        raise RunDirectoryError(f"cannot look for {str(path)!r:.80}: {_reason(error)}") from error
-    return path
+    """A path from the command line."""
+    return pathlib.Path(os.path.normpath(os.path.expanduser(text)))
 
 
 def fresh_path(stem: pathlib.Path) -> pathlib.Path:
     """`stem`, or the first of `stem-2`, `stem-3`, ... that does not exist."""
-    path, number = stem, 1
+    path, numbers = stem, itertools.count(2)
     while os.path.lexists(path):
-        number += 1
-        path = stem.with_name(f"{stem.name}-{number}")
+        path = stem.with_name(f"{stem.name}-{next(numbers)}")
     return path
 
 
@@ -156,23 +152,18 @@ def locked(path: pathlib.Path) -> Iterator[None]:
     Raises:
       RunDirectoryError: another process has it, or its config.json cannot be opened.
     """
-    try:
-        descriptor = os.open(path / CONFIG, os.O_RDWR)  # an exclusive lock on NFS needs a file open for writing
-    except OSError as error:
-        raise RunDirectoryError(f"cannot open {path / CONFIG}: {_reason(error)}") from error
-    try:
-        with contextlib.suppress(ImportError):  # Windows, where a locked file cannot be read
+    with reading(path / CONFIG):
+        file = (path / CONFIG).open("r+b")  # an exclusive lock on NFS needs a file open for writing
+    with file:
+        try:
             import fcntl
 
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise RunDirectoryError(f"another process is running in {path}") from error
-            except OSError:  # a file system without locks
-                pass
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunDirectoryError(f"another process is running in {path}") from error
+        except (ImportError, OSError):  # Windows, where a locked file cannot be read, and file systems without locks
+            pass
         yield
-    finally:
-        os.close(descriptor)
 
 
 class Writer:
@@ -199,13 +190,8 @@ class Writer:
         Raises:
           RunDirectoryError: it exists, or cannot be made.
         """
-        config = {
-            "experiment": name,
-            "settings": dataclasses.asdict(experiment),
-            "seed": experiment.seed,
-            **known,
-            **origin(),
-        }
+        settings = dataclasses.asdict(experiment)
+        config = {"experiment": name, "settings": settings, "seed": experiment.seed, **known, **origin()}
         create(path, {CONFIG: to_json(config), METRICS: b""})
         return cls(path, [])
 
@@ -224,32 +210,44 @@ class Writer:
         append_lines(self.path / METRICS, records)
         self.metrics += records
 
+    def write_confusion(self, records: Sequence[Record]) -> None:
+        """Writes confusion.jsonl, in the place of that of an earlier round; `WriteError` if that fails."""
+        replace_file(self.path / CONFUSION, "".join(json.dumps(record) + "\n" for record in records).encode())
 
-def round_records(metrics: RoundMetrics, local: Mapping[int, tuple[float, str]]) -> list[Record]:
+
+def confusion_records(groups: Groups, round_: int, evaluations: Mapping[str, Evaluation]) -> list[Record]:
+    """The lines of confusion.jsonl: one per client, with its counts by label and predicted class after a round.
+
+    Args:
+      groups: the architecture groups.
+      round_: number of the round.
+      evaluations: per group, on the host, with confusion counts.
+    """
+    return [
+        {"round": round_, "client_id": client_id, "architecture": name, "confusion": counts.tolist()}
+        for name, group in groups.items()
+        for client_id, counts in zip(group.client_ids, evaluations[name].confusion, strict=True)
+    ]
+
+
+def round_records(metrics: RoundMetrics, local: RoundMetrics | None = None) -> list[Record]:
     """The lines of metrics.jsonl for one round, one per client; a loss that is not finite is null.
 
     Args:
       metrics: of FedMD.
-      local: accuracy and status of the local-only baseline by client id; empty without it.
+      local: of the local-only baseline, if there is one.
     """
-    return [
-        {
-            "event": "round",
-            "round": metrics.round,
-            "client_id": client.client_id,
-            "architecture": client.architecture,
-            "accuracy": client.accuracy,
-            "digest_loss": _finite(client.digest_loss),
-            "revisit_loss": _finite(client.revisit_loss),
-            "status": client.status,
-            **dict(zip(("local_accuracy", "local_status"), local.get(client.client_id, ()), strict=False)),
-        }
-        for client in metrics.clients
-    ]
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is None or math.isfinite(value) else None
+    records = []
+    for position, client in enumerate(metrics.to_dicts()):
+        record = {"event": "round", **client}
+        for loss in ("digest_loss", "revisit_loss"):
+            if not math.isfinite(record[loss] or 0.0):
+                record[loss] = None
+        if local is not None:
+            own = local.clients[position]
+            record |= {"local_accuracy": own.accuracy, "local_status": own.status}
+        records.append(record)
+    return records
 
 
 def reopen(path: pathlib.Path, num_bytes: int) -> Writer:
@@ -257,50 +255,59 @@ def reopen(path: pathlib.Path, num_bytes: int) -> Writer:
 
     Args:
       path: the directory.
-      num_bytes: of metrics.jsonl; the rest is cut, and summary and plot, which were made of it, are removed.
+      num_bytes: of metrics.jsonl; the rest is cut, and summary, plot and later confusion counts are removed.
 
     Raises:
       RunDirectoryError: metrics.jsonl is shorter, or damaged.
       WriteError: nothing can be written.
     """
     file = path / METRICS
-    kept = _read(file)[:num_bytes]
-    if len(kept) < num_bytes:
-        raise RunDirectoryError(f"cannot resume {path}: {METRICS} has {len(kept)} bytes, wanted at least {num_bytes}")
-    records = _records(file, kept.splitlines())
+    with reading(file):
+        kept = file.read_bytes()[:num_bytes]
+        if len(kept) < num_bytes:
+            raise ValueError(f"it has {len(kept)} bytes, wanted at least {num_bytes}")
+        records = list(map(json.loads, kept.splitlines()))
+    counts = read_confusion(path) if (path / CONFUSION).exists() else []
     with writing(f"cannot write {file}"):
         for left in (path / SUMMARY, path / PLOT, *path.glob(".*.tmp")):
             left.unlink(missing_ok=True)
+        if counts and (not records or counts[0]["round"] > records[-1]["round"]):
+            (path / CONFUSION).unlink()
         os.truncate(file, num_bytes)
     return Writer(path, records)
 
 
 def read_config(path: pathlib.Path) -> Record:
-    """The content of config.json, with the parts that say what was run.
+    """The content of config.json of a run, or of the first of several seeds.
 
     Raises:
       RunDirectoryError: it is missing, or is not what a run writes.
     """
-    if not path.is_dir():
-        raise RunDirectoryError(f"no run to resume: {path} is not a directory")
-    if not (path / CONFIG).is_file():
+    with reading(path):
+        found = _config_files(path)
+    if not found:
         raise RunDirectoryError(f"no run to resume: {path} has no {CONFIG}")
-    return read_config_file(path / CONFIG)
+    return read_config_file(found[0])
 
 
 def read_config_file(file: pathlib.Path) -> Record:
     """The content of a config.json; `RunDirectoryError` if it is not what a run writes."""
-    config = _record(file)
-    for name, kind in {"experiment": str, "settings": dict, "command": str}.items():
-        if not isinstance(config.get(name), kind):
-            raise RunDirectoryError(f"cannot read {file}: {name} is damaged or missing")
-    return {"num_seeds": None, **config}
+    config = _read_json(file)
+    with reading(file):
+        if not isinstance(config["experiment"] + config["command"], str) or not isinstance(config["settings"], dict):
+            raise ValueError("it is not what a run writes")
+    return {"num_seeds": None, "log": None, **config}
+
+
+def is_smoke(path: pathlib.Path) -> bool:
+    """Whether a run, or one of several seeds in a directory, was started with `--smoke`."""
+    return any("--smoke" in read_config_file(file)["command"].split() for file in _config_files(path))
 
 
 def is_finished(path: pathlib.Path) -> bool:
     """Whether a run has come to its end in this directory, which the summary says."""
     try:
-        return _record(path / SUMMARY).get("interrupted") is False
+        return _read_json(path / SUMMARY).get("interrupted") is False
     except RunDirectoryError:
         return False
 
@@ -310,8 +317,20 @@ def to_json(content: Any) -> bytes:
     return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
 
 
+def read_summary(path: pathlib.Path) -> Record:
+    """The content of summary.json of a run or of several seeds.
+
+    Raises:
+      RunDirectoryError: it is missing or damaged.
+    """
+    if not os.path.isfile(path / SUMMARY):
+        state = "is unfinished" if os.path.isfile(path / CONFIG) else "is not there"
+        raise RunDirectoryError(f"no run to report on: the run in {path} {state}, it has no {SUMMARY}")
+    return _read_json(path / SUMMARY)
+
+
 def read_run(path: pathlib.Path) -> tuple[Record, list[Record]]:
-    """Summary and metrics of a finished run.
+    """Summary and metrics of a run that is finished, or that was interrupted after round 0.
 
     Args:
       path: the directory.
@@ -320,74 +339,64 @@ def read_run(path: pathlib.Path) -> tuple[Record, list[Record]]:
       The content of summary.json and the round records of metrics.jsonl.
 
     Raises:
-      RunDirectoryError: the run is unfinished, or a file is missing or incomplete.
+      RunDirectoryError: the run is unfinished, or a file is missing or damaged.
     """
-    if not path.is_dir():
-        raise RunDirectoryError(f"no run to report on: {path} is not a directory")
-    if not (path / SUMMARY).is_file():
-        state = "is unfinished" if (path / CONFIG).is_file() else "is not one of fedmd-jax"
-        raise RunDirectoryError(f"the run in {path} {state}: it has no {SUMMARY}")
-    summary, lines = _record(path / SUMMARY), _read(path / METRICS).splitlines()
-    metrics = [record for record in _records(path / METRICS, lines) if record.get("event") == "round"]
-    with reading(path):
+    summary, metrics = read_summary(path), read_metrics(path)
+    with reading(path / METRICS):
         found = {(record["round"], record["client_id"]) for record in metrics}
-        for round_, client in itertools.product(range(summary["num_rounds_done"] + 1), summary["clients"]):
-            if (round_, client["client_id"]) not in found:
-                raise ValueError(f"no round {round_} of client {client['client_id']} in {METRICS}")
+    with reading(path / SUMMARY):
+        client_ids = [client["client_id"] for client in summary["clients"]]
+        missing = {*itertools.product(range(summary["num_rounds_done"] + 1), client_ids)} - found
+    if missing:
+        raise RunDirectoryError(f"cannot read {path}: {METRICS} has no round {min(missing)[0]} of all clients")
     return summary, metrics
+
+
+def read_metrics(path: pathlib.Path) -> list[Record]:
+    """The round records of metrics.jsonl, also of a run that is not finished; `RunDirectoryError` if damaged."""
+    with reading(path / METRICS):
+        records = map(json.loads, (path / METRICS).read_bytes().splitlines())
+        return [record for record in records if record["event"] == "round"]
+
+
+def read_confusion(path: pathlib.Path) -> list[Record]:
+    """The records of confusion.jsonl by client, see `confusion_records`.
+
+    Raises:
+      RunDirectoryError: it is missing or damaged.
+    """
+    if not os.path.isfile(path / CONFUSION):
+        raise RunDirectoryError(f"accuracies by class are of one run: {path} has no {CONFUSION}")
+    with reading(path / CONFUSION):
+        records = list(map(json.loads, (path / CONFUSION).read_bytes().splitlines()))
+        return sorted(records, key=lambda record: record["client_id"])
 
 
 @contextlib.contextmanager
 def reading(path: pathlib.Path) -> Iterator[None]:
-    """An error within, caused by damaged content of a run directory, becomes a `RunDirectoryError`."""
+    """An error within, caused by a file of a run that is missing or damaged, becomes a `RunDirectoryError`."""
     try:
         yield
-    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
-        if isinstance(error, RunDirectoryError):
-            raise
-        what = f"{type(error).__name__}: {error}"
-        raise RunDirectoryError(one_line(f"cannot read {path}, a file in it may be damaged ({what})")) from error
+    except RunDirectoryError:
+        raise
+    except (OSError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        what = getattr(error, "strerror", None) or f"it may be damaged ({type(error).__name__}: {error})"
+        raise RunDirectoryError(one_line(f"cannot read {path}: {what}")) from error
 
 
-def read_seed_list(path: pathlib.Path) -> list[int] | None:
-    """The seeds in the summary of a directory of several; None if it is of one run."""
-    if not (path / SUMMARY).is_file():
-        return None
-    return _record(path / SUMMARY).get("seeds")
+def _config_files(path: pathlib.Path) -> list[pathlib.Path]:
+    """Of a run, or of several seeds in order."""
+    seeds = sorted(path.glob(f"seed*/{CONFIG}"), key=lambda file: (len(file.parent.name), file))
+    return [file for file in (path / CONFIG, *seeds) if file.is_file()]
 
 
-def is_smoke(path: pathlib.Path) -> bool:
-    """Whether a run, or one of several seeds in a directory, was started with `--smoke`."""
-    configs = [path / CONFIG, *sorted(path.glob(f"seed*/{CONFIG}"))]
-    commands = [_record(config).get("command") for config in configs if config.is_file()]
-    return any("--smoke" in str(command).split() for command in commands)
-
-
-def _read(path: pathlib.Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise RunDirectoryError(f"cannot read {path}: {_reason(error)}") from error
-
-
-def _record(path: pathlib.Path) -> Record:
+def _read_json(path: pathlib.Path) -> Record:
     """The JSON object that is the content of a file."""
-    return _records(path, [_read(path)])[0]
-
-
-def _records(path: pathlib.Path, parts: Sequence[bytes]) -> list[Record]:
-    """The JSON objects in parts of a file."""
-    try:
-        records = [json.loads(part.decode(), parse_constant=_no_number) for part in parts]
-    except (ValueError, RecursionError) as error:
-        raise RunDirectoryError(f"cannot read {path}: {one_line(str(error))}") from error
-    if not all(isinstance(record, dict) for record in records):
-        raise RunDirectoryError(f"cannot read {path}: wanted JSON objects, got something else")
-    return records
-
-
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is not a number of JSON")
+    with reading(path):
+        content = json.loads(path.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError(f"wanted a JSON object, got {type(content).__name__}")
+        return content
 
 
 def origin() -> Record:

@@ -1,58 +1,24 @@
 """Settings of an experiment: frozen dataclasses, which are also the options and the help of the command line."""
 
-import contextlib
 import dataclasses
-import sys
+import itertools
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, TypeVar
 
 from fedmd_jax.algorithms.public_subset import draw_public_subset, draw_stratified_subset
-from fedmd_jax.checks import one_line
+from fedmd_jax.checks import check_count, check_not_negative, check_positive, check_share, describe_value, is_number
 from fedmd_jax.client.early_stopping import EarlyStopping
 from fedmd_jax.client.losses import kl, mae, mse
 from fedmd_jax.client.optimizers import adam
 from fedmd_jax.client.training import Distance, TrainingConfig
 
 Settings = TypeVar("Settings")
-_LARGEST = sys.float_info.max  # JSON has integers beyond it
 
-Subset = Literal["random", "stratified"]
 Monitor = Literal["validation", "test"]
-Split = Literal["classes", "superclasses", "writers"]
-EvaluateOn = Literal["test", "validation"]
 Devices = int | Literal["all"] | None
-DistanceName = Literal["mae", "mse", "kl"]
-
-
-# The checks stand first because the defaults below are made of checked settings.
-
-
-def _check_counts(minimum: int, **values: Any) -> None:
-    for name, value in values.items():
-        if type(value) is not int or value < minimum:
-            raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r:.80}")
-        if value >= 2**32:  # no program can count so far
-            raise ValueError(f"{name} must be below 2**32, got {value!r:.80}")
-
-
-def _check_range(low: float, high: float = _LARGEST, **lists: Sequence[Any]) -> None:
-    for name, values in lists.items():
-        if not all(isinstance(value, (int, float)) and low <= value <= high for value in values):
-            upper = "finite" if high == _LARGEST else f"at most {high}"
-            raise ValueError(f"{name} must be at least {low} and {upper}, got {_listed(values)}")
-
-
-def _check_positive(**values: Any) -> None:
-    for name, value in values.items():
-        if not isinstance(value, (int, float)) or not 0 < value <= _LARGEST:
-            raise ValueError(f"{name} must be positive and finite, got {value!r:.80}")
-
-
-def _listed(values: Sequence[Any]) -> str:
-    return one_line(", ".join(map(str, values)), longest=200) or "none"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,8 +39,9 @@ class Phase:
     learning_rate: float = 1e-3
 
     def __post_init__(self):
-        _check_counts(1, num_epochs=self.num_epochs, batch_size=self.batch_size)
-        _check_positive(learning_rate=self.learning_rate)
+        check_count("num_epochs", self.num_epochs)
+        check_count("batch_size", self.batch_size)
+        check_positive("learning_rate", self.learning_rate)
 
     def training(self) -> TrainingConfig:
         """The same settings for the functions of the library."""
@@ -108,8 +75,8 @@ class StoppablePhase(Phase):
     def __post_init__(self):
         super().__post_init__()
         if self.patience is not None:
-            _check_counts(0, patience=self.patience)
-        _check_range(0, min_delta=[self.min_delta])
+            check_count("patience", self.patience, minimum=0)
+        check_not_negative("min_delta", self.min_delta)
 
     @property
     def monitored(self) -> Monitor | None:
@@ -127,9 +94,10 @@ class Data:
     """Public and private images, and how the private ones are split among the clients.
 
     Attributes:
-      public: Public dataset, labelled: embedded/digits, or a name in the data folder such as mnist or cifar10.
-      private: Source of the clients' private datasets and of the test set: embedded/letters, or a name in the data
-        folder such as emnist/letters.
+      public: Public dataset, labelled: embedded/digits, a name in the data folder such as mnist or cifar10, or a folder
+        of images by class, DIR/CLASS/*.png.
+      private: Source of the clients' private datasets and of the test set: embedded/letters, a name in the data folder
+        such as emnist/letters, or a folder with DIR/train/CLASS/*.png and DIR/test/CLASS/*.png.
       data_dir: Data folder, with arrays, original files or prepared TensorFlow Datasets. None: the environment
         variable FEDMD_JAX_DATA, else the directory of TensorFlow Datasets.
       num_public: Examples of the public dataset that are used, drawn with the seed.
@@ -156,25 +124,25 @@ class Data:
     data_dir: str | None = None
     num_public: int = 5000
     private_classes: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
-    split: Split = "classes"
+    split: Literal["classes", "superclasses", "writers"] = "classes"
     examples_per_class: int = 3
     min_examples: int = 12
-    evaluate_on: EvaluateOn = "test"
+    evaluate_on: Literal["test", "validation"] = "test"
     num_test: int = 1200
     validation_share: float = 0.1
 
     def __post_init__(self):
-        _check_counts(1, num_public=self.num_public, examples_per_class=self.examples_per_class, num_test=self.num_test)
-        _check_counts(1, min_examples=self.min_examples)
+        for name in ("num_public", "examples_per_class", "min_examples", "num_test"):
+            check_count(name, getattr(self, name))
         if self.split == "writers" and self.evaluate_on == "validation":
             raise ValueError("evaluate_on must be test with writers, whose images are too few to hold out others")
-        if not isinstance(self.validation_share, (int, float)) or not 0 < self.validation_share < 1:
+        if not is_number(self.validation_share) or not 0 < self.validation_share < 1:
             raise ValueError(f"validation_share must be between 0 and 1, got {self.validation_share!r}")
         classes = self.private_classes
+        for label in classes:
+            check_count("private_classes", label, minimum=0)
         if not classes or len(set(classes)) < len(classes):
-            raise ValueError(f"private_classes must be at least one class and no class twice, got {_listed(classes)}")
-        if not all(type(label) is int and 0 <= label < 2**31 for label in classes):
-            raise ValueError(f"private_classes must be integers from 0, got {_listed(classes)}")
+            raise ValueError(f"private_classes must be at least one class and no class twice, got {classes}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -218,8 +186,8 @@ class Experiment:
       vmap_seeds: Number of seeds that are trained at once in one program, on one device; changes results by rounding.
         None: up to 8 on one GPU or TPU, 1 on a CPU, where more gain nothing.
       head_penalty: L2 penalty on the weights of the last layer, in every loss (1e-3 in the released code).
-      checkpoint_every: Rounds between two checkpoints; 0: no checkpoints of rounds. Rounds that end while a checkpoint
-        is being written have none.
+      checkpoint_every: Rounds between two checkpoints; 0: only after the last round, for load_run; None: no checkpoints
+        of rounds at all. Rounds that end while a checkpoint is being written have none.
       seed: Decides everything that is random: data split, networks, shuffling, dropout, subsets.
 
     Raises:
@@ -238,8 +206,8 @@ class Experiment:
     pooled: bool = True
     num_rounds: int = 20
     subset_size: int = 5000
-    subset: Subset = "random"
-    distance: DistanceName = "mae"
+    subset: Literal["random", "stratified"] = "random"
+    distance: Literal["mae", "mse", "kl"] = "mae"
     temperature: float = 1.0
     digest: Phase = Phase(num_epochs=1, batch_size=256)
     revisit: Phase = Phase(num_epochs=2, batch_size=5)
@@ -250,33 +218,44 @@ class Experiment:
     devices: Devices = None
     vmap_seeds: int | None = None
     head_penalty: float = 1e-3
-    checkpoint_every: int = 1
+    checkpoint_every: int | None = 1
     seed: int = 0
 
     def __post_init__(self):
-        _check_counts(0, num_rounds=self.num_rounds, seed=self.seed, checkpoint_every=self.checkpoint_every)
-        _check_counts(1, subset_size=self.subset_size)
-        devices = None if self.devices == "all" else self.devices
-        optional = {"clients_per_chunk": self.clients_per_chunk, "vmap_seeds": self.vmap_seeds, "devices": devices}
-        _check_counts(1, **{name: value for name, value in optional.items() if value is not None})
+        check_count("num_rounds", self.num_rounds, minimum=0)
+        check_count("seed", self.seed, minimum=0, bits=32)
+        if self.checkpoint_every is not None:
+            check_count("checkpoint_every", self.checkpoint_every, minimum=0)
+        for name in ("subset_size", "clients_per_chunk", "vmap_seeds", "devices"):
+            value = getattr(self, name)
+            if value is not None and (name, value) != ("devices", "all"):
+                check_count(name, value)
+        check_positive("temperature", self.temperature)
+        check_positive("width", self.width)
         if self.score_clip is not None:
-            _check_positive(score_clip=self.score_clip)
-        _check_positive(temperature=self.temperature, width=self.width)
-        _check_range(0, head_penalty=[self.head_penalty], weights=self.weights or [])
-        _check_range(0, 1, availability=self.availability, completion=self.completion)
+            check_positive("score_clip", self.score_clip)
+        check_not_negative("head_penalty", self.head_penalty)
+        self._check_clients()
         self._check_together()
 
-    def _check_together(self):
+    def _check_clients(self):
         if not self.networks or isinstance(self.networks, str):
             raise ValueError(f"networks must be a list of names, one per client, got {self.networks or 'none'!r}")
-        if self.weights is not None and len(self.weights) != len(self.networks):
-            raise ValueError(f"weights must be one per client, {len(self.networks)}, or None, got {len(self.weights)}")
-        for name in ("availability", "completion"):
-            values = getattr(self, name)
-            if len(values) not in (1, len(self.networks)):
-                raise ValueError(
-                    f"{name} must be one number, or one per client, {len(self.networks)}, got {len(values)}"
-                )
+        num_clients = len(self.networks)
+        weights = [1.0] * num_clients if self.weights is None else self.weights
+        per_client = {
+            "weights": (check_not_negative, (num_clients,), weights),
+            "availability": (check_share, (1, num_clients), self.availability),
+            "completion": (check_share, (1, num_clients), self.completion),
+        }
+        for name, (check, sizes, values) in per_client.items():
+            if len(values) not in sizes:
+                wanted = " or ".join(map(str, sizes))
+                raise ValueError(f"{name} must be {wanted} numbers for {num_clients} clients, got {len(values)}")
+            for value in values:
+                check(name, value)
+
+    def _check_together(self):
         if self.subset_size > self.data.num_public:
             raise ValueError(
                 f"subset_size must be at most the public dataset, num_public = {self.data.num_public} examples, "
@@ -292,13 +271,11 @@ class Experiment:
 
     def probabilities(self) -> dict[str, dict[int, float]] | None:
         """Availability and completion by client id; None if all clients complete all rounds."""
-        if all(value == 1 for value in (*self.availability, *self.completion)):
-            return None
-        num_clients = len(self.networks)
         both = {"availability": self.availability, "completion": self.completion}
-        return {
-            name: dict(enumerate(values * num_clients if len(values) == 1 else values)) for name, values in both.items()
-        }
+        if all(set(values) == {1} for values in both.values()):
+            return None
+        client_ids = range(len(self.networks))
+        return {name: dict(zip(client_ids, itertools.cycle(values), strict=False)) for name, values in both.items()}
 
     def subset_function(self) -> Callable:
         """`draw_public_subset` or `draw_stratified_subset`."""
@@ -356,22 +333,22 @@ def settings_from(kind: type[Settings], content: Any, where: str = "settings") -
 
 
 def _value(kind: Any, value: Any, where: str) -> Any:
-    """Converts a value of JSON to the type of a setting; an integer is accepted as a float."""
     if dataclasses.is_dataclass(kind):
         return settings_from(kind, value, where)
+    value = tuple(value) if isinstance(value, list) else value
+    if not _is_of(kind, value):
+        name = kind.__name__ if isinstance(kind, type) else kind
+        raise ValueError(f"{where} must be of type {name}, got {describe_value(value)}")
+    return value
+
+
+def _is_of(kind: Any, value: Any) -> bool:
+    """Whether a value is of the type of a setting; an integer is a float, too."""
     origin, options = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in options:
-            return None
-        *others, last = [option for option in options if option is not type(None)]
-        for option in others:
-            with contextlib.suppress(ValueError):
-                return _value(option, value, where)
-        return _value(last, value, where)
-    if origin is tuple and isinstance(value, list):
-        return tuple(_value(options[0], item, f"{where}[{place}]") for place, item in enumerate(value))
-    if origin is Literal and value in options:
-        return value
-    if isinstance(kind, type) and type(value) in ((int, float) if kind is float else (kind,)):
-        return value
-    raise ValueError(f"{where} must be of type {getattr(kind, '__name__', kind)}, got {value!r:.40}")
+        return any(_is_of(option, value) for option in options)
+    if origin is Literal:
+        return value in options
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_is_of(options[0], item) for item in value)
+    return type(value) in ((int, float) if kind is float else (kind,))

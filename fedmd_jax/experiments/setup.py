@@ -7,7 +7,7 @@ import os
 import pathlib
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import chex
 import jax
@@ -21,40 +21,20 @@ from fedmd_jax.experiments.datasets import Datasets, hold_out, load, pool
 from fedmd_jax.experiments.networks import architecture_from_name
 from fedmd_jax.experiments.run_directory import CHECKPOINTS, Record, origin
 from fedmd_jax.experiments.settings import Devices, Experiment
-from fedmd_jax.mapping.chunking import chunk_of
-from fedmd_jax.mapping.grouped import client_costs
-from fedmd_jax.mapping.groups import ArchitectureGroup, group_client_ids, stack_private
-from fedmd_jax.mapping.sharding import client_mesh, gather_clients
-from fedmd_jax.simulation.communication import CommunicationCost, communication_bytes
+from fedmd_jax.mapping import client_costs, client_mesh, gather_clients, stack_private
+from fedmd_jax.mapping.groups import ArchitectureGroup, group_client_ids
+from fedmd_jax.simulation import CommunicationCost, communication_bytes, simulate_participation
 from fedmd_jax.simulation.federation import Federation, States, fedmd, vmap_federation
-from fedmd_jax.simulation.participation import simulate_participation
+from fedmd_jax.simulation.trained import Preprocessing
 from fedmd_jax.transforms.clipping import clip_scores
-from fedmd_jax.types import Participants, PrivateDataset, PublicDataset
+from fedmd_jax.types import Participants, PrivateDataset
 
 T = TypeVar("T")
 _MOST_SEEDS_AT_ONCE = 8  # each has its own copy of all data on the device
 
 
-class Arrays(NamedTuple):
-    """The data of a run, on its devices; a leading [S] where seeds are trained at once."""
-
-    public: PublicDataset
-    private: dict[str, PrivateDataset]  #: per group, stacked
-    test: PrivateDataset  #: unstacked
-    pretraining: PublicDataset  #: public examples of transfer learning
-    pooling: PrivateDataset | None  #: private examples of the pooled bound, if it is wanted
-    validation: dict[str, PrivateDataset]  #: per program that stops early
-
-
-class Keys(NamedTuple):
-    """The keys of the phases of a run; with a leading [S] where seeds are trained at once."""
-
-    init: chex.PRNGKey
-    public: chex.PRNGKey
-    private: chex.PRNGKey
-    rounds: chex.PRNGKey
-    pooled: chex.PRNGKey
-    participation: chex.PRNGKey
+# Each of these has a key of its own.
+_KEYS = ("new_states", "pretrain", "train_private", "round", "train_pooled", "participation")
 
 
 class Setup(NamedTuple):
@@ -62,51 +42,50 @@ class Setup(NamedTuple):
 
     Attributes:
       experiments: one per seed.
-      federation: from `vmap_federation` where seeds are trained at once.
-      data: on the devices.
-      keys: of the phases.
-      num_classes: C.
+      federation: from `vmap_federation` if seeds are trained at once.
+      data: arguments of each program that are data, on the devices.
+      validation: validation data of each program that stops early.
+      keys: of each program, and of participation.
+      num_classes: number of scores per example.
       fingerprints: of the data of each seed: all of it, and what the public half of transfer learning depends on.
-      batched: whether arrays, keys and states have a leading [S], also where S = 1.
+      batched: whether arrays, keys and states have a leading [S], also if S = 1.
+      preprocess: from images to inputs, per seed.
     """
 
     experiments: tuple[Experiment, ...]
     federation: Federation
-    data: Arrays
-    keys: Keys
+    data: dict[str, Sequence[Any]]
+    validation: dict[str, PrivateDataset]
+    keys: dict[str, chex.PRNGKey]
     num_classes: int
     fingerprints: tuple[tuple[str, str], ...]
     batched: bool
+    preprocess: tuple[Preprocessing, ...]
 
     @property
     def experiment(self) -> Experiment:
         """The settings; of several seeds those of the first."""
         return self.experiments[0]
 
-    @property
-    def first_input(self) -> chex.Array:
-        """One public input, [1, ...]."""
-        return self.data.public.inputs[:, :1] if self.batched else self.data.public.inputs[:1]
+    def arguments(self, program: str, round_: int = 1) -> tuple[list[Any], dict[str, Any]]:
+        """The arguments of a program that follow the states, positional and by name.
+
+        Args:
+          program: name of the program.
+          round_: number of the round.
+        """
+        data, key = self.data[program], self.keys.get(program)
+        if program in ("round", "revisit"):
+            return [*data, self.round_key(round_)], self._participants(round_)
+        if program == "confusion":
+            return [*data], {}
+        validation = {"validation": self.validation[program]} if program in self.validation else {}
+        return [key, *data] if program == "new_states" else [*data, key], validation
 
     def round_key(self, round_: int) -> chex.PRNGKey:
         """The key of a round."""
         fold_in = partial(jax.random.fold_in, data=round_)
-        return jax.vmap(fold_in)(self.keys.rounds) if self.batched else fold_in(self.keys.rounds)
-
-    def participants(self, round_: int) -> dict[str, Participants]:
-        """The argument `participants` of a round; none if all clients complete all rounds."""
-        probabilities = self.experiment.probabilities()
-        if probabilities is None:
-            return {}
-        client_ids = group_client_ids(self.federation.groups)
-        keys = self.keys.participation if self.batched else [self.keys.participation]
-        policies = [simulate_participation(key, **probabilities) for key in keys]
-        drawn = [all_clients(self.federation.groups, policy(round_, client_ids)) for policy in policies]
-        return {"participants": stack(drawn) if self.batched else drawn[0]}
-
-    def validation(self, program: str) -> list[PrivateDataset]:
-        """The last argument of a program that stops early."""
-        return [self.data.validation[program]] if program in self.data.validation else []
+        return (jax.vmap(fold_in) if self.batched else fold_in)(self.keys["round"])
 
     def per_seed(self, tree: T) -> list[T]:
         """Splits what has a leading [S]; otherwise a list of one."""
@@ -121,25 +100,18 @@ class Setup(NamedTuple):
     def shapes(self) -> States:
         """Shapes of the states, on no devices."""
         # Traced, so that a sharded federation needs no array.
-        new_states = self.federation.programs["new_states"]
-        return gather_clients(jax.eval_shape(new_states, self.keys.init, self.first_input))
-
-    def clients_at_once(self) -> dict[str, int]:
-        """How many clients of each group run at once on a device."""
-        setting, states = self.experiment.clients_per_chunk or "auto", self._one_seed()
-        groups, mesh = self.federation.groups, self.federation.mesh
-        chunks = {name: chunk_of(setting, name, states[name].params, mesh) for name in groups}
-        of_device = {name: -(-group.num_clients // (mesh.size if mesh else 1)) for name, group in groups.items()}
-        return {name: min(chunks[name] or of_device[name], of_device[name]) for name in groups}
+        arguments, _ = self.arguments("new_states")
+        return gather_clients(jax.eval_shape(self.federation.programs["new_states"], *arguments))
 
     def communication(self, num_rounds: int) -> CommunicationCost:
         """Bytes that this many rounds send, from the shapes of the networks."""
-        return communication_bytes(
-            self._one_seed(),
-            subset_size=self.experiment.subset_size,
-            num_classes=self.num_classes,
-            num_rounds=num_rounds,
-        )
+        states = jax.eval_shape(lambda shapes: self.per_seed(shapes)[0], self.shapes())
+        size = self.experiment.subset_size
+        return communication_bytes(states, subset_size=size, num_classes=self.num_classes, num_rounds=num_rounds)
+
+    def inputs(self) -> Record:
+        """What `load_run` has to know of the data: number of classes, and preprocessing per seed."""
+        return {"num_classes": self.num_classes, "preprocessing": [each.to_record() for each in self.preprocess]}
 
     def identity(self) -> Record:
         """What decides the bits of a run: settings, data and environment."""
@@ -151,13 +123,7 @@ class Setup(NamedTuple):
             "settings": settings,
             "seeds": [experiment.seed for experiment in self.experiments],
             "data": [of_all for of_all, _ in self.fingerprints],
-            "environment": {
-                **{part: origin()[part] for part in ("versions", "device")},
-                "devices": self.experiment.devices,
-                "xla_flags": os.environ.get("XLA_FLAGS"),
-                "clients_at_once": self.clients_at_once(),
-                "batched": self.batched,
-            },
+            "environment": self._environment(),
         }
         return json.loads(json.dumps(known))
 
@@ -167,29 +133,42 @@ class Setup(NamedTuple):
         Args:
           path: run directory, of which the cache is a part if the settings have no folder for it.
         """
-        names = ("width", "head_penalty", "clients_per_chunk", "public_training")
-        settings = dataclasses.asdict(self.experiment)
-        known = {name: settings[name] for name in names} | {
+        settings, mesh = dataclasses.asdict(self.experiment), self.federation.mesh
+        known = {
+            **{name: settings[name] for name in ("width", "head_penalty", "clients_per_chunk", "public_training")},
             "num_classes": self.num_classes,
             "seeds": [[each.seed, data] for each, (_, data) in zip(self.experiments, self.fingerprints, strict=True)],
-            "batched": self.batched,
-            **{part: origin()[part] for part in ("versions", "device")},
+            "environment": self._environment(),
         }
-        groups, mesh = self.federation.groups, self.federation.mesh
         if mesh is not None:  # all groups are one program, so that each may change the rounding of the others
-            known |= {"devices": mesh.size, "networks": self.experiment.networks}
+            known |= {"networks": self.experiment.networks}
         fingerprints = {
             name: fingerprint(known | {"network": name, "client_ids": group.client_ids})
-            for name, group in groups.items()
+            for name, group in self.federation.groups.items()
         }
-        own = path / CHECKPOINTS / "pretrained"
-        shared = self.experiment.pretrained_dir
-        return PretrainedCache(pathlib.Path(shared).expanduser() if shared else own, fingerprints, self.shapes())
+        folder = self.experiment.pretrained_dir or path / CHECKPOINTS / "pretrained"
+        return PretrainedCache(pathlib.Path(folder).expanduser(), fingerprints, self.shapes())
 
-    def _one_seed(self) -> States:
-        """Shapes of the states of one seed."""
-        shapes = self.shapes()
-        return jax.eval_shape(lambda tree: self.per_seed(tree)[0], shapes)
+    def _environment(self) -> Record:
+        """What may change rounding."""
+        known, mesh = origin(), self.federation.mesh
+        return {
+            **{part: known[part] for part in ("versions", "device")},
+            "devices": 1 if mesh is None else mesh.size,
+            "xla_flags": os.environ.get("XLA_FLAGS"),
+            "batched": self.batched,
+        }
+
+    def _participants(self, round_: int) -> dict[str, Participants]:
+        """The argument `participants` of a round; none if all clients complete all rounds."""
+        probabilities = self.experiment.probabilities()
+        if probabilities is None:
+            return {}
+        groups, drawn = self.federation.groups, []
+        for key in self.per_seed(self.keys["participation"]):
+            draw = simulate_participation(key, **probabilities)
+            drawn.append(all_clients(groups, draw(round_, group_client_ids(groups))))
+        return {"participants": stack(drawn) if self.batched else drawn[0]}
 
 
 def prepare(experiments: Sequence[Experiment], *, batched: bool = False) -> Setup:
@@ -208,20 +187,29 @@ def prepare(experiments: Sequence[Experiment], *, batched: bool = False) -> Setu
         load(each.data, num_clients=len(each.networks), seed=each.seed, public_test=public_test) for each in experiments
     ]
     federation = _federation(first, datasets[0])
-    arrays = [_arrays(each, federation, data) for each, data in zip(experiments, datasets, strict=True)]
+    arrays = [_arrays(each, federation, of_seed) for each, of_seed in zip(experiments, datasets, strict=True)]
     fingerprints = tuple(
-        (fingerprint(None, tuple(each)), fingerprint(None, (each.pretraining, each.validation.get("pretrain"))))
-        for each in arrays
+        (fingerprint(None, (data, validation)), fingerprint(None, (data["pretrain"], validation.get("pretrain"))))
+        for data, validation in arrays
     )
     keys = [_keys(each.seed) for each in experiments]
+    placed: dict[tuple[int, ...], Any] = {}
+
+    def put(*of_seeds):
+        """What all seeds have of one kind, on the devices, where it is once also if several programs take it."""
+        key = tuple(map(id, of_seeds))
+        if key not in placed:
+            placed[key] = jax.device_put(stack(of_seeds)) if batched else federation.put(*of_seeds)
+        return placed[key]
+
+    of_programs, held_out = zip(*arrays, strict=True)
+    data = {name: tuple(map(put, *(each[name] for each in of_programs))) for name in of_programs[0]}
+    validation = {name: put(*(each[name] for each in held_out)) for name in held_out[0]}
     if batched:
-        federation, data = vmap_federation(federation), jax.device_put(stack(arrays))
-        keys = jax.tree.map(lambda *each: jnp.stack(each), *keys)
-    else:
-        *examples, validation = arrays[0]
-        data = Arrays(*map(federation.put, examples), {name: federation.put(each) for name, each in validation.items()})
-        keys = keys[0]
-    return Setup(tuple(experiments), federation, data, keys, datasets[0].num_classes, fingerprints, batched)
+        federation, keys = vmap_federation(federation), [jax.tree.map(lambda *each: jnp.stack(each), *keys)]
+    preprocess, num_classes = tuple(each.preprocess for each in datasets), datasets[0].num_classes
+    shared = federation, data, validation, keys[0], num_classes, fingerprints
+    return Setup(tuple(experiments), *shared, batched, preprocess)
 
 
 def choose_mesh(devices: Devices) -> Mesh | None:
@@ -249,14 +237,13 @@ def choose_seeds_at_once(experiment: Experiment, num_seeds: int) -> int:
     Raises:
       ValueError: several seeds at once on many devices.
     """
-    wanted, mesh = experiment.vmap_seeds, choose_mesh(experiment.devices)
-    if wanted is None:
-        batchable = jax.config.jax_default_prng_impl == "threefry2x32"  # other keys give other numbers in a batch
-        alone = mesh is not None or jax.default_backend() == "cpu" or not batchable
-        wanted = 1 if alone else _MOST_SEEDS_AT_ONCE
-    elif wanted > 1 and mesh is not None:
-        raise ValueError(f"vmap_seeds must be 1 on several devices, got {wanted} on {mesh.size} devices")
-    return min(wanted, num_seeds)
+    mesh = choose_mesh(experiment.devices)
+    batchable = jax.config.jax_default_prng_impl == "threefry2x32"  # other keys give other numbers in a batch
+    alone = mesh is not None or jax.default_backend() == "cpu" or not batchable
+    at_once = min(experiment.vmap_seeds or (1 if alone else _MOST_SEEDS_AT_ONCE), num_seeds)
+    if at_once > 1 and mesh is not None:
+        raise ValueError(f"vmap_seeds must be 1 on several devices, got {at_once} on {mesh.size} devices")
+    return at_once
 
 
 def stack(trees: Sequence[T]) -> T:
@@ -281,22 +268,18 @@ def group_clients(experiment: Experiment, num_classes: int) -> dict[str, Archite
 
     Args:
       experiment: whose networks, weights and head penalty are used.
-      num_classes: C.
+      num_classes: number of scores per example.
 
     Raises:
       ValueError: an unknown network.
     """
-    members: dict[str, list[int]] = {}
-    for client_id, name in enumerate(experiment.networks):
-        members.setdefault(name, []).append(client_id)
-    return {
-        name: ArchitectureGroup(
-            architecture_from_name(name, num_classes, head_penalty=experiment.head_penalty, width=experiment.width),
-            client_ids,
-            None if experiment.weights is None else [experiment.weights[i] for i in client_ids],
-        )
-        for name, client_ids in members.items()
-    }
+    groups, weights = {}, experiment.weights
+    for name in dict.fromkeys(experiment.networks):
+        client_ids = [client_id for client_id, network in enumerate(experiment.networks) if network == name]
+        options = {"head_penalty": experiment.head_penalty, "width": experiment.width}
+        architecture = architecture_from_name(name, num_classes, **options)
+        groups[name] = ArchitectureGroup(architecture, client_ids, weights and [weights[i] for i in client_ids])
+    return groups
 
 
 def cache_compiled_programs() -> None:
@@ -317,9 +300,10 @@ def cache_compiled_programs() -> None:
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def _keys(seed: int) -> Keys:
+def _keys(seed: int) -> dict[str, chex.PRNGKey]:
     key = jax.random.key(seed)
-    return Keys(*jax.random.split(key, 5), jax.random.fold_in(key, 5))  # `split` takes the first five of `fold_in`
+    keys = [*jax.random.split(key, 5), jax.random.fold_in(key, 5)]  # `split` takes the first five of `fold_in`
+    return dict(zip(_KEYS, keys, strict=True))
 
 
 def _federation(experiment: Experiment, datasets: Datasets) -> Federation:
@@ -342,22 +326,29 @@ def _federation(experiment: Experiment, datasets: Datasets) -> Federation:
     )
 
 
-def _arrays(experiment: Experiment, federation: Federation, datasets: Datasets) -> Arrays:
-    """The data of one seed, checked, with the validation data held out of training."""
-    private = stack_private(federation.groups, datasets.private)
-    pooled = pool(datasets.private) if experiment.pooled else None
-    rng = np.random.default_rng([experiment.seed, 1])  # the data are drawn with another one
-    phases = {
-        "pretrain": (experiment.public_training.monitored, datasets.public, datasets.public_test),
-        "train_private": (experiment.private_training.monitored, None, datasets.test),
-        "train_pooled": (experiment.pooled_training.monitored if pooled else None, pooled, datasets.test),
+def _arrays(
+    experiment: Experiment, federation: Federation, datasets: Datasets
+) -> tuple[dict[str, Sequence[Any]], dict[str, PrivateDataset]]:
+    """The data of one seed by program, checked, and the validation data, held out of training."""
+    public, private = datasets.public, stack_private(federation.groups, datasets.private)
+    data = {
+        "new_states": (public.inputs[:1],),
+        "pretrain": (public,),
+        "train_private": (private,),
+        "round": (public, private),
+        "revisit": (private,),
+        "confusion": (datasets.test,),
     }
-    train, validation = {}, {}
-    for name, (monitored, examples, test) in phases.items():
-        train[name] = examples
-        if monitored == "validation":
-            train[name], validation[name] = hold_out(examples, experiment.data.validation_share, rng)
-        elif monitored == "test":
-            validation[name] = test
-    federation.check(datasets.public, private, datasets.test, *validation.values())
-    return Arrays(datasets.public, private, datasets.test, train["pretrain"], train["train_pooled"], validation)
+    phases = {"pretrain": experiment.public_training, "train_private": experiment.private_training}
+    if experiment.pooled:
+        data["train_pooled"], phases["train_pooled"] = (pool(datasets.private),), experiment.pooled_training
+    rng = np.random.default_rng([experiment.seed, 1])  # the data are drawn with another one
+    validation = {}
+    for program, phase in phases.items():
+        if phase.monitored == "validation":
+            rest, validation[program] = hold_out(*data[program], experiment.data.validation_share, rng)
+            data[program] = (rest,)
+        elif phase.monitored == "test":
+            validation[program] = datasets.public_test if program == "pretrain" else datasets.test
+    federation.check(public, private, datasets.test, *validation.values())
+    return data, validation

@@ -5,13 +5,12 @@ cuts its metrics to that size, so that it may be interrupted anywhere.
 """
 
 import contextlib
+import dataclasses
 import functools
-import itertools
 import pathlib
 import shutil
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any, NamedTuple
@@ -20,58 +19,53 @@ import jax
 import jax.numpy as jnp
 
 from fedmd_jax.checks import one_line
-from fedmd_jax.experiments import distributed
-from fedmd_jax.experiments import run_directory as files
+from fedmd_jax.client.evaluation import Evaluation
+from fedmd_jax.client.scoring import compute_accuracy
+from fedmd_jax.experiments import distributed, run_directory as files
 from fedmd_jax.experiments.checkpoint import CheckpointError, Checkpoints, PretrainedCache, difference
 from fedmd_jax.experiments.compile import Programs
-from fedmd_jax.experiments.errors import bad_input
+from fedmd_jax.experiments.errors import UsageError, bad_input
 from fedmd_jax.experiments.progress import Progress, ProgressKind, make_progress
 from fedmd_jax.experiments.results.figures import plot, write_plot
 from fedmd_jax.experiments.results.report import summarize
 from fedmd_jax.experiments.run_directory import Record
 from fedmd_jax.experiments.settings import Experiment
 from fedmd_jax.experiments.setup import Setup, prepare
+from fedmd_jax.loggers import LOGGERS, Logger, LogKind, TensorBoard, WandB
+from fedmd_jax.mapping import fetch_to_host
 from fedmd_jax.mapping.groups import group_client_ids
-from fedmd_jax.mapping.sharding import fetch_to_host
+from fedmd_jax.simulation import metrics as outcomes
 from fedmd_jax.simulation.federation import States
-from fedmd_jax.simulation.metrics import (
-    OK,
-    PRIVATE_FAULT,
-    PUBLIC_FAULT,
-    RoundMetrics,
-    reverted_clients,
-    round_metrics,
-    with_faults,
-)
-from fedmd_jax.types import RoundInfo
+from fedmd_jax.simulation.metrics import RoundMetrics
+from fedmd_jax.simulation.trained import mean_logits, trained_clients
 
-REVISIT_FAULT = "revisit not finite"  # of the local-only baseline
 Accuracies = list[dict[int, float | None]]  # per seed, by client id
+Faults = Sequence[Mapping[str, set[int]]]  # per seed: fault -> ids of the clients
+_FEDMD, _LOCAL = "fedmd", "local"  # names of the states of FedMD and of the local-only baseline
+_PROGRAMS = {_FEDMD: "round", _LOCAL: "revisit"}  # of a round
 
 
 class Signals:
     """Ctrl-C and SIGTERM raise KeyboardInterrupt in a `with` block, but not within `held`.
 
-    They are remembered, since Python drops an exception that falls into a destructor. A signal that is ignored, as
+    They are remembered, since Python drops an exception that is raised in a destructor. A signal that is ignored, as
     under nohup, stays ignored.
     """
 
     def __init__(self):
         self._number: int | None = None  # of the last signal
         self._held = False
-        self._before: dict[int, Any] = {}
+        self._previous: dict[int, Any] = {}  # handlers
 
     def __enter__(self) -> "Signals":
-        usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-        if threading.current_thread() is threading.main_thread():  # no other thread may take signals
-            self._before = {number: own for number, own in usual.items() if signal.getsignal(number) is own}
-        for number in self._before:
-            signal.signal(number, self._handle)
+        for number, default in {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}.items():
+            if signal.getsignal(number) is default:
+                self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, before in self._before.items():
-            signal.signal(number, before)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     @property
     def code(self) -> int:
@@ -81,11 +75,11 @@ class Signals:
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Nothing is raised within."""
-        before, self._held = self._held, True
+        was_held, self._held = self._held, True
         try:
             yield
         finally:
-            self._held = before
+            self._held = was_held
 
     def hold(self) -> None:
         """Nothing is raised from here on."""
@@ -113,6 +107,7 @@ class Command(NamedTuple):
     signals: Signals  #: interrupt a run, whose results so far are kept
     resume: bool = False  #: whether directories that exist are resumed
     allow_environment_change: bool = False  #: whether they may be resumed with other versions or devices
+    log: LogKind | None = None  #: where metrics are logged, too
 
 
 class _Run(NamedTuple):
@@ -124,8 +119,19 @@ class _Run(NamedTuple):
     cache: PretrainedCache
     checkpoints: Checkpoints
     writers: Sequence[files.Writer]  #: one per seed in the first process, none in the others
-    before: Record  #: of the checkpoint from which the run is resumed
+    loggers: Sequence[Logger]  #: one per writer, if metrics are logged
+    resumed: Record  #: record of the checkpoint from which the run is resumed
     progress: Progress
+
+    def begin(self, program: str, *states: States) -> None:
+        """Starts to compile a program for these states."""
+        arguments, named = self.setup.arguments(program)
+        self.programs.begin(program, *states, *arguments, **named)
+
+    def call(self, program: str, *states: States, round_: int = 1) -> Any:
+        """Calls a program with these states and the data of the run."""
+        arguments, named = self.setup.arguments(program, round_)
+        return self.programs(program, *states, *arguments, **named)
 
     def fetch(self, tree: Any) -> list[Any]:
         """Results on the host, per seed."""
@@ -134,7 +140,7 @@ class _Run(NamedTuple):
     def seconds(self) -> dict[str, float]:
         """Seconds of one seed by phase, with those before the run was resumed."""
         spent, num_seeds = self.programs.seconds(), len(self.setup.experiments)
-        return {phase: self.before["seconds"].get(phase, 0.0) + spent[phase] / num_seeds for phase in spent}
+        return {phase: self.resumed["seconds"].get(phase, 0.0) + spent[phase] / num_seeds for phase in spent}
 
 
 def run_all(
@@ -143,7 +149,7 @@ def run_all(
     *,
     seeds_at_once: int = 1,
     done: Callable[[pathlib.Path, Record], Any],
-) -> bool:
+) -> None:
     """Runs experiments that differ in their seeds only and are not finished yet, with the same compiled programs.
 
     Args:
@@ -152,78 +158,83 @@ def run_all(
       seeds_at_once: how many of them are trained at once, in one program.
       done: called with directory and summary of each run, also of one that was interrupted after round 0.
 
-    Returns:
-      Whether all runs were completed; False after Ctrl-C or SIGTERM.
-
     Raises:
+      KeyboardInterrupt: after Ctrl-C or SIGTERM; the results so far are written.
       SettingsError: the data is missing or damaged, or the settings do not fit it.
       RunDirectoryError: a directory exists or cannot be made, or cannot be resumed.
       CheckpointError: a checkpoint is damaged, or of another run.
       WriteError: a file cannot be written.
+      UsageError: a package is missing that logs metrics.
     """
-    remaining, programs = list(jobs.items()), None
-    with contextlib.ExitStack() as programs_stack:
-        while remaining:
-            batch, remaining = dict(remaining[:seeds_at_once]), remaining[seeds_at_once:]
+    if command.log is not None:
+        try:
+            LOGGERS[command.log].load()
+        except ModuleNotFoundError as error:
+            raise UsageError(str(error)) from error
+    items = list(jobs.items())
+    with contextlib.closing(Programs()) as programs:
+        for first in range(0, len(items), seeds_at_once):
+            batch = dict(items[first : first + seeds_at_once])
             if all(map(files.is_finished, batch)):
                 continue
             command.signals.check()
             with bad_input():
                 setup = prepare(list(batch.values()), batched=seeds_at_once > 1)
-            if programs is None:
-                programs = Programs(setup.federation)
-                programs_stack.callback(programs.close)
-            programs.restart()
+            programs.restart(setup.federation)
             with contextlib.ExitStack() as stack:
-                cache = setup.pretrained_cache(next(iter(batch)))
-                found = {name: str(cache.path(name)) for name in cache.found()}
-                known = {"clients_at_once": setup.clients_at_once(), "pretrained_from": found}
-                opened, start = _open(stack, setup, list(batch), command, known)
-                kind = command.progress if distributed.is_first() else "none"
-                progress = stack.enter_context(contextlib.closing(make_progress(kind, setup.experiment.num_rounds)))
-                run = _Run(command, setup, programs, cache, *opened, progress)
-                if not _run(run, start, done):
-                    return False
-    return True
+                with command.signals.held():
+                    run, states = _open(stack, setup, programs, list(batch), command)
+                _run(run, states, done)
 
 
 def _open(
-    stack: contextlib.ExitStack, setup: Setup, paths: Sequence[pathlib.Path], command: Command, config: Record
-) -> tuple[tuple[Checkpoints, list[files.Writer], Record], dict[str, Any]]:
-    """Reopens run directories that are resumed, and makes the others; or raises and changes none.
+    stack: contextlib.ExitStack, setup: Setup, programs: Programs, paths: Sequence[pathlib.Path], command: Command
+) -> tuple[_Run, dict[str, States]]:
+    """Reopens run directories that are resumed, and makes the others.
 
     Returns:
-      Checkpoints, writers, the record of the latest checkpoint; and the states in it, by name.
+      The run, and the states in its latest checkpoint, by name.
+
+    Raises:
+      RunDirectoryError, CheckpointError: a directory cannot be resumed; it is not changed.
     """
     is_first, identity = distributed.is_first(), setup.identity()
-    there = [path for path in paths if command.resume and path.is_dir()]
-    distributed.check_same("settings, data and versions", [identity, list(map(str, (*paths, *there)))])
-    before, start = {"num_bytes": [0] * len(paths), "seconds": {}, "continued": [], "round": None}, {}
-    for path in there if is_first else ():
+    existing = [path for path in paths if command.resume and path.is_dir()]
+    distributed.check_same("settings, data and versions", [identity, list(map(str, (*paths, *existing)))])
+    cache = setup.pretrained_cache(paths[0])
+    config = {**command.config, "pretrained_from": {name: str(cache.path(name)) for name in cache.found()}}
+    for path, experiment in zip(paths, setup.experiments, strict=True) if is_first else ():
+        if path not in existing:
+            files.Writer.create(path, command.name, experiment, **config)
         stack.enter_context(files.locked(path))  # before anything in it is read
-    folder, checkpoints = paths[0] / files.CHECKPOINTS / "rounds", None
-    if paths[0] in there:
-        checkpoints = stack.enter_context(contextlib.closing(Checkpoints(folder)))
-    if checkpoints is not None and checkpoints.latest is not None:
-        names = ("fedmd", "local") if setup.experiment.local else ("fedmd",)
+    folder = paths[0] / files.CHECKPOINTS / "rounds"
+    checkpoints = stack.enter_context(contextlib.closing(Checkpoints(folder)))
+    resumed, states = {"num_bytes": [0] * len(paths), "seconds": {}, "continued": [], "round": None}, {}
+    if checkpoints.latest is not None:
+        names = (_FEDMD, _LOCAL) if setup.experiment.local else (_FEDMD,)
         check = functools.partial(_check_identity, identity, checkpoints.path, command.allow_environment_change)
-        start, before = checkpoints.load(dict.fromkeys(names, setup.shapes()), check)
-        if before["identity"]["environment"] != identity["environment"]:
-            before["continued"].append({"after_round": before["round"], **identity["environment"]})
-    writers = []
-    with command.signals.held():
-        for path, experiment, num_bytes in zip(paths, setup.experiments, before["num_bytes"], strict=True):
-            if is_first and path in there:
-                writers.append(files.reopen(path, num_bytes))
-            elif is_first:
-                writers.append(files.Writer.create(path, command.name, experiment, **command.config, **config))
-                stack.enter_context(files.locked(path))
-        if checkpoints is None:
-            checkpoints = stack.enter_context(contextlib.closing(Checkpoints(folder)))
-    if there and is_first:
-        where = "from the beginning" if before["round"] is None else f"after round {before['round']}"
+        states, resumed = checkpoints.load(dict.fromkeys(names, setup.shapes()), check)
+        if resumed["identity"]["environment"] != identity["environment"]:
+            resumed["continued"].append({"after_round": resumed["round"], **identity["environment"]})
+    writers = list(map(files.reopen, paths, resumed["num_bytes"])) if is_first else []
+    if existing and is_first:
+        where = "from the beginning" if resumed["round"] is None else f"after round {resumed['round']}"
         print(f"{paths[0]} is resumed {where}", flush=True)
-    return (checkpoints, writers, {**before, "identity": identity}), start
+    progress = make_progress(command.progress if is_first else "none", setup.experiment.num_rounds)
+    stack.enter_context(contextlib.closing(progress))
+    resumed |= {"identity": identity, "inputs": setup.inputs()}
+    each = zip(writers, setup.experiments, strict=False) if command.log is not None else ()
+    loggers = [stack.enter_context(_open_logger(command, *of_seed)) for of_seed in each]
+    return _Run(command, setup, programs, cache, checkpoints, writers, loggers, resumed, progress), states
+
+
+def _open_logger(command: Command, writer: files.Writer, experiment: Experiment) -> Logger:
+    if command.log == "tensorboard":
+        first_round = 0 if writer.num_rounds_done is None else writer.num_rounds_done + 1
+        return TensorBoard(writer.path / command.log, first_round=first_round)
+    name, settings = f"{command.name}, seed {experiment.seed}", dataclasses.asdict(experiment)
+    with bad_input():
+        return WandB(writer.path, project="fedmd_jax", name=name, config=settings)
 
 
 def _check_identity(identity: Record, path: pathlib.Path, allow_environment_change: bool, record: Record) -> None:
@@ -237,14 +248,14 @@ def _check_identity(identity: Record, path: pathlib.Path, allow_environment_chan
         raise CheckpointError(one_line(f"the checkpoint {path} is of another run: {different}{hint}"))
 
 
-def _run(run: _Run, start: dict[str, Any], done: Callable[[pathlib.Path, Record], Any]) -> bool:
-    """Trains, and writes the summary; whether it was not interrupted."""
-    pooled, completed, setup, signals = None, False, run.setup, run.command.signals
+def _run(run: _Run, states: dict[str, States], done: Callable[[pathlib.Path, Record], Any]) -> None:
+    """Trains, and writes the summary, also after an interruption."""
+    pooled, ensemble, interruption, setup, signals = None, None, None, run.setup, run.command.signals
     try:
-        pooled = _train(run, start)
-        completed = True
-    except KeyboardInterrupt:
+        pooled, ensemble = _train(run, states)
+    except KeyboardInterrupt as error:
         signals.hold()  # another signal does not interrupt the writing
+        interruption = error
     with signals.held():
         run.progress.close()
         run.checkpoints.wait()
@@ -257,16 +268,18 @@ def _run(run: _Run, start: dict[str, Any], done: Callable[[pathlib.Path, Record]
                 setup.experiments[seed],
                 writer.metrics,
                 pooled=pooled and pooled[seed],
+                ensemble=ensemble and ensemble[seed],
                 communication=setup.communication(writer.num_rounds_done),
                 seconds=run.seconds(),
-                interrupted=not completed,
-                continued=run.before["continued"],
+                interrupted=interruption is not None,
+                continued=run.resumed["continued"],
             )
             write_summary(writer.path, summary, writer.metrics)
             done(writer.path, summary)
-        if completed and distributed.is_first() and setup.experiment.pretrained_dir is None:
+        if interruption is not None:
+            raise interruption
+        if distributed.is_first() and setup.experiment.pretrained_dir is None:
             shutil.rmtree(run.cache.folder, ignore_errors=True)
-    return completed
 
 
 def write_summary(path: pathlib.Path, summary: Record, metrics: Sequence[Record]) -> None:
@@ -275,59 +288,57 @@ def write_summary(path: pathlib.Path, summary: Record, metrics: Sequence[Record]
     files.replace_file(path / files.SUMMARY, files.to_json(summary))  # last: it says that all is there
 
 
-def _train(run: _Run, start: dict[str, Any]) -> Accuracies | None:
+def _train(run: _Run, states: dict[str, States]) -> tuple[Accuracies | None, list[float | None]]:
     """Does everything that is not done yet.
 
     Args:
       run: where results go.
-      start: states on the host from a checkpoint, by name; empty for a new run. Emptied, to free the memory.
+      states: of a checkpoint, on the host, by name; empty for a new run. Replaced, to free the memory.
 
     Returns:
-      The pooled upper bound per seed, if it is wanted.
+      The pooled upper bound per seed, if it is wanted; and the accuracy of the ensemble of all clients per seed.
     """
-    setup, programs, experiment = run.setup, run.programs, run.setup.experiment
-    public, private, local = setup.data.public, setup.data.private, None
-    resumed = bool(start)
-    _begin_to_compile(run, resumed=resumed)
-    if resumed:
-        states = setup.put(start.pop("fedmd"))
-        local = setup.put(start.pop("local")) if experiment.local else None
+    run.command.signals.check()
+    experiment, first_round = run.setup.experiment, (run.resumed["round"] or 0) + 1
+    _begin_to_compile(run, resumed=bool(states))
+    for name in states:
+        states[name] = run.setup.put(states[name])
+    if states:
+        run.progress.phase("rounds")
     else:
-        states, faults = _transfer_learn(run)
+        states[_FEDMD], faults = _transfer_learn(run)
         if experiment.local:
-            local = jax.tree.map(jnp.copy, states)
-    run.progress.phase("rounds")
-    if not resumed:
-        _record(run, 0, states, local, faults=faults)
-    for round_ in range((run.before["round"] or 0) + 1, experiment.num_rounds + 1):
-        key, participants, local_info = setup.round_key(round_), setup.participants(round_), None
-        states, info = programs("round", states, public, private, key, **participants)
-        if experiment.local:
-            local, local_info = programs("revisit", local, private, key, **participants)
-        _record(run, round_, states, local, info, local_info)
-    return _train_pooled(run) if experiment.pooled else None
+            states[_LOCAL] = jax.tree.map(jnp.copy, states[_FEDMD])
+        run.progress.phase("rounds")
+        _record(run, 0, states, {}, faults)
+    for round_ in range(first_round, experiment.num_rounds + 1):
+        infos = {}
+        for name in states:
+            states[name], infos[name] = run.call(_PROGRAMS[name], states[name], round_=round_)
+        _record(run, round_, states, infos)
+    ensemble = _evaluate_ensemble(run, states[_FEDMD])
+    return _train_pooled(run) if experiment.pooled else None, ensemble
 
 
 def _begin_to_compile(run: _Run, *, resumed: bool) -> None:
     """In the order in which the programs are called."""
-    setup, data, keys = run.setup, run.setup.data, run.setup.keys
-    states = setup.federation.put(setup.shapes())
-    if not resumed:
-        calls = _pretrain_calls(run)
-        if calls:
-            run.programs.begin("new_states", keys.init, setup.first_input)
-        for names in calls:
-            some = _some(states, names)
-            run.programs.begin("pretrain", some, data.pretraining, keys.public, *setup.validation("pretrain"))
-        run.programs.begin("train_private", states, data.private, keys.private, *setup.validation("train_private"))
-    run.programs.begin("evaluate", states, data.test)
-    if (run.before["round"] or 0) < setup.experiment.num_rounds:
-        key, participants = setup.round_key(1), setup.participants(1)
-        run.programs.begin("round", states, data.public, data.private, key, **participants)
-        if setup.experiment.local:
-            run.programs.begin("revisit", states, data.private, key, **participants)
-    if setup.experiment.pooled:
-        run.programs.begin("train_pooled", states, data.pooling, keys.pooled, *setup.validation("train_pooled"))
+    experiment, states = run.setup.experiment, run.setup.federation.put(run.setup.shapes())
+    calls = [] if resumed else _pretrain_calls(run)
+    if calls:
+        run.begin("new_states")
+    for names in calls:
+        run.begin("pretrain", _some(states, names))
+    rounds_left = (run.resumed["round"] or 0) < experiment.num_rounds
+    wanted = {
+        "train_private": not resumed,
+        "confusion": True,
+        "round": rounds_left,
+        "revisit": rounds_left and experiment.local,
+        "train_pooled": experiment.pooled,
+    }
+    for program in wanted:
+        if wanted[program]:
+            run.begin(program, states)
 
 
 def _pretrain_calls(run: _Run) -> list[list[str]]:
@@ -344,111 +355,114 @@ def _some(states: States, names: Sequence[str]) -> States:
     return states if len(names) == len(states) else {name: states[name] for name in names}
 
 
-def _pretrain(run: _Run) -> tuple[States, list[list[int]]]:
+def _pretrain(run: _Run) -> tuple[States, list[set[int]]]:
     """Clients after the public half of transfer learning; and per seed the ids of those whose training failed."""
-    setup, groups = run.setup, run.setup.federation.groups
-    calls = _pretrain_calls(run)
+    groups, calls = run.setup.federation.groups, _pretrain_calls(run)
     if calls:
         run.progress.phase("preparing the networks")
-        fresh = run.programs("new_states", setup.keys.init, setup.first_input)
+        fresh = run.call("new_states")
     for names in calls:
         which = f", network {list(groups).index(names[0]) + 1} of {len(groups)}" if len(names) < len(groups) else ""
         run.progress.phase(f"transfer learning: public data{which}")
-        arguments = setup.data.pretraining, setup.keys.public, *setup.validation("pretrain")
-        trained, info = run.programs("pretrain", _some(fresh, names), *arguments)
+        trained, info = run.call("pretrain", _some(fresh, names))
         failed = _failed(run, info)
         with run.command.signals.held():
             for name in names:
-                run.cache.save(
-                    name, trained[name], {"failed": [sorted(ids & {*groups[name].client_ids}) for ids in failed]}
-                )
+                of_group = [sorted(ids & {*groups[name].client_ids}) for ids in failed]
+                run.cache.save(name, trained[name], {"failed": of_group})
         run.command.signals.check()
     loaded = {name: run.cache.load(name) for name in groups}
-    states = setup.put({name: states for name, (states, _) in loaded.items()})
     failed = zip(*(record["failed"] for _, record in loaded.values()), strict=True)
-    return states, [sorted(itertools.chain(*ids)) for ids in failed]
+    states = {name: states for name, (states, _) in loaded.items()}
+    return run.setup.put(states), [set().union(*ids) for ids in failed]
 
 
-def _transfer_learn(run: _Run) -> tuple[States, list[dict[str, list[int]]]]:
+def _transfer_learn(run: _Run) -> tuple[States, Faults]:
     """Clients after transfer learning; and per seed what went wrong for which of them."""
-    setup = run.setup
     states, public_failed = _pretrain(run)
     run.progress.phase("transfer learning: private data")
-    arguments = setup.data.private, setup.keys.private, *setup.validation("train_private")
-    states, info = run.programs("train_private", states, *arguments)
+    states, info = run.call("train_private", states)
     failed = zip(public_failed, _failed(run, info), strict=True)
-    return states, [dict(zip((PUBLIC_FAULT, PRIVATE_FAULT), ids, strict=True)) for ids in failed]
+    return states, [{outcomes.PUBLIC_FAULT: public, outcomes.PRIVATE_FAULT: private} for public, private in failed]
 
 
 def _train_pooled(run: _Run) -> Accuracies:
     """The pooled upper bound per seed and client; None for a client whose training failed."""
-    setup = run.setup
     states, _ = _pretrain(run)
     run.progress.phase("pooled upper bound")
-    arguments = setup.data.pooling, setup.keys.pooled, *setup.validation("train_pooled")
-    states, info = run.programs("train_pooled", states, *arguments)
-    results = zip(_evaluate(run, states), _failed(run, info), strict=True)
-    return [{i: None if i in failed else accuracy for i, accuracy in found.items()} for found, failed in results]
+    states, info = run.call("train_pooled", states)
+    results = zip(_metrics(run, 0, _evaluate(run, states)), _failed(run, info), strict=True)
+    return [
+        {client.client_id: None if client.client_id in failed else client.accuracy for client in metrics.clients}
+        for metrics, failed in results
+    ]
 
 
 def _record(
-    run: _Run,
-    round_: int,
-    states: States,
-    local: States | None,
-    info: RoundInfo | None = None,
-    local_info: Any = None,
-    faults: Sequence[Mapping[str, list[int]]] | None = None,
+    run: _Run, round_: int, states: dict[str, States], infos: Mapping[str, Any], faults: Faults | None = None
 ) -> None:
     """Evaluates the clients after a round, and writes metrics and checkpoint."""
-    setup, groups = run.setup, run.setup.federation.groups
-    evaluations = run.fetch(run.programs("evaluate", states, setup.data.test))
-    infos = run.fetch(info) if info is not None else [None] * len(evaluations)
-    metrics = [round_metrics(groups, round_, *each) for each in zip(evaluations, infos, strict=True)]
-    if faults is not None:
-        metrics = [with_faults(*each) for each in zip(metrics, faults, strict=True)]
-    if local is None:
-        baseline = [{}] * len(metrics)
-    elif info is None:  # before round 1 both are the same
-        baseline = [{client.client_id: (client.accuracy, OK) for client in each.clients} for each in metrics]
-    else:
-        completed = [each.participation.completed for each in infos]
-        results = zip(_evaluate(run, local), _failed(run, local_info, completed), strict=True)
-        baseline = [
-            {i: (accuracy, REVISIT_FAULT if i in failed else OK) for i, accuracy in found.items()}
-            for found, failed in results
-        ]
+    evaluations, local = _evaluate(run, states[_FEDMD]), [None] * len(run.writers)
+    metrics = _metrics(run, round_, evaluations, infos.get(_FEDMD), faults)
+    if _LOCAL in states:
+        reverted = _failed(run, infos[_LOCAL], infos[_FEDMD].participation.completed) if infos else []
+        failed = [{outcomes.REVISIT_FAULT: ids} for ids in reverted]
+        local = _metrics(run, round_, _evaluate(run, states[_LOCAL]), None, failed)
     clients = tuple(client for each in metrics for client in each.clients)
     mean = RoundMetrics(round_, clients, any(each.digested for each in metrics))
     with run.command.signals.held():
-        for writer, of_seed, of_local in zip(run.writers, metrics, baseline, strict=False):
-            writer.append(files.round_records(of_seed, of_local))
+        results = zip(run.writers, evaluations, metrics, local, strict=False)  # other processes have no writers
+        for writer, of_seed, *of_clients in results:
+            writer.append(files.round_records(*of_clients))
+            writer.write_confusion(files.confusion_records(run.setup.federation.groups, round_, of_seed))
+        with files.writing("cannot log metrics"):
+            for logger, writer in zip(run.loggers, run.writers, strict=False):
+                logger.log([record for record in writer.metrics if record["round"] == round_])
         run.progress.round(mean)
-        trees = {"fedmd": states} if local is None else {"fedmd": states, "local": local}
-        _save_checkpoint(run, round_, trees, mean.mean_accuracy)
+        _save_checkpoint(run, round_, states, mean.mean_accuracy)
     run.command.signals.check(round_)
 
 
-def _save_checkpoint(run: _Run, round_: int, trees: dict[str, States], accuracy: float) -> None:
+def _save_checkpoint(run: _Run, round_: int, states: dict[str, States], accuracy: float) -> None:
     """If it is due; a round that ends while another's is being written goes without, but for the last round."""
     every, is_last = run.setup.experiment.checkpoint_every, round_ == run.setup.experiment.num_rounds
     may_skip = not is_last and jax.process_count() == 1  # processes must agree
-    if every == 0 or (round_ % every and not is_last) or (may_skip and run.checkpoints.is_busy):
+    due = every is not None and (is_last or (every > 0 and round_ % every == 0))
+    if not due or (may_skip and run.checkpoints.is_busy):
         return
     num_bytes = [writer.num_bytes for writer in run.writers]
-    record = {**run.before, "round": round_, "num_bytes": num_bytes, "seconds": run.seconds()}
-    run.checkpoints.save(round_, trees, record, accuracy=accuracy)
+    record = {**run.resumed, "round": round_, "num_bytes": num_bytes, "seconds": run.seconds()}
+    run.checkpoints.save(round_, states, record, accuracy=accuracy)
 
 
-def _evaluate(run: _Run, states: States) -> list[dict[int, float]]:
-    """Accuracy per seed and client."""
-    groups, evaluations = run.setup.federation.groups, run.fetch(run.programs("evaluate", states, run.setup.data.test))
-    return [{c.client_id: c.accuracy for c in round_metrics(groups, 0, each, None).clients} for each in evaluations]
+def _evaluate(run: _Run, states: States) -> list[dict[str, Evaluation]]:
+    """Accuracies and confusion counts per seed and group, on the host."""
+    return run.fetch(run.call("confusion", states))
 
 
-def _failed(run: _Run, info: Any, completed: Sequence[Any] | None = None) -> list[set[int]]:
+def _evaluate_ensemble(run: _Run, states: States) -> list[float | None]:
+    """Accuracy of the mean of the clients' logits, per seed; a client with non-finite logits is excluded."""
+    [tests] = run.setup.data["confusion"]
+    accuracies: list[float | None] = []
+    for of_seed, test in zip(run.fetch(states), run.fetch(tests), strict=True):
+        clients = trained_clients(run.setup.federation.groups, of_seed, test.inputs).values()
+        logits = [client.logits(test.inputs) for client in clients]
+        finite = [each for each in logits if bool(jnp.isfinite(each).all())]
+        accuracies.append(float(compute_accuracy(mean_logits(jnp.stack(finite)), test)) if finite else None)
+    return accuracies
+
+
+def _metrics(
+    run: _Run, round_: int, evaluations: Sequence[Any], info: Any = None, faults: Faults | None = None
+) -> list[RoundMetrics]:
+    """Metrics after a round, per seed."""
+    groups = run.setup.federation.groups
+    results = zip(evaluations, run.fetch(info), faults or [{}] * len(evaluations), strict=True)
+    return [outcomes.with_faults(outcomes.round_metrics(groups, round_, *each), of_seed) for *each, of_seed in results]
+
+
+def _failed(run: _Run, info: Any, completed: Any = None) -> list[set[int]]:
     """Per seed the ids of the clients whose training did not end in finite numbers, of those that completed it."""
-    infos = run.fetch(info)
-    completed = completed or [None] * len(infos)
     client_ids = group_client_ids(run.setup.federation.groups)
-    return [set(reverted_clients(client_ids, *each)) for each in zip(infos, completed, strict=True)]
+    results = zip(run.fetch(info), run.fetch(completed), strict=True)
+    return [set(outcomes.reverted_clients(client_ids, *each)) for each in results]

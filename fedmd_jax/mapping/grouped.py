@@ -8,6 +8,7 @@ packed into flat buffers, since the networks on a row of devices differ in shape
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import chex
@@ -17,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fedmd_jax.mapping.chunking import ClientsPerChunk, PartialSums, chunk_of, map_clients, weighted_sum_clients
-from fedmd_jax.mapping.groups import Groups
+from fedmd_jax.mapping.groups import Groups, per_client
 from fedmd_jax.mapping.packing import buffer_lengths, pack, place_clients, unpack
 from fedmd_jax.mapping.sharding import ShardedClients, arrange, constrain_replicated, group_sizes
 from fedmd_jax.types import ClientState
@@ -30,15 +31,15 @@ def client_costs(groups: Groups, inputs: chex.Array) -> dict[str, float]:
       groups: the architecture groups.
       inputs: any batch, [B, ...]; only shape and dtype are used, nothing is computed.
 
-    >>> from fedmd_jax.mapping.groups import ArchitectureGroup
-    >>> from fedmd_jax.types import Architecture
-    >>> def linear(num_outputs):
-    ...     def init(key, inputs):
-    ...         return jnp.zeros((inputs.shape[1], num_outputs)), {}
-    ...     return Architecture(init, lambda params, state, inputs, *, train: (inputs @ params, state))
-    >>> groups = {"small": ArchitectureGroup(linear(2), (0,)), "large": ArchitectureGroup(linear(5), (1,))}
-    >>> client_costs(groups, jnp.zeros((1, 10)))
-    {'small': 40.0, 'large': 100.0}
+    Example:
+      >>> import jax.numpy as jnp, fedmd_jax as fmd
+      >>> def linear(num_outputs):
+      ...     def init(key, inputs):
+      ...         return jnp.zeros((inputs.shape[1], num_outputs)), {}
+      ...     return fmd.Architecture(init, lambda params, state, inputs, *, train: (inputs @ params, state))
+      >>> groups = {"small": fmd.ArchitectureGroup(linear(2), (0,)), "large": fmd.ArchitectureGroup(linear(5), (1,))}
+      >>> fmd.mapping.client_costs(groups, jnp.zeros((1, 10)))
+      {'small': 40.0, 'large': 100.0}
     """
     return {name: _flops(group.architecture, inputs) for name, group in groups.items()}
 
@@ -54,7 +55,7 @@ def map_groups(
     """Maps a function of one client over every client of every group.
 
     Args:
-      fn: (architecture, *arguments) -> results of one client; a plain tuple of results becomes a tuple of mappings.
+      fn: `(architecture, *arguments) -> results` of one client; a plain tuple of results becomes a tuple of mappings.
       in_axes: for each argument 0 if it is per group and client, None if all clients share it.
       groups: the architecture groups; the clients are those of the arguments.
       mesh: devices along one axis; there is no communication between them.
@@ -62,38 +63,34 @@ def map_groups(
         arguments must be the states.
 
     Returns:
-      A function whose arguments are per group, [K, ...], where `in_axes` is 0. Its results are per group as well: a
+      A function. Its arguments are per group, [K, ...], if `in_axes` is 0. Its results are per group, in a
       `ShardedClients` on a mesh. Arguments that are not sharded yet are sharded, which costs communication if they are
       large.
 
     Raises:
       ValueError: arguments are sharded in different ways, or over another number of devices.
 
-    >>> from fedmd_jax.mapping.groups import ArchitectureGroup
-    >>> groups = {"a": ArchitectureGroup(None, (0, 1)), "b": ArchitectureGroup(None, (2,))}
-    >>> add = map_groups(lambda architecture, own, shared: own + shared, (0, None), groups=groups)
-    >>> sums = add({"a": jnp.array([1.0, 2.0]), "b": jnp.array([3.0])}, jnp.array(10.0))
-    >>> {name: own.tolist() for name, own in sums.items()}
-    {'a': [11.0, 12.0], 'b': [13.0]}
+    Example:
+      >>> import jax.numpy as jnp, fedmd_jax as fmd
+      >>> groups = {"a": fmd.ArchitectureGroup(None, (0, 1)), "b": fmd.ArchitectureGroup(None, (2,))}
+      >>> add = fmd.mapping.map_groups(lambda architecture, own, shared: own + shared, (0, None), groups=groups)
+      >>> sums = add({"a": jnp.array([1.0, 2.0]), "b": jnp.array([3.0])}, jnp.array(10.0))
+      >>> {name: own.tolist() for name, own in sums.items()}
+      {'a': [11.0, 12.0], 'b': [13.0]}
     """
     in_axes = tuple(in_axes)
 
     def mapped(*arguments):
-        placement, names, of_group, arguments = _placed(groups, in_axes, arguments, mesh)
-        results = {}
-        for name in names:
-            given = of_group(name, in_axes, arguments)
-            one = partial(fn, groups[name].architecture)
-            chunk = _chunk(clients_per_chunk, name, given, mesh)
-            results[name] = map_clients(one, in_axes, mesh, clients_per_chunk=chunk)(*given)
-        if placement is None:
-            return _unzip(results)
-        rows = [_Row(fn, in_axes, groups, slots, arguments, packed=True) for slots in placement.device_rows]
-        packed = [
-            map_clients(row, (0, *in_axes), mesh)(row.kinds, *_of_row(number, in_axes, arguments))
-            for number, row in enumerate(rows)
-        ]
-        return _shard_results(placement, results, packed, rows)
+        placement, stacked, arguments = _placed(groups, in_axes, arguments, mesh)
+        results = {
+            name: map_clients(one, in_axes, mesh, clients_per_chunk=chunk)(*given)
+            for name, one, chunk, given in _stacked_groups(fn, groups, stacked, clients_per_chunk, mesh)
+        }
+        rows, packed = [], []
+        for _, row, given in _rows(fn, in_axes, groups, placement, arguments, packed=True):
+            packed.append(map_clients(row, (0, *in_axes), mesh)(row.kinds, *given))
+            rows.append(row)
+        return _by_part(placement, results, packed, rows)
 
     return mapped
 
@@ -109,7 +106,7 @@ def sum_groups(
     """The weighted sum of the results of `fn` over all clients of all groups.
 
     Args:
-      fn: (architecture, *arguments) -> a tree of the same shapes for every network.
+      fn: `(architecture, *arguments) -> tree`, of the same shapes for every network.
       in_axes: as in `map_groups`.
       groups: as in `map_groups`.
       mesh: as in `map_groups`.
@@ -119,30 +116,28 @@ def sum_groups(
       A function of weights, per group [K], and of arguments as in `map_groups` that returns `PartialSums` over all
       groups: one sum per device, and `finite` per group.
 
-    >>> from fedmd_jax.mapping.groups import ArchitectureGroup
-    >>> groups = {"a": ArchitectureGroup(None, (0, 1)), "b": ArchitectureGroup(None, (2,))}
-    >>> sum_squares = sum_groups(lambda architecture, own: own**2, (0,), groups=groups)
-    >>> weights = {"a": jnp.array([1.0, 0.5]), "b": jnp.array([1.0])}
-    >>> sum_squares(weights, {"a": jnp.array([1.0, 2.0]), "b": jnp.array([3.0])}).total.tolist()
-    [12.0]
+    Example:
+      >>> import jax.numpy as jnp, fedmd_jax as fmd
+      >>> groups = {"a": fmd.ArchitectureGroup(None, (0, 1)), "b": fmd.ArchitectureGroup(None, (2,))}
+      >>> sum_squares = fmd.mapping.sum_groups(lambda architecture, own: own**2, (0,), groups=groups)
+      >>> weights = {"a": jnp.array([1.0, 0.5]), "b": jnp.array([1.0])}
+      >>> sum_squares(weights, {"a": jnp.array([1.0, 2.0]), "b": jnp.array([3.0])}).total.tolist()
+      [12.0]
     """
     in_axes = tuple(in_axes)
 
     def summed(weights, *arguments):
-        placement, names, of_group, arguments = _placed(groups, in_axes, arguments, mesh)
+        placement, stacked, arguments = _placed(groups, in_axes, arguments, mesh)
         sums = {}
-        for name in names:
-            given = of_group(name, in_axes, arguments)
-            one = partial(fn, groups[name].architecture)
-            chunk = _chunk(clients_per_chunk, name, given, mesh)
-            own = weights[name] if mesh is None else _pad(weights[name], placement.stacked[name])
+        for name, one, chunk, given in _stacked_groups(fn, groups, stacked, clients_per_chunk, mesh):
+            own = weights[name]
+            if placement is not None:
+                own = jnp.pad(own, (0, placement.stacked[name] - own.shape[0]))
             sums[name] = weighted_sum_clients(one, in_axes, mesh, clients_per_chunk=chunk)(own, *given)
         rows = []
-        for number, slots in enumerate(placement.device_rows if placement else ()):
-            row = _Row(fn, in_axes, groups, slots, arguments, packed=False)
+        for slots, row, given in _rows(fn, in_axes, groups, placement, arguments, packed=False):
             own = jnp.stack([jnp.float32(0) if slot is None else weights[slot[0]][slot[1]] for slot in slots])
-            of_row = _of_row(number, in_axes, arguments)
-            rows.append(weighted_sum_clients(row, (0, *in_axes), mesh)(own, row.kinds, *of_row))
+            rows.append(weighted_sum_clients(row, (0, *in_axes), mesh)(own, row.kinds, *given))
         finite = {name: each.finite for name, each in sums.items()}
         if placement is not None:
             shapes = {name: jax.ShapeDtypeStruct((), bool) for name, _ in placement.sizes if name not in sums}
@@ -177,7 +172,7 @@ class _Row:
         nothing = jax.eval_shape(results[0], *arguments)
 
         def idle(*_):
-            return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), nothing)
+            return jax.tree.map(jnp.zeros_like, nothing)
 
         return jax.lax.switch(kind, [*results, idle] if (self.kinds == len(results)).any() else results, *arguments)
 
@@ -192,10 +187,11 @@ def _of_packed(fn, shapes, *arguments):
 
 
 def _placed(groups, in_axes, arguments, mesh):
-    """The placement, the stacked groups, a function that selects their arguments, and all arguments, sharded alike."""
+    """The placement, the arguments of the stacked groups by name, and all arguments, sharded alike."""
     mapped = [a for axis, a in zip(in_axes, arguments, strict=True) if axis is not None]
     if mesh is None:
-        return None, [name for name in groups if name in mapped[0]], _of_group, arguments
+        own = [name for name in groups if name in mapped[0]]
+        return None, {name: per_client(itemgetter(name), in_axes, arguments) for name in own}, arguments
     placements = {a.placement for a in mapped if isinstance(a, ShardedClients)}
     if len(placements) > 1 or any(placement.num_devices != mesh.size for placement in placements):
         raise ValueError(
@@ -203,9 +199,24 @@ def _placed(groups, in_axes, arguments, mesh):
             f"{len(placements)} ways, over {sorted(placement.num_devices for placement in placements)} devices"
         )
     placement = placements.pop() if placements else place_clients(group_sizes(mapped[0]), mesh.size)
-    sharded = partial(_shard_here, placement=placement, mesh=mesh)
-    arguments = [a if axis is None else sharded(a) for axis, a in zip(in_axes, arguments, strict=True)]
-    return placement, placement.stacked, _of_stacked, arguments
+    arguments = per_client(partial(_shard_here, placement=placement, mesh=mesh), in_axes, arguments)
+    of_groups = per_client(attrgetter("stacked"), in_axes, arguments)
+    stacked = {name: per_client(itemgetter(name), in_axes, of_groups) for name in placement.stacked}
+    return placement, stacked, arguments
+
+
+def _stacked_groups(fn, groups, stacked, clients_per_chunk, mesh):
+    """Yields name, function of one client, chunk and arguments of each stacked group."""
+    for name, given in stacked.items():
+        params = next((argument.params for argument in given if isinstance(argument, ClientState)), ())
+        yield name, partial(fn, groups[name].architecture), chunk_of(clients_per_chunk, name, params, mesh), given
+
+
+def _rows(fn, in_axes, groups, placement, arguments, *, packed):
+    """Yields slots, `_Row` and arguments of each row of clients; nothing without a mesh."""
+    for number, slots in enumerate(() if placement is None else placement.device_rows):
+        given = per_client(lambda clients, number=number: clients.rows[number], in_axes, arguments)
+        yield slots, _Row(fn, in_axes, groups, slots, arguments, packed=packed), given
 
 
 def _shard_here(clients, placement, mesh):
@@ -220,57 +231,24 @@ def _shard_here(clients, placement, mesh):
     return ShardedClients(stacked, constrain_replicated(sharded.rows, mesh), placement, sharded.shapes)
 
 
-def _shard_results(placement, stacked, packed, rows):
-    """The results of all clients; each part is a `ShardedClients`."""
+def _by_part(placement, stacked, packed, rows):
+    """The results of all clients; if they are tuples, a tuple of mappings."""
     shapes = {name: shape for row in rows for name, shape in row.shapes.items()}
     example = next(iter((*stacked.values(), *shapes.values())))
-    parts = tuple(
-        ShardedClients(
-            {name: _parts(result)[part] for name, result in stacked.items()},
-            [buffers[part] for buffers in packed],
-            placement,
-            {name: _parts(shape)[part] for name, shape in shapes.items()},
-        )
-        for part in range(len(_parts(example)))
-    )
-    return parts if type(example) is tuple else parts[0]
-
-
-def _unzip(results):
-    """Converts a mapping of tuples to a tuple of mappings."""
-    example = next(iter(results.values()))
-    if type(example) is not tuple:
-        return results
-    return tuple({name: result[part] for name, result in results.items()} for part in range(len(example)))
+    parts = []
+    for part in range(len(_parts(example))):
+        large, small = ({name: _parts(tree)[part] for name, tree in trees.items()} for trees in (stacked, shapes))
+        buffers = [row[part] for row in packed]
+        parts.append(large if placement is None else ShardedClients(large, buffers, placement, small))
+    return tuple(parts) if type(example) is tuple else parts[0]
 
 
 def _parts(result):
     return result if type(result) is tuple else (result,)
 
 
-def _of_group(name, in_axes, arguments):
-    return [a if axis is None else a[name] for axis, a in zip(in_axes, arguments, strict=True)]
-
-
-def _of_stacked(name, in_axes, arguments):
-    return [a if axis is None else a.stacked[name] for axis, a in zip(in_axes, arguments, strict=True)]
-
-
-def _of_row(number, in_axes, arguments):
-    return [a if axis is None else a.rows[number] for axis, a in zip(in_axes, arguments, strict=True)]
-
-
-def _chunk(clients_per_chunk, name, arguments, mesh):
-    params = next((argument.params for argument in arguments if isinstance(argument, ClientState)), ())
-    return chunk_of(clients_per_chunk, name, params, mesh)
-
-
 def _add(trees):
     return jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]), *trees)
-
-
-def _pad(weights, size):
-    return jnp.pad(weights, (0, size - weights.shape[0]))
 
 
 def _flops(architecture, inputs):

@@ -1,7 +1,7 @@
 """Architecture groups: clients that share a network shape, stacked along a leading axis."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import chex
@@ -25,6 +25,13 @@ class ArchitectureGroup:
     Raises:
       ValueError: no client, an id that occurs twice or is not an integer from 0 to 2**32 - 1, weights of another
         length, or a weight that is neither zero nor between 1e-30 and 1e30.
+
+    Example:
+      >>> import fedmd_jax as fmd
+      >>> network = fmd.architecture_from_linen(fmd.models.MLP((8,), num_classes=3))
+      >>> group = fmd.ArchitectureGroup(network, client_ids=(0, 1, 7), weights=(1.0, 1.0, 2.0))
+      >>> group.num_clients
+      3
     """
 
     architecture: Architecture
@@ -91,6 +98,13 @@ def client_keys(key: chex.PRNGKey, client_ids: Sequence[int]) -> chex.PRNGKey:
 
     Raises:
       ValueError: ids that are not integers from 0 to 2**32 - 1, [K].
+
+    Example:
+      >>> import jax, fedmd_jax as fmd
+      >>> key = jax.random.key(0)
+      >>> keys = fmd.mapping.client_keys(key, (7, 3))
+      >>> keys.shape, bool(keys[1] == jax.random.fold_in(key, 3))
+      ((2,), True)
     """
     return jax.vmap(jax.random.fold_in, (None, 0))(key, as_client_ids(client_ids))
 
@@ -134,6 +148,14 @@ def stack_private(
       ValueError: a client without examples, examples without a client, lengths that differ between inputs and labels,
         shapes or dtypes that differ between clients, NaN, integers beyond int32, images [N, C, H, W], labels that are
         not integers from 0, an unknown storage.
+
+    Example:
+      >>> import numpy as np, fedmd_jax as fmd
+      >>> groups = {"a": fmd.ArchitectureGroup(None, client_ids=(0, 1))}
+      >>> examples = {0: (np.zeros((3, 4)), [0, 1, 1]), 1: (np.ones((2, 4)), [1, 0])}
+      >>> private = fmd.stack_private(groups, examples)["a"]
+      >>> private.inputs.shape, private.labels.tolist(), private.num_examples.tolist()  # one row of padding
+      ((2, 3, 4), [[0, 1, 1], [1, 0, 0]], [3, 2])
     """
     check_storage(storage)
     check_groups(groups)
@@ -144,23 +166,17 @@ def stack_private(
             "private examples are needed for exactly the clients of the groups: "
             f"missing for {missing}, not in any group {describe_value(unknown)}"
         )
-    checked = check_private(examples)
-    stacked = {
-        name: stack_examples([checked[client_id] for client_id in group.client_ids]) for name, group in groups.items()
-    }
+    checked = _checked(examples)
+    stacked = {name: _stack([checked[client_id] for client_id in group.client_ids]) for name, group in groups.items()}
     return stacked if storage == "host" else jax.tree.map(jnp.asarray, stacked)
 
 
-def check_private(examples: Mapping[int, tuple[Any, Any]]) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """Checks the examples of each client with `check_examples`, and that they agree in shape and dtype.
-
-    Args:
-      examples: for each client id its inputs [n, ...] and integer labels [n].
-    """
+def _checked(examples):
+    """The examples of each client as arrays; raises ValueError if they are invalid or differ in shape or dtype."""
     for client_id, pair in examples.items():
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
             raise ValueError(f"client {client_id}: inputs and labels are needed, got {describe_value(pair)}")
-    checked = {client_id: check_examples(f"client {client_id}", *examples[client_id]) for client_id in examples}
+    checked = {client_id: check_examples(f"client {client_id}", *pair) for client_id, pair in examples.items()}
     shapes = {inputs.shape[1:] for inputs, _ in checked.values()}
     if len(shapes) > 1:
         raise ValueError(f"the inputs of all clients must have one shape, got {sorted(shapes)}")
@@ -168,30 +184,24 @@ def check_private(examples: Mapping[int, tuple[Any, Any]]) -> dict[int, tuple[np
     return checked
 
 
-def stack_examples(examples: Sequence[tuple[np.ndarray, np.ndarray]], num_rows: int | None = None) -> PrivateDataset:
-    """Examples of some clients, checked already, as a stack on the host, [K, N, ...]; padding repeats the last example.
-
-    Args:
-      examples: inputs and labels of each client.
-      num_rows: N; by default that of the longest.
-    """
-    num_rows = max(len(labels) for _, labels in examples) if num_rows is None else num_rows
-
-    def pad(rows):
-        return rows[np.minimum(np.arange(num_rows), len(rows) - 1)]
-
-    return PrivateDataset(
-        inputs=np.stack([pad(inputs) for inputs, _ in examples]),
-        labels=np.stack([pad(labels) for _, labels in examples]),
-        num_examples=np.asarray([len(labels) for _, labels in examples], dtype=np.int32),
+def _stack(examples):
+    """Examples of some clients, checked already, stacked on the host and padded to the longest."""
+    sizes = [len(labels) for _, labels in examples]
+    rows = [np.minimum(np.arange(max(sizes)), size - 1) for size in sizes]  # padding repeats the last example
+    inputs, labels = (
+        np.stack([a[r] for a, r in zip(arrays, rows, strict=True)]) for arrays in zip(*examples, strict=True)
     )
+    return PrivateDataset(inputs, labels, np.asarray(sizes, dtype=np.int32))
+
+
+def per_client(fn: Callable[[Any], Any], in_axes: Sequence[int | None], arguments: Sequence[Any]) -> list[Any]:
+    """The arguments, with `fn` applied to those that are per client, whose axis is 0."""
+    return [a if axis is None else fn(a) for axis, a in zip(in_axes, arguments, strict=True)]
 
 
 def check_per_client(what: str, values: Mapping[str, chex.Array], num_clients: Mapping[str, int]) -> None:
-    """A `ValueError` where the groups, or the numbers of their clients, are not those of the values."""
-    wanted, found = (
-        {name: (k,) for name, k in num_clients.items()},
-        {name: getattr(v, "shape", None) for name, v in values.items()},
-    )
+    """Raises ValueError if the values have other groups, or are of other numbers of clients."""
+    wanted = {name: (k,) for name, k in num_clients.items()}
+    found = {name: getattr(value, "shape", None) for name, value in values.items()}
     if wanted != found:
         raise ValueError(f"one {what} per client is needed, of shapes {wanted}, got {found}")

@@ -45,13 +45,8 @@ class Placement:
 
     def slots(self, name: str) -> list[tuple[int, int]]:
         """Row and device of each client of a small group."""
-        found = {
-            slot[1]: (row, device)
-            for row, slots in enumerate(self.device_rows)
-            for device, slot in enumerate(slots)
-            if slot is not None and slot[0] == name
-        }
-        return [found[position] for position in sorted(found)]
+        places = {slot: (row, d) for row, slots in enumerate(self.device_rows) for d, slot in enumerate(slots)}
+        return [places[name, position] for position in range(dict(self.sizes)[name])]
 
 
 def place_clients(sizes: Mapping[str, int], num_devices: int, *, costs: Mapping[str, float] | None = None) -> Placement:

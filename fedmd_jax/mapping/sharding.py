@@ -7,13 +7,12 @@ shards of its own devices. A function that fetches or gathers has to be called b
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedmd_jax.checks import check_clients, check_count
 from fedmd_jax.mapping.packing import Buffers, Placement, buffer_lengths, pack, place_clients, unpack
@@ -33,15 +32,15 @@ class ShardedClients(Mapping[str, chex.ArrayTree]):
       rows: clients of the small groups, one per device, as flat buffers, leaves [D, L].
       placement: the assignment of clients to devices.
       shapes: shapes of one client of each small group.
+
+    Example:
+      >>> import jax.numpy as jnp, fedmd_jax as fmd
+      >>> clients = fmd.mapping.shard_clients({"a": jnp.arange(2.0), "b": jnp.arange(3)}, fmd.client_mesh(1))
+      >>> type(clients).__name__, list(clients), clients["b"].tolist()
+      ('ShardedClients', ['a', 'b'], [0, 1, 2])
     """
 
-    def __init__(
-        self,
-        stacked: dict[str, chex.ArrayTree],
-        rows: Sequence[Buffers],
-        placement: Placement,
-        shapes: Mapping[str, chex.ArrayTree],
-    ):
+    def __init__(self, stacked: PerGroup, rows: Sequence[Buffers], placement: Placement, shapes: PerGroup):
         self.stacked, self.rows, self.placement, self.shapes = stacked, tuple(rows), placement, shapes
 
     def tree_flatten(self):
@@ -92,9 +91,12 @@ def shard_clients(clients: PerGroup, mesh: Mesh | None, *, costs: Mapping[str, f
     Raises:
       ValueError: the leaves of a group differ in their number of clients, or a cost is invalid.
 
-    >>> sharded = shard_clients({"a": jnp.arange(2.0), "b": jnp.arange(3)}, client_mesh(1))
-    >>> {name: stacked.tolist() for name, stacked in sharded.items()}
-    {'a': [0.0, 1.0], 'b': [0, 1, 2]}
+    Example:
+      >>> import jax.numpy as jnp, fedmd_jax as fmd
+      >>> mesh = fmd.client_mesh(1)
+      >>> sharded = fmd.mapping.shard_clients({"a": jnp.arange(2.0), "b": jnp.arange(3)}, mesh)
+      >>> {name: stacked.tolist() for name, stacked in sharded.items()}
+      {'a': [0.0, 1.0], 'b': [0, 1, 2]}
     """
     if mesh is None:
         return clients
@@ -103,7 +105,7 @@ def shard_clients(clients: PerGroup, mesh: Mesh | None, *, costs: Mapping[str, f
         in_place = partial(arrange, placement=placement)
         abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(clients))
         clients = jax.eval_shape(in_place, dict(clients)) if abstract else in_place(clients)
-    return _put(clients, NamedSharding(mesh, PartitionSpec(*mesh.axis_names)))
+    return shard_tree(clients, mesh)
 
 
 def gather_clients(clients: PerGroup) -> dict[str, chex.ArrayTree]:
@@ -115,12 +117,25 @@ def gather_clients(clients: PerGroup) -> dict[str, chex.ArrayTree]:
 
     Args:
       clients: per group, sharded or not.
+
+    Example:
+      >>> import jax.numpy as jnp, fedmd_jax as fmd
+      >>> sharded = fmd.mapping.shard_clients({"a": jnp.arange(3)}, fmd.client_mesh(1))
+      >>> {name: stacked.tolist() for name, stacked in fmd.gather_clients(sharded).items()}
+      {'a': [0, 1, 2]}
     """
     return dict(clients)
 
 
 def replicate(tree: chex.ArrayTree, mesh: Mesh | None) -> chex.ArrayTree:
-    """Replicates a tree on every device of a mesh; returns it unchanged without a mesh."""
+    """Replicates a tree on every device of a mesh; returns it unchanged without a mesh.
+
+    Example:
+      >>> import jax.numpy as jnp, fedmd_jax as fmd
+      >>> public = fmd.mapping.replicate({"inputs": jnp.zeros((5, 4))}, fmd.client_mesh())
+      >>> public["inputs"].is_fully_replicated
+      True
+    """
     return tree if mesh is None else _put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
@@ -145,16 +160,14 @@ def arrange(clients: PerGroup, placement: Placement) -> ShardedClients:
         name: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tree)
         for name, tree in small.items()
     }
+
+    def client(slot):
+        return {} if slot is None else jax.tree.map(lambda leaf: leaf[slot[1]], small[slot[0]])
+
     rows = []
     for slots in placement.device_rows:
         lengths = buffer_lengths([shapes[slot[0]] for slot in slots if slot is not None])
-        packed = [
-            pack({}, lengths)
-            if slot is None
-            else pack(jax.tree.map(lambda leaf, k=slot[1]: leaf[k], small[slot[0]]), lengths)
-            for slot in slots
-        ]
-        rows.append(jax.tree.map(_stack, *packed))
+        rows.append(jax.tree.map(_stack, *(pack(client(slot), lengths) for slot in slots)))
     return ShardedClients(stacked, rows, placement, shapes)
 
 
@@ -162,10 +175,12 @@ def group_sizes(clients: PerGroup) -> dict[str, int]:
     """The number of clients of each group; raises ValueError if the leaves of a group differ in it."""
     if isinstance(clients, ShardedClients):
         return dict(clients.placement.sizes)
-    sizes = {name: check_clients(f"group {name!r}: leaves", tree) for name, tree in clients.items()}
-    for name, size in sizes.items():
+    sizes = {}
+    for name, tree in clients.items():
+        size = check_clients(f"group {name!r}: leaves", tree)
         if size is None:
             raise ValueError(f"group {name!r}: at least one array is wanted, got none")
+        sizes[name] = size
     return sizes
 
 
@@ -174,6 +189,12 @@ def client_mesh(num_devices: int | None = None) -> Mesh:
 
     Raises:
       ValueError: fewer than one device, or more than there are.
+
+    Example:
+      >>> import jax, fedmd_jax as fmd
+      >>> mesh = fmd.client_mesh()
+      >>> mesh.axis_names, mesh.size == len(jax.devices())
+      (('clients',), True)
     """
     devices = jax.devices()
     if num_devices is not None:
@@ -185,10 +206,7 @@ def client_mesh(num_devices: int | None = None) -> Mesh:
 
 def shard_tree(tree: chex.ArrayTree, mesh: Mesh | None) -> chex.ArrayTree:
     """Shards stacked clients over the mesh along their leading axis; returns them unchanged without a mesh."""
-    if mesh is None:
-        return tree
-    sharding = NamedSharding(mesh, PartitionSpec(*mesh.axis_names))
-    return jax.tree.map(lambda leaf: put_global(leaf, sharding), tree)
+    return tree if mesh is None else _put(tree, NamedSharding(mesh, PartitionSpec(*mesh.axis_names)))
 
 
 def constrain_replicated(tree: chex.ArrayTree, mesh: Mesh | None) -> chex.ArrayTree:
@@ -208,30 +226,28 @@ def fetch_to_host(tree: chex.ArrayTree) -> chex.ArrayTree:
     Args:
       tree: JAX arrays, also on devices of other processes; NumPy arrays are returned unchanged.
 
-    >>> fetch_to_host({"a": jax.numpy.arange(3)})
-    {'a': array([0, 1, 2], dtype=int32)}
+    Example:
+      >>> import jax.numpy as jnp, fedmd_jax as fmd
+      >>> fmd.mapping.fetch_to_host({"a": jnp.arange(3)})
+      {'a': array([0, 1, 2], dtype=int32)}
     """
-    leaves, structure = jax.tree.flatten(tree)
-    apart = [has_remote_shards(leaf) and not leaf.is_fully_replicated for leaf in leaves]
-    here = iter(jax.device_get([leaf for leaf, is_apart in zip(leaves, apart, strict=True) if not is_apart]))
-    fetched = [_gather(leaf) if is_apart else next(here) for leaf, is_apart in zip(leaves, apart, strict=True)]
-    return jax.tree.unflatten(structure, fetched)
+
+    def gather(leaf):
+        if not _has_remote_shards(leaf) or leaf.is_fully_replicated:
+            return leaf
+        everywhere = NamedSharding(leaf.sharding.mesh, PartitionSpec())
+        copies = jax.block_until_ready(_copy_to(everywhere)(leaf))  # finished before the next collective starts
+        return np.asarray(copies.addressable_data(0))
+
+    return jax.device_get(jax.tree.map(gather, tree))
 
 
-def put_global(leaf: Any, sharding: Sharding) -> jax.Array:
-    """Puts an array on the devices of a sharding; each process reads the shards of its own devices only.
-
-    Args:
-      leaf: an array that is the same in every process, or one that is on these devices already.
-      sharding: a sharding, also over devices of other processes.
-    """
-    if sharding.is_fully_addressable or has_remote_shards(leaf):
-        return jax.device_put(leaf, sharding)
-    host = np.asarray(leaf)  # `device_put` would send it to all processes, to compare
-    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+@functools.cache
+def _copy_to(sharding):
+    return jax.jit(lambda leaf: leaf, out_shardings=sharding)
 
 
-def has_remote_shards(leaf: Any) -> bool:
+def _has_remote_shards(leaf) -> bool:
     """Whether a shard of an array is on a device of another process."""
     return isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
 
@@ -262,20 +278,19 @@ def _read(view, tree):
 
 
 def _put(tree, sharding):
+    """Puts arrays on the devices of a sharding; each process reads the shards of its own devices only.
+
+    The arrays must be the same in every process, or on these devices already.
+    """
+
     def put(leaf):
         if isinstance(leaf, jax.ShapeDtypeStruct):
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-        return leaf if isinstance(leaf, jax.core.Tracer) else put_global(leaf, sharding)
+        if isinstance(leaf, jax.core.Tracer):
+            return leaf
+        if sharding.is_fully_addressable or _has_remote_shards(leaf):
+            return jax.device_put(leaf, sharding)
+        host = np.asarray(leaf)  # `device_put` would send it to all processes, to compare
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
     return jax.tree.map(put, tree)
-
-
-def _gather(leaf):
-    everywhere = NamedSharding(leaf.sharding.mesh, PartitionSpec())
-    copies = jax.block_until_ready(_copy_to(everywhere)(leaf))  # finished before the next collective starts
-    return np.asarray(copies.addressable_data(0))
-
-
-@functools.cache
-def _copy_to(sharding):
-    return jax.jit(lambda leaf: leaf, out_shardings=sharding)

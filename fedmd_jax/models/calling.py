@@ -1,14 +1,13 @@
 """How both adapters call a network, and what they verify of it while it is traced."""
 
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import chex
 import jax
-
-from fedmd_jax.models.masking import keep_if_all_padding
+import jax.numpy as jnp
 
 # Names of training flags, with their values in training.
 FLAGS = {
@@ -33,6 +32,19 @@ def training_values(train_argument: str | None) -> dict[str, bool]:
     return {name: name == train_argument and FLAGS.get(name, True)}
 
 
+# Layers of a class that train in another way than they score: (class, its training flag, the rate that may be zero).
+# Those without a rate are batch norms.
+Rule = tuple[type, str, str | None]
+
+
+def find_rule(layer: Any, rules: Sequence[Rule]) -> Rule | None:
+    """The rule of a layer; None if the layer trains as it scores."""
+    for kind, flag, rate in rules:
+        if isinstance(layer, kind) and (rate is None or getattr(layer, rate) > 0):
+            return kind, flag, rate
+    return None
+
+
 class Watch:
     """Observations from one trace of a network.
 
@@ -40,46 +52,64 @@ class Watch:
       train: whether the network is traced as in training.
       mask: the row mask [B] of a training batch, or None.
       layers: names of layers that differ between training and scoring, with whether they were active.
-      seen: paths of modules that were called.
+      seen: paths of modules that were called, but for those whose statistics are of their weights.
       handled: paths of modules whose statistics padding rows cannot reach.
+      batch_first: whether batch norms of this package are certain to get the batch as the leading axis.
       leading: whether a batch norm got a leading axis that is yet to be verified as the batch.
     """
 
     def __init__(self, train: bool, mask: chex.Array | None):
         self.train, self.mask = train, mask if train else None
+        self.batch_first = self.leading = False
         self.layers: dict[str, bool] = {}
         self.seen: set[tuple] = set()
         self.handled: set[tuple] = set()
-        self.leading = False
 
-    def expect(self, kind: str, path: tuple) -> str:
+    def expect(self, layer: Any, path: tuple) -> str:
         """The name of a layer that differs between training and scoring; inactive until it is called."""
-        name = f"{kind} {'/'.join(map(str, path))}".rstrip()
+        name = f"{type(layer).__name__} {'/'.join(map(str, path))}".rstrip()
         self.layers.setdefault(name, False)
         return name
 
-    def active(self, kind: str, path: tuple, flag: str, value: bool) -> bool:
-        """Whether a layer that is called with this `value` of its `flag` is active; a ValueError if so in scoring."""
-        name = self.expect(kind, path)
-        active = bool(value) == FLAGS[flag]
+    def observe(self, layer: Any, path: tuple, rule: Rule, call: inspect.BoundArguments) -> dict[str, chex.Array]:
+        """Records the call of a layer that differs between training and scoring.
+
+        Returns:
+          Further keyword arguments: the row mask for a batch norm that is active and gets no mask.
+
+        Raises:
+          ValueError: the layer is active in scoring, or the batch is not the leading axis of a masked batch norm.
+        """
+        _, flag, rate = rule
+        given = call.arguments
+        value = getattr(layer, flag, None) if given.get(flag) is None else given[flag]
+        active = value is not None and bool(value) == FLAGS[flag]
+        name = self.expect(layer, path)
         if active and not self.train:
             raise ValueError(
                 f"{name} is active in scoring, with {flag}={value}: accept `train` in `__call__` and hand it on, or "
                 'name the flag of your network with train_argument="..."'
             )
         self.layers[name] = self.layers[name] or active
-        return active
+        if rate is not None or "mask" not in call.signature.parameters:
+            return {}
+        self.handled.add(path)
+        masked = active and self.mask is not None and given.get("mask") is None
+        return {"mask": self._mask_for(given["x"], path, ours=flag == "train")} if masked else {}
 
-    def rows(self, path: tuple, x: chex.Array, *, known: bool = False) -> chex.Array:
-        """The row mask [B] for a batch norm of `x` [B, ...]; `known` if that axis is certain to be the batch."""
+    def _mask_for(self, x, path, *, ours):
         if x.shape[:1] != self.mask.shape:
             raise ValueError(
                 f"batch norm {'/'.join(map(str, path))!r} gets {x.shape} for a batch of {len(self.mask)} rows, so that "
                 "padding rows would reach its statistics: the batch must be its leading axis, or the network must give "
                 'it a `mask` of its own (mask_argument="..." of the adapter hands over the row mask)'
             )
-        self.leading = self.leading or not known
-        return self.mask
+        if ours:
+            self.leading = self.leading or not self.batch_first
+            return self.mask
+        self.leading = True
+        real = self.mask | ~jnp.any(self.mask)  # without a real row all of them, to keep flax from dividing by zero
+        return real.reshape((-1,) + (1,) * (x.ndim - 1))
 
     def check_statistics(self, network: str, owners: Collection[tuple]) -> None:
         """A ValueError if padding rows can reach the statistics of one of `owners`, paths of modules."""
@@ -95,8 +125,7 @@ class Convention:
     """How a network is called: its training flags and its argument for the row mask, by position or by name.
 
     Args:
-      network: the name of its class.
-      method: its unbound `__call__`.
+      network: its class.
       train_argument: as of the adapters.
       mask_argument: as of the adapters.
       elsewhere: names of flags that are set in another way than as arguments.
@@ -105,49 +134,30 @@ class Convention:
       ValueError: if `__call__` lacks an argument that was named.
     """
 
-    def __init__(
-        self,
-        network: str,
-        method: Callable,
-        train_argument: str | None,
-        mask_argument: str | None,
-        elsewhere: Collection[str] = (),
-    ):
-        self.network = network
-        self._mask_argument = mask_argument
-        _, *self._parameters = inspect.signature(method).parameters.values()
+    def __init__(self, network: type, train_argument: str | None, mask_argument: str | None, elsewhere: set[str]):
+        self.network, self._mask_argument = network.__name__, mask_argument
+        _, *self._parameters = inspect.signature(network.__call__).parameters.values()
         names = {parameter.name for parameter in self._parameters}
         takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in self._parameters)
-        values, auto = training_values(train_argument), train_argument == "auto"
-        wanted = {*(() if auto else values), *(() if mask_argument is None else (mask_argument,))}
-        missing = wanted - names - set(elsewhere)
+        values, self._auto = training_values(train_argument), train_argument == "auto"
+        wanted = {*(() if self._auto else values), *(() if mask_argument is None else (mask_argument,))}
+        missing = wanted - names - elsewhere
         if missing and not takes_any:
-            raise ValueError(f"{network}.__call__ has no argument {sorted(missing)[0]!r}")
-        known = names if auto else {*names, *elsewhere}
+            raise ValueError(f"{self.network}.__call__ has no argument {sorted(missing)[0]!r}")
         self._flags = {name: value for name, value in values.items() if name in names or name in missing}
-        # Whether the network has flags of its own; if so, it may leave its dropout off on purpose.
-        self._trusted = train_argument is None or any(name in known for name in values)
-        self._auto = auto
-        # Arguments that may be flags under names of their own.
-        self.suspects = {
-            p.name: p.default for p in self._parameters if auto and not self._trusted and isinstance(p.default, bool)
-        }
+        # A network with flags of its own may leave its batch norms off on purpose.
+        self._trusted = not self._auto or not names.isdisjoint(FLAGS)
         # The flags of a module that passes on `**kwargs` are not in its signature.
-        self._searched = not (auto and takes_any and not self._flags)
+        self._must_search = self._auto and takes_any and not self._flags
 
-    def call(
-        self,
-        attempt: Callable[[tuple, dict], Any],
-        *,
-        train: bool,
-        mask: chex.Array | None = None,
-        others: dict[str, bool] | None = None,
-    ) -> Any:
+    def call(self, attempt: Callable, train: bool, mask: chex.Array | None, others: Mapping[str, bool]) -> Any:
         """`attempt(args, kwargs)` with the arguments that follow the inputs; `others` are more of them by name."""
-        named = dict(others or {}) | ({} if self._mask_argument is None else {self._mask_argument: mask})
-        if not self._searched:
-            self._flags, self._searched = _search(attempt, train, named), True
-        named |= {name: value == train for name, value in self._flags.items()}
+        named: dict[str, Any] = dict(others)
+        if self._mask_argument is not None:
+            named[self._mask_argument] = mask
+        if self._must_search:
+            self._flags, self._must_search = _search(attempt, train, named), False
+        named = {name: value == train for name, value in self._flags.items()} | named
         try:
             return attempt(*self._in_order(named))
         except jax.errors.ConcretizationTypeError as error:
@@ -161,52 +171,56 @@ class Convention:
             )
             raise failure from None
 
-    def check_training(self, watch: Watch) -> None:
-        """A ValueError if layers that differ in training were not switched on."""
-        inactive = [name for name, active in watch.layers.items() if not active]
-        if self._trusted:  # a batch norm may be frozen; a dropout that is never active has a flag of its own
-            inactive = [name for name in inactive if self._auto and "BatchNorm" not in name]
-        elif len(inactive) < len(watch.layers):
-            inactive = []
-        if inactive:
-            self.refuse_training(inactive)
+    def check_training(self, layers: dict[str, bool], call: Callable[[dict[str, bool]], Any]) -> None:
+        """A ValueError if layers that differ in training were not switched on.
 
-    def refuse_training(self, layers: Collection[str]) -> None:
-        """The ValueError of a network that trains without these layers."""
-        raise ValueError(
-            f"{self.network} trains as it scores, without {', '.join(layers)}: accept `train` in `__call__` "
-            'and hand it on, or name its flag with train_argument="..." (train_argument=None if this is meant)'
-        )
+        Args:
+          layers: their names, with whether they were active.
+          call: calls the network with further arguments; the last of its results is the `Watch`.
+        """
+        if not self._auto:
+            return
+        inactive = [name for name, active in layers.items() if not active]
+        if self._trusted:  # a batch norm may be frozen; a dropout that is never active has a flag of its own
+            self._refuse([name for name in inactive if "BatchNorm" not in name])
+        elif len(inactive) == len(layers):
+            self._refuse(inactive)
+            for parameter in self._parameters:  # a flag of another name may be what calls a dropout
+                if isinstance(parameter.default, bool):
+                    self._refuse(_active_layers(partial(call, {parameter.name: not parameter.default})))
+
+    def _refuse(self, layers):
+        if layers:
+            raise ValueError(
+                f"{self.network} trains as it scores, without {', '.join(layers)}: accept `train` in `__call__` "
+                'and hand it on, or name its flag with train_argument="..." (train_argument=None if this is meant)'
+            )
 
     def _in_order(self, named: dict) -> tuple[tuple, dict]:
         """By position if possible, since `nn.remat` and `nn.vmap` do not support keyword arguments."""
-        args, rest = [], dict(named)
         by_position = [p for p in self._parameters[1:] if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-        for parameter in by_position:
-            if not any(p.name in rest for p in by_position):
-                break
-            args.append(rest.pop(parameter.name, parameter.default))
-        incomplete = any(value is inspect.Parameter.empty for value in args)
-        return ((), named) if incomplete else (tuple(args), rest)
+        while by_position and by_position[-1].name not in named:
+            by_position.pop()
+        args = [named.get(p.name, p.default) for p in by_position]
+        if any(value is inspect.Parameter.empty for value in args):
+            return (), named
+        given = {p.name for p in by_position}
+        return tuple(args), {name: value for name, value in named.items() if name not in given}
 
 
-def _search(attempt: Callable[[tuple, dict], Any], train: bool, named: dict) -> dict[str, bool]:
+def _search(attempt, train, named):
     """The known flags accepted by a network that passes on `**kwargs`: tried one by one, without computing anything."""
-    found = {}
+    found: dict[str, bool] = {}
     for name, value in FLAGS.items():
         flags = {flag: known == train for flag, known in {**found, name: value}.items()}
         try:
-            jax.eval_shape(lambda flags=flags: _nothing(attempt((), named | flags)))
+            _trace(lambda flags=flags: attempt((), named | flags))
         except TypeError as error:
             if f"unexpected keyword argument '{name}'" not in str(error):
                 raise
         else:
             found[name] = value
     return found
-
-
-def _nothing(result):
-    del result
 
 
 def watched(convention: Convention, run: Callable[..., tuple[chex.Array, chex.ArrayTree]]) -> Callable:
@@ -220,55 +234,48 @@ def watched(convention: Convention, run: Callable[..., tuple[chex.Array, chex.Ar
     verified = set()  # shapes of inputs
 
     def apply(params, model_state, inputs, *, train, mask=None, key=None):
-        def call(inputs, mask, others=None):
+        def call(inputs, mask, others):
             def attempt(args, kwargs):
                 watch = Watch(train, mask)
                 return *run(params, model_state, inputs, args, kwargs, watch, key), watch
 
-            return convention.call(attempt, train=train, mask=mask, others=others)
+            return convention.call(attempt, train, mask, others)
 
-        logits, new_state, watch = call(inputs, mask)
+        logits, new_state, watch = call(inputs, mask, {})
         if not train:
             return logits, model_state
-        convention.check_training(watch)
-        if not any(watch.layers.values()):
-            _look_for_flags(convention, call, inputs, mask)
-        if watch.leading:
-            _verify_leading_axis(call, inputs, mask, verified)
-        return logits, keep_if_all_padding(mask, model_state, new_state)
+        convention.check_training(watch.layers, partial(call, inputs, mask))
+        if watch.leading and inputs.shape not in verified:
+            _verify_leading_axis(call, inputs, mask)
+            verified.add(inputs.shape)
+        if mask is not None:  # a batch of padding moves no statistics
+            new_state = jax.tree.map(lambda new, old: jnp.where(jnp.any(mask), new, old), new_state, model_state)
+        return logits, new_state
 
     return apply
 
 
-def _look_for_flags(convention, call, inputs, mask):
-    """Traces a network in which nothing differs in training with each of its other flags turned over."""
-    while convention.suspects:
-        name, default = convention.suspects.popitem()
-        try:
-            watch = _watch_of(partial(call, inputs, mask, {name: not default}))
-        except Exception:  # whatever this flag does, it is not for training
-            continue
-        if layers := [layer for layer, active in watch.layers.items() if active]:
-            convention.suspects[name] = default  # the next trace is refused, too
-            convention.refuse_training(layers)
-
-
-def _watch_of(call):
-    """What a trace shows, without computing anything."""
-    found = []
-    jax.eval_shape(lambda: found.append(call()[2]))
-    return found[0]
-
-
-def _verify_leading_axis(call, inputs, mask, verified):
-    """Traces the network with twice the rows, to detect axes that had the size of the batch by coincidence."""
-    shapes = tuple(leaf.shape for leaf in jax.tree.leaves(inputs))
-    if shapes in verified:
-        return
-    twice = partial(jax.tree.map, lambda x: jax.ShapeDtypeStruct((2 * len(mask), *x.shape[1:]), x.dtype))
+def _active_layers(call):
+    """The layers that are active in a call; none if it fails."""
     try:
-        jax.eval_shape(lambda inputs, mask: _nothing(call(inputs, mask)), twice(inputs), twice(mask))
+        *_, watch = _trace(call)
+    except Exception:
+        return []
+    return [name for name, active in watch.layers.items() if active]
+
+
+def _verify_leading_axis(call, inputs, mask):
+    """Traces the network with twice the rows, to detect axes that had the size of the batch by coincidence."""
+    twice = [jax.ShapeDtypeStruct((2 * len(mask), *x.shape[1:]), x.dtype) for x in (inputs, mask)]
+    try:
+        _trace(call, *twice, {})
     except Exception as error:
         error.add_note(f"The network was traced with {2 * len(mask)} rows to see where its batch norms have the batch.")
         raise
-    verified.add(shapes)
+
+
+def _trace(call, *arguments):
+    """The result of a call without computing anything; arrays in it must not be used."""
+    found = []
+    jax.eval_shape(lambda *arguments: found.append(call(*arguments)), *arguments)
+    return found[0]

@@ -12,10 +12,16 @@ from fedmd_jax.models.layers import ConvBatchNorm, ReLUDropout, check_positive, 
 
 
 class PaperNetwork(NamedTuple):
-    """A row of the paper's tables of networks."""
+    """A row of the paper's tables of networks.
+
+    Example:
+      >>> import fedmd_jax as fmd
+      >>> fmd.models.TABLE_1[0]
+      PaperNetwork(filters=(128, 256), dropout=0.2)
+    """
 
     filters: tuple[int, ...]  #: of each convolution
-    dropout: float
+    dropout: float  #: probability to drop an activation, in [0, 1)
 
 
 # The supplement's Table 1: MNIST and FEMNIST; the released code uses these ten on CIFAR, too.
@@ -47,27 +53,21 @@ TABLE_2 = (
 )
 
 
-class _Conv(NamedTuple):
+class _Layer(NamedTuple):
+    """A convolution with batch norm, ReLU and dropout, and the strides and the padding of a pooling that follows."""
+
     size: int
-    stride: int
+    strides: tuple[int, int]
     padding: str
+    pool: tuple[tuple[int, int], str] | None = None
 
 
-class _Pool(NamedTuple):
-    stride: int
-    padding: str
-
-
-# Sequence of layers by number of convolutions; each convolution is followed by batch norm, ReLU and dropout. Two and
-# three are as in the released code. Four is OUR choice, since the paper lists such a network (Table 2, model 9) without
-# describing it: the network of three with one more convolution that keeps the 3x3 map.
-_THREE = (_Conv(3, 1, "SAME"), _Pool(1, "SAME"), _Conv(2, 2, "VALID"), _Pool(2, "VALID"), _Conv(3, 2, "VALID"))
-_TOPOLOGIES = {
-    2: (_Conv(3, 1, "SAME"), _Pool(1, "SAME"), _Conv(3, 2, "VALID")),
-    3: _THREE,
-    4: (*_THREE, _Conv(3, 1, "SAME")),
-}
-_SMALLEST_IMAGE = {2: 3, 3: 12, 4: 12}
+# By number of convolutions. Two and three are as in the released code. Four is OUR choice, since the paper lists such a
+# network (Table 2, model 9) without describing it: the network of three with one more convolution that keeps the 3x3
+# map.
+_FIRST, _LAST = _Layer(3, (1, 1), "SAME", pool=((1, 1), "SAME")), _Layer(3, (2, 2), "VALID")
+_THREE = (_FIRST, _Layer(2, (2, 2), "VALID", pool=((2, 2), "VALID")), _LAST)
+_TOPOLOGIES = {2: (_FIRST, _LAST), 3: _THREE, 4: (*_THREE, _Layer(3, (1, 1), "SAME"))}
 
 
 class CNN(nn.Module):
@@ -85,12 +85,13 @@ class CNN(nn.Module):
     References:
       Li and Wang, FedMD, 2019, supplement, Tables 1 and 2; layer order and strides are those of the authors' code.
 
-    >>> import jax, jax.numpy as jnp
-    >>> network = CNN((4, 8), num_classes=16)
-    >>> init = jax.jit(network.init, static_argnames="train")
-    >>> params = init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)), train=False)["params"]
-    >>> params["head"]["kernel"].shape  # 13 * 13 * 8
-    (1352, 16)
+    Example:
+      >>> from functools import partial
+      >>> import jax, jax.numpy as jnp, fedmd_jax as fmd
+      >>> network = fmd.models.CNN((4, 8), num_classes=16)
+      >>> shapes = jax.eval_shape(partial(network.init, train=False), jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+      >>> shapes["params"]["head"]["kernel"].shape  # 13 * 13 * 8
+      (1352, 16)
     """
 
     filters: Sequence[int]
@@ -117,38 +118,22 @@ class CNN(nn.Module):
         Returns:
           Logits, [B, C].
         """
-        self._check_image(x.shape)
-        number = 0
-        for layer in _TOPOLOGIES[len(self.filters)]:
-            if isinstance(layer, _Pool):
-                x = avg_pool(x, (2, 2), (layer.stride, layer.stride), layer.padding)
-                continue
-            number += 1
-            x = self._normalised_conv(layer, number, x, train)
-            x = ReLUDropout(self.dropout)(x, train=train)
-        x = x.reshape(x.shape[0], -1)
-        return nn.Dense(self.num_classes, use_bias=False, kernel_init=glorot_uniform, name="head")(x)
-
-    def _normalised_conv(self, layer: _Conv, number: int, x: chex.Array, train: bool):
-        shape = (layer.size, layer.size, x.shape[-1], self.filters[number - 1])
-        kernel, bias = _ConvParameters(shape, name=f"conv{number}")()
-        return ConvBatchNorm(name=f"bn{number}")(
-            x,
-            kernel,
-            bias,
-            strides=(layer.stride, layer.stride),
-            padding=layer.padding,
-            conv=self.conv_general_dilated,
-            train=train,
-        )
-
-    def _check_image(self, shape):
-        smallest = _SMALLEST_IMAGE[len(self.filters)]
-        if len(shape) != 4 or min(shape[1:3]) < smallest:
+        smallest = 3 if len(self.filters) == 2 else 12
+        if x.ndim != 4 or min(x.shape[1:3]) < smallest:
             raise ValueError(
                 f"a CNN of {len(self.filters)} convolutions wants images [B, H, W, channels] of at least "
-                f"{smallest}x{smallest}, got {shape}"
+                f"{smallest}x{smallest}, got {x.shape}"
             )
+        for number, layer in enumerate(_TOPOLOGIES[len(self.filters)], start=1):
+            shape = (layer.size, layer.size, x.shape[-1], self.filters[number - 1])
+            kernel, bias = _ConvParameters(shape, name=f"conv{number}")()
+            how = {"strides": layer.strides, "padding": layer.padding, "conv": self.conv_general_dilated}
+            x = ConvBatchNorm(name=f"bn{number}")(x, kernel, bias, **how, train=train)
+            x = ReLUDropout(self.dropout)(x, train=train)
+            if layer.pool is not None:
+                x = avg_pool(x, (2, 2), *layer.pool)
+        x = x.reshape(x.shape[0], -1)
+        return nn.Dense(self.num_classes, use_bias=False, kernel_init=glorot_uniform, name="head")(x)
 
 
 class _ConvParameters(nn.Module):
@@ -165,8 +150,10 @@ class _ConvParameters(nn.Module):
 def scale_width(filters: Sequence[int], width: float) -> tuple[int, ...]:
     """Multiplies numbers of filters by `width`, rounded, at least 1.
 
-    >>> scale_width((128, 256), 0.25)
-    (32, 64)
+    Example:
+      >>> import fedmd_jax as fmd
+      >>> fmd.models.scale_width((128, 256), 0.25)
+      (32, 64)
     """
     if width <= 0:
         raise ValueError(f"width must be positive, got {width}")
@@ -181,7 +168,9 @@ def paper_cnn(network: PaperNetwork, num_classes: int = 16, *, width: float = 1.
       num_classes: 16 in the paper: ten public classes and six private ones share a head.
       width: multiplies the number of filters.
 
-    >>> paper_cnn(TABLE_1[5], width=0.125).filters
-    (8, 16, 32)
+    Example:
+      >>> import fedmd_jax as fmd
+      >>> fmd.models.paper_cnn(fmd.models.TABLE_1[5], width=0.125).filters
+      (8, 16, 32)
     """
     return CNN(scale_width(network.filters, width), num_classes, network.dropout)

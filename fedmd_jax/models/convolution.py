@@ -5,6 +5,7 @@ and inside `lax.scan` XLA:CPU runs every convolution without its fast path. Matr
 vmap they become batched products. `conv_general_dilated` replaces the function of the same name in `jax.lax`:
 
 >>> from flax import linen as nn
+>>> from fedmd_jax.models import conv_general_dilated
 >>> layer = nn.Conv(8, (3, 3), conv_general_dilated=conv_general_dilated)
 """
 
@@ -24,7 +25,15 @@ Form = Callable[[chex.Array, chex.Array, Sequence[int], Pads, lax.PrecisionLike]
 
 
 def native(x, kernel, strides, pads, precision=None):
-    """`lax.conv_general_dilated`, for NHWC images and an HWIO kernel."""
+    """`lax.conv_general_dilated`, for NHWC images and an HWIO kernel.
+
+    Example:
+      >>> import jax.numpy as jnp, fedmd_jax as fmd
+      >>> images, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 5))
+      >>> y = fmd.models.native(images, kernel, (1, 1), ((0, 0), (0, 0)))
+      >>> y.shape, float(y[0, 0, 0, 0])
+      ((1, 2, 2, 5), 18.0)
+    """
     return lax.conv_general_dilated(
         x, kernel, strides, pads, dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=precision
     )
@@ -36,6 +45,13 @@ def patches(x, kernel, strides, pads, precision=None):
 
     Best for many input channels. It needs h*w times the memory of `x` (divided by the strides). It has a custom VJP and
     therefore no forward-mode derivative (`jax.jvp`), as `avg_pool`.
+
+    Example:
+      >>> import jax.numpy as jnp, fedmd_jax as fmd
+      >>> images, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 5))
+      >>> y = fmd.models.patches(images, kernel, (1, 1), ((0, 0), (0, 0)))
+      >>> y.shape, float(y[0, 0, 0, 0])
+      ((1, 2, 2, 5), 18.0)
     """
     return _patches_forward(x, kernel, strides, pads, precision)[0]
 
@@ -96,6 +112,13 @@ def blocked(x, kernel, strides, pads, precision=None):
     Best for few input channels, whose matrix products are too narrow for a CPU (9 values times 8 filters). Four
     neighbouring outputs of a 3x3 kernel depend on 3x6 values; the combined kernel, [3, 6, 1, 4 * 8], contains four
     shifted copies of the small one, and zeros.
+
+    Example:
+      >>> import jax.numpy as jnp, fedmd_jax as fmd
+      >>> images, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 5))
+      >>> y = fmd.models.blocked(images, kernel, (1, 1), ((0, 0), (0, 0)))
+      >>> y.shape, float(y[0, 0, 0, 0])
+      ((1, 2, 2, 5), 18.0)
     """
     kernels, strides = block_kernels(x.shape, kernel, strides, pads)
     blocks = patches(x, kernels, strides, pads, precision)  # [B, H', W' / n, n * O]
@@ -132,6 +155,13 @@ def shifted(x, kernel, strides, pads, precision=None):
     """Convolution as a sum over the kernel positions of products [B, H', W', I] times [I, O].
 
     Needs the least memory.
+
+    Example:
+      >>> import jax.numpy as jnp, fedmd_jax as fmd
+      >>> images, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 5))
+      >>> y = fmd.models.shifted(images, kernel, (1, 1), ((0, 0), (0, 0)))
+      >>> y.shape, float(y[0, 0, 0, 0])
+      ((1, 2, 2, 5), 18.0)
     """
     weights = kernel.reshape(-1, *kernel.shape[2:])
     windows = _windows(x, kernel.shape[:2], strides, pads)
@@ -148,6 +178,13 @@ def choose_form(x_shape: Sequence[int], kernel_shape: Sequence[int], *, platform
 
     Returns:
       `native`, `patches` or `blocked`.
+
+    Example:
+      >>> import fedmd_jax as fmd
+      >>> fmd.models.choose_form((64, 28, 28, 1), (3, 3, 1, 16), platform="cpu") is fmd.models.blocked
+      True
+      >>> fmd.models.choose_form((64, 28, 28, 1), (3, 3, 1, 16), platform="tpu") is fmd.models.native
+      True
     """
     del x_shape
     # One CPU core, ms, `python benchmarks/conv_forms.py --clients 1`, all with 3x3 kernels and batches of 64:
@@ -170,15 +207,11 @@ def conv_general_dilated(
     rhs: chex.Array,
     window_strides: Sequence[int],
     padding: str | Pads,
-    lhs_dilation: Sequence[int] | None = None,
-    rhs_dilation: Sequence[int] | None = None,
-    dimension_numbers=None,
-    feature_group_count: int = 1,
-    batch_group_count: int = 1,
-    precision: lax.PrecisionLike = None,
-    preferred_element_type=None,
     *,
+    dimension_numbers=None,
+    precision: lax.PrecisionLike = None,
     choose: Callable[..., Form] = choose_form,
+    **others,
 ) -> chex.Array:
     """Drop-in replacement of `jax.lax.conv_general_dilated`, fast under vmap over clients and inside scan.
 
@@ -189,46 +222,38 @@ def conv_general_dilated(
       rhs: kernel, [h, w, I, O].
       window_strides: steps along H and W.
       padding: "SAME", "VALID" or ((low, high), (low, high)).
-      lhs_dilation: as in `jax.lax`.
-      rhs_dilation: as in `jax.lax`.
       dimension_numbers: as in `jax.lax`.
-      feature_group_count: as in `jax.lax`.
-      batch_group_count: as in `jax.lax`.
       precision: of the products.
-      preferred_element_type: as in `jax.lax`.
       choose: (x_shape, kernel_shape) -> `native`, `patches`, `blocked`, `shifted` or your own. For one form always:
         `functools.partial(conv_general_dilated, choose=lambda *shapes: shifted)`.
+      **others: further arguments of `jax.lax.conv_general_dilated`, such as dilations and numbers of groups.
 
     Returns:
       [B, H', W', O], as `jax.lax.conv_general_dilated` up to rounding.
+
+    Example:
+      >>> import jax.numpy as jnp, fedmd_jax as fmd
+      >>> from flax import linen as nn
+      >>> layer = nn.Conv(8, (3, 3), conv_general_dilated=fmd.models.conv_general_dilated)
+      >>> images, kernel, axes = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 5)), ("NHWC", "HWIO", "NHWC")
+      >>> y = fmd.models.conv_general_dilated(images, kernel, (1, 1), "SAME", dimension_numbers=axes)
+      >>> y.shape, float(y[0, 0, 0, 0])  # 2 * 2 of the pixels under the kernel are not padding
+      ((1, 4, 4, 5), 8.0)
     """
     plain = (
         lhs.ndim == 4
-        and all(d == 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
-        and feature_group_count == batch_group_count == 1
-        and preferred_element_type is None
+        and all(value is None or set(np.ravel(value).tolist()) <= {1} for value in others.values())
         and _is_nhwc(lhs.shape, rhs.shape, dimension_numbers)
     )
     if not plain:
-        return lax.conv_general_dilated(
-            lhs,
-            rhs,
-            window_strides,
-            padding,
-            lhs_dilation=lhs_dilation,
-            rhs_dilation=rhs_dilation,
-            dimension_numbers=dimension_numbers,
-            feature_group_count=feature_group_count,
-            batch_group_count=batch_group_count,
-            precision=precision,
-            preferred_element_type=preferred_element_type,
-        )
+        others = {"dimension_numbers": dimension_numbers, "precision": precision, **others}
+        return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **others)
     pads = explicit_pads(lhs.shape, rhs.shape[:2], window_strides, padding)
     return choose(lhs.shape, rhs.shape)(lhs, rhs, tuple(window_strides), pads, precision)
 
 
 def avg_pool(
-    x: chex.Array, window: Sequence[int], strides: Sequence[int] | None = None, padding: str | Pads = "VALID"
+    x: chex.Array, window: Sequence[int], strides: Sequence[int] = (1, 1), padding: str | Pads = "VALID"
 ) -> chex.Array:
     """Average pooling by strided slices; the mean is over real pixels only, padding is excluded (as in TensorFlow).
 
@@ -243,10 +268,11 @@ def avg_pool(
     Returns:
       Means, [B, H', W', C].
 
-    >>> avg_pool(jnp.ones((1, 3, 3, 1)), (2, 2), padding="SAME").flatten().tolist()
-    [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    Example:
+      >>> import jax.numpy as jnp, fedmd_jax as fmd
+      >>> fmd.models.avg_pool(jnp.ones((1, 3, 3, 1)), (2, 2), padding="SAME").flatten().tolist()
+      [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
     """
-    strides = (1, 1) if strides is None else strides
     return _avg_pool(x, tuple(window), tuple(strides), explicit_pads(x.shape, window, strides, padding))
 
 
@@ -277,22 +303,21 @@ _avg_pool.defvjp(_avg_pool_forward, _avg_pool_backward)
 
 def _inverse_counts(x, window, strides, pads):
     """Reciprocal of the number of real pixels in each window, [1, H', W', 1]."""
-    ones = np.ones((1, *x.shape[1:3], 1), np.float32)
-    return jnp.asarray(1 / sum(_windows(ones, window, strides, pads, pad=np.pad)), x.dtype)
+    real = np.pad(np.ones(x.shape[1:3], np.float32), pads)
+    windows = np.lib.stride_tricks.sliding_window_view(real, window)[:: strides[0], :: strides[1]]
+    return jnp.asarray(1 / windows.sum(axis=(2, 3))[None, :, :, None], x.dtype)
 
 
-def _windows(x, window, strides, pads, *, pad=jnp.pad):
+def _windows(x, window, strides, pads):
     """Yields the pixels at each position of the window, [B, H', W', C], in row-major order."""
-    x = pad(x, ((0, 0), *pads, (0, 0))) if np.any(pads) else x
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0))) if np.any(pads) else x
     if any(n < w for n, w in zip(x.shape[1:3], window, strict=True)):
         raise ValueError(f"a window of {tuple(window)} does not fit into a padded image of {x.shape[1:3]}")
     height, width = ((n - w) // s + 1 for n, w, s in zip(x.shape[1:3], window, strides, strict=True))
     for i, j in itertools.product(range(window[0]), range(window[1])):
         end = (i + (height - 1) * strides[0] + 1, j + (width - 1) * strides[1] + 1)
-        if isinstance(x, np.ndarray):
-            yield x[:, i : end[0] : strides[0], j : end[1] : strides[1]]
-        else:  # the same; indexing takes JAX ten times as long to trace
-            yield lax.slice(x, (0, i, j, 0), (x.shape[0], *end, x.shape[3]), (1, *strides, 1))
+        # Indexing takes JAX ten times as long to trace.
+        yield lax.slice(x, (0, i, j, 0), (x.shape[0], *end, x.shape[3]), (1, *strides, 1))
 
 
 def _windows_transposed(shifted_back, shape, dtype, window, strides, pads):

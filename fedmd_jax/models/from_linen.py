@@ -7,23 +7,19 @@ from collections.abc import Callable
 import jax
 from flax import linen as nn
 
-from fedmd_jax.models.calling import Convention, Watch, training_values, watched
+from fedmd_jax.models.calling import Convention, Watch, find_rule, training_values, watched
 from fedmd_jax.models.cnn import CNN
 from fedmd_jax.models.layers import BatchNorm, Dropout
-from fedmd_jax.models.masking import row_mask
-from fedmd_jax.models.mlp import MLP
 from fedmd_jax.models.resnet import ResNet
 from fedmd_jax.types import Architecture, no_penalty
 
-# Layers that train in another way than they score, their flag, and the rate that may be zero.
-_WATCHED = (
+_RULES = (
     (nn.Dropout, "deterministic", "rate"),
     (nn.MultiHeadDotProductAttention, "deterministic", "dropout_rate"),
     (nn.BatchNorm, "use_running_average", None),
     (Dropout, "train", "rate"),
     (BatchNorm, "train", None),
 )
-_BATCH_FIRST = (CNN, MLP, ResNet)  # their batch norms get the batch as the leading axis
 _traces = itertools.count()
 
 
@@ -52,7 +48,8 @@ def architecture_from_linen(
       module: an unbound linen module that returns raw scores [B, C].
       train_argument: name of the training flag of its `__call__`, True in training unless it is `deterministic` or
         `use_running_average`; "not name" for one that is False in training. "auto" sets all known names that
-        `__call__` has, None sets none: the module is called in the same way in training and in scoring.
+        `__call__` has or hands on as `**kwargs`. None sets none: the module is called in the same
+        way in training and in scoring.
       mask_argument: name of the argument of its `__call__` that takes the row mask, [B], False for padding rows; it is
         None in scoring.
       penalty: params -> scalar, added to the digest and to the revisit loss.
@@ -65,23 +62,23 @@ def architecture_from_linen(
         batch norm is active in scoring, or none is in training and no flag is known, and if padding rows would reach
         batch statistics: of a batch norm without the batch as its leading axis, of an unknown layer.
 
-    >>> import jax.numpy as jnp
-    >>> from fedmd_jax.models import MLP
-    >>> architecture = architecture_from_linen(MLP((8,), num_classes=3))
-    >>> params, model_state = architecture.init(jax.random.key(0), jnp.zeros((1, 4)))
-    >>> logits, model_state = architecture.apply(params, model_state, jnp.ones((5, 4)), train=False)
-    >>> logits.shape, model_state
-    ((5, 3), {})
+    Example:
+      >>> import jax, jax.numpy as jnp, fedmd_jax as fmd
+      >>> network = fmd.architecture_from_linen(fmd.models.MLP((8,), num_classes=3))
+      >>> params, model_state = network.init(jax.random.key(0), jnp.zeros((1, 4)))
+      >>> logits, model_state = network.apply(params, model_state, jnp.ones((5, 4)), train=False)
+      >>> logits.shape, model_state
+      ((5, 3), {})
     """
     if not isinstance(module, nn.Module):
         raise ValueError(f"wanted a flax.linen module, got {module}")
     # Flags that are fields of the module, as in `Net(training=True)`.
     values = training_values(train_argument)
     fields = {name: value for name, value in values.items() if isinstance(getattr(module, name, None), bool)}
-    convention = Convention(type(module).__name__, type(module).__call__, train_argument, mask_argument, fields)
+    convention = Convention(type(module), train_argument, mask_argument, set(fields))
 
     def init(key, inputs):
-        variables = dict(convention.call(lambda a, kw: module.init(_streams(key), inputs, *a, **kw), train=False))
+        variables = dict(convention.call(lambda a, kw: module.init(_streams(key), inputs, *a, **kw), False, None, {}))
         params = variables.pop("params", {})
         return params, {name: tree for name, tree in variables.items() if not _is_sown(tree)}
 
@@ -92,7 +89,8 @@ def architecture_from_linen(
         rngs = _streams(key) if watch.train and key is not None else None
         variables = {"params": params, **model_state}
         switched = module.clone(**{name: value == watch.train for name, value in fields.items()}) if fields else module
-        with nn.intercept_methods(_interceptor(watch, isinstance(module, _BATCH_FIRST))):
+        watch.batch_first = isinstance(module, CNN | ResNet)
+        with nn.intercept_methods(_interceptor(watch)):
             logits, new_state = switched.apply(variables, inputs, *args, **kwargs, rngs=rngs, mutable=mutable)
         if mask_argument is None:
             watch.check_statistics(convention.network, watch.seen & _owners(model_state.get("batch_stats", {})))
@@ -117,39 +115,17 @@ def _owners(collection):
     return {tuple(key.key for key in path[:-1]) for path, _ in jax.tree_util.tree_leaves_with_path(collection)}
 
 
-def _interceptor(watch: Watch, batch_first: bool):
+def _interceptor(watch: Watch):
     """An interceptor that reports calls to `watch` and passes the mask to active batch norms without one."""
 
     def intercept(call, args, kwargs, context):
         layer = context.module
-        watch.seen.add(layer.path)
-        if isinstance(layer, nn.SpectralNorm):  # its statistics are those of its weights
-            watch.handled.add(layer.path)
-        flag = _flag(layer) if context.method_name == "__call__" else None
-        if flag is None:
+        if not isinstance(layer, nn.SpectralNorm):  # its statistics are those of its weights
+            watch.seen.add(layer.path)
+        rule = find_rule(layer, _RULES) if context.method_name == "__call__" else None
+        if rule is None:
             return call(*args, **kwargs)
         signature = inspect.signature(context.orig_method)  # of a base class, if a subclass calls it
-        given = signature.bind(*args, **kwargs).arguments
-        value = getattr(layer, flag, None) if given.get(flag) is None else given[flag]
-        active = value is not None and watch.active(type(layer).__name__, layer.path, flag, value)
-        if isinstance(layer, nn.BatchNorm | BatchNorm) and "mask" in signature.parameters:
-            watch.handled.add(layer.path)
-            if active and watch.mask is not None and given.get("mask") is None:
-                kwargs = {**kwargs, "mask": _mask_for(layer, given["x"], watch, batch_first)}
-        return call(*args, **kwargs)
+        return call(*args, **kwargs | watch.observe(layer, layer.path, rule, signature.bind(*args, **kwargs)))
 
     return intercept
-
-
-def _flag(layer) -> str | None:
-    """The training flag of a layer."""
-    for kind, flag, rate in _WATCHED:
-        if isinstance(layer, kind) and (rate is None or getattr(layer, rate) > 0):
-            return flag
-    return None
-
-
-def _mask_for(layer, x, watch, batch_first):
-    if isinstance(layer, BatchNorm):
-        return watch.rows(layer.path, x, known=batch_first)
-    return row_mask(watch.rows(layer.path, x), x)

@@ -1,17 +1,23 @@
 """From a `flax.nnx` module to an `Architecture`."""
 
-import contextlib
 import functools
 import inspect
+import itertools
+import operator
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fedmd_jax.models.calling import Convention, Watch, training_values, watched
-from fedmd_jax.models.masking import row_mask
+from fedmd_jax.models.calling import FLAGS, Convention, Watch, find_rule, training_values, watched
 from fedmd_jax.types import Architecture, no_penalty
+
+_RULES = (
+    (nnx.Dropout, "deterministic", "rate"),
+    (nnx.MultiHeadAttention, "deterministic", "dropout_rate"),
+    (nnx.BatchNorm, "use_running_average", None),
+)
 
 
 def architecture_from_nnx(
@@ -42,7 +48,7 @@ def architecture_from_nnx(
         called as `make(rngs=...)` if it has an argument of this name, and as `make(...)` otherwise.
       train_argument: name of the training flag of its `__call__`, True in training unless it is `deterministic` or
         `use_running_average`; "not name" for one that is False in training. "auto" sets all known names that
-        `__call__` has, None sets none.
+        `__call__` has or hands on as `**kwargs`. None sets none.
       mask_argument: name of the argument of its `__call__` that takes the row mask, [B], False for padding rows; it is
         None in scoring.
       penalty: params -> scalar, added to the digest and to the revisit loss.
@@ -56,22 +62,25 @@ def architecture_from_nnx(
         padding rows would reach batch statistics: of a batch norm without the batch as its leading axis, of an unknown
         layer.
 
-    >>> architecture = architecture_from_nnx(lambda rngs: nnx.Linear(4, 3, rngs=rngs))
-    >>> params, model_state = architecture.init(jax.random.key(0), jnp.zeros((1, 4)))
-    >>> jax.tree.map(jnp.shape, params)
-    {'bias': (3,), 'kernel': (4, 3)}
-    >>> logits, model_state = architecture.apply(params, model_state, jnp.ones((5, 4)), train=False)
-    >>> logits.shape, model_state
-    ((5, 3), {})
+    Example:
+      >>> import jax, jax.numpy as jnp, fedmd_jax as fmd
+      >>> from flax import nnx
+      >>> network = fmd.architecture_from_nnx(lambda rngs: nnx.Linear(4, 3, rngs=rngs))
+      >>> params, model_state = network.init(jax.random.key(0), jnp.zeros((1, 4)))
+      >>> jax.tree.map(jnp.shape, params)
+      {'bias': (3,), 'kernel': (4, 3)}
+      >>> logits, model_state = network.apply(params, model_state, jnp.ones((5, 4)), train=False)
+      >>> logits.shape, model_state
+      ((5, 3), {})
     """
     # Constructed, not traced with `jax.eval_shape`: flax treats arrays made while tracing as static attributes.
     module = None if isinstance(make, nnx.Module) else _make(make, nnx.Rngs(0))
     if not isinstance(module, nnx.Module):
         raise ValueError(f"wanted a function rngs -> nnx.Module, got {make}")
     graphdef, _, streams, _, constants = _split(module)
-    flags = {**training_values("auto"), **training_values(train_argument)}
-    elsewhere = [name for name in flags if any(_takes(layer, name) for _, layer in _modules(module))]
-    convention = Convention(type(module).__name__, type(module).__call__, train_argument, mask_argument, elsewhere)
+    flags = {**FLAGS, **training_values(train_argument)}
+    elsewhere = set().union(*(_switches(layer) for _, layer in _modules(module)))
+    convention = Convention(type(module), train_argument, mask_argument, elsewhere)
     statistics = _statistics(module)
 
     def init(key, inputs):
@@ -82,14 +91,13 @@ def architecture_from_nnx(
     def run(params, model_state, inputs, args, kwargs, watch, key):
         module = nnx.merge(graphdef, params, _seed(streams, key, watch.train), model_state, constants)
         module = _switch(module, {name: value == watch.train for name, value in flags.items()}, watch.train)
-        with _watched_layers(module, watch):
-            logits = module(inputs, *args, **kwargs)
-        if not watch.train:
-            return logits, model_state
+        _watch_layers(module, watch)
+        logits = module(inputs, *args, **kwargs)
         new_state = _keep_structure(_split(module)[3], model_state)
         if mask_argument is None:
-            moved = [path for path in statistics if _at(path, new_state) is not _at(path, model_state)]
-            watch.check_statistics(convention.network, {statistics[path] for path in moved})
+            at = functools.partial(functools.reduce, operator.getitem)
+            moved = {owner for path, owner in statistics.items() if at(path, new_state) is not at(path, model_state)}
+            watch.check_statistics(convention.network, moved)
         return logits, new_state
 
     return Architecture(init, watched(convention, run), penalty)
@@ -100,11 +108,8 @@ def _make(make, rngs):
     while isinstance(function, functools.partial):
         function = function.func
     # nnx's metaclass hides the signature of a class.
-    parameters = inspect.signature(function.__init__ if isinstance(function, type) else function).parameters
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    by_name = (
-        takes_any if "rngs" not in parameters else parameters["rngs"].kind is not inspect.Parameter.POSITIONAL_ONLY
-    )
+    signature = inspect.signature(function.__init__ if isinstance(function, type) else function)
+    by_name = any(p.name == "rngs" or p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     return make(rngs=rngs) if by_name else make(rngs)
 
 
@@ -121,17 +126,16 @@ def _modules(module):
 def _seed(streams, key, train):
     """Fresh random streams of the shapes of `streams`: keys folded from `key`, counts at zero."""
     leaves, treedef = jax.tree.flatten(streams)
-    if key is None:
-        if train and leaves:
-            raise ValueError("the network draws random numbers in training: `apply(..., train=True)` needs a `key`")
-        key = jax.random.key(0)  # never drawn from
-    seeds = []
-    for position, leaf in enumerate(leaves):
+    if key is None and train and leaves:
+        raise ValueError("the network draws random numbers in training: `apply(..., train=True)` needs a `key`")
+    key = jax.random.key(0) if key is None else key  # never drawn from
+
+    def fresh(position, leaf):
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            seeds.append(jax.random.split(jax.random.fold_in(key, position), leaf.shape))
-        else:
-            seeds.append(jnp.zeros_like(leaf))
-    return treedef.unflatten(seeds)
+            return jax.random.split(jax.random.fold_in(key, position), leaf.shape)
+        return jnp.zeros_like(leaf)
+
+    return treedef.unflatten(itertools.starmap(fresh, enumerate(leaves)))
 
 
 def _statistics(module):
@@ -153,25 +157,17 @@ def _keep_structure(new_state, old_state):
     return new_state
 
 
-def _at(path, tree):
-    return functools.reduce(lambda tree, name: tree[name], path, tree)
-
-
-def _is_switch(layer, name) -> bool:
-    return isinstance(vars(layer).get(name), bool)
-
-
-def _takes(layer, name) -> bool:
-    """Whether a flag of a module is set as an attribute or by `nnx.view`."""
+def _switches(layer) -> set[str]:
+    """Names of flags of a module that are set as attributes or by `nnx.view`."""
     view = getattr(layer, "set_view", None)
-    return _is_switch(layer, name) or (view is not None and name in inspect.signature(view).parameters)
+    of_view = () if view is None else inspect.signature(view).parameters
+    return {*of_view, *(name for name, value in vars(layer).items() if isinstance(value, bool))}
 
 
 def _switch(module, flags, train):
     """Sets the module to training or inference mode in all ways that nnx has."""
-    for name, value in flags.items():
-        switches = lambda _, layer, name=name: isinstance(layer, nnx.Module) and _is_switch(layer, name)  # noqa: E731
-        module.set_attributes(switches, raise_if_not_found=False, **{name: value})
+    for _, layer in _modules(module):
+        vars(layer).update({name: value for name, value in flags.items() if isinstance(vars(layer).get(name), bool)})
     if hasattr(nnx, "view"):
         module = nnx.view(module, raise_if_not_found=False, **flags)
     mode = type(module).train if train else type(module).eval  # of the class: `self.train` may be a flag
@@ -179,77 +175,33 @@ def _switch(module, flags, train):
     return module
 
 
-@contextlib.contextmanager
-def _watched_layers(module: nnx.Module, watch: Watch):
-    """A context in which `watch` observes the layers of this module object and passes its mask to their batch norms."""
-    layers = [(path, layer, type(layer)) for path, layer in _modules(module) if isinstance(layer, tuple(_HOOKS))]
-    for path, layer, kind in layers:
-        layer.__class__ = _watched_class(kind)
-        # Past nnx, for which it is one more static attribute: new for each trace, so that `nnx.jit` traces again.
-        object.__setattr__(layer, "_place", _Place(watch, kind.__name__, path))
-        if layer.can_be_active():
-            watch.expect(kind.__name__, path)
-    try:
-        yield
-    finally:
-        for _, layer, kind in layers:
-            layer.__class__ = kind
-            object.__delattr__(layer, "_place")
+def _watch_layers(module: nnx.Module, watch: Watch):
+    """Makes `watch` observe the layers of this module object and pass its mask to their batch norms."""
+    for path, layer in _modules(module):
+        if find_rule(layer, _RULES):
+            layer.__class__ = _watched_class(type(layer))
+            # Past nnx, for which it is one more static attribute: new for each trace, so that `nnx.jit` traces again.
+            object.__setattr__(layer, "_observe", functools.partial(watch.observe, path=path))
+            watch.expect(layer, path)
 
 
-class _Place:
-    """The path of a layer, and its `Watch`."""
+def _hook(base):
+    """A subclass of a layer of flax whose calls are observed."""
 
-    def __init__(self, watch: Watch, kind: str, path: tuple):
-        self.watch, self.kind, self.path = watch, kind, path
+    def observed(layer, *args, **kwargs):
+        call = inspect.signature(base.__call__).bind(layer, *args, **kwargs)
+        more = layer._observe(layer, rule=find_rule(layer, _RULES), call=call)
+        return base.__call__(layer, *args, **kwargs | more)
 
-    def active(self, method, flag, layer, *args, **kwargs):
-        """Records a call of `method` of `layer`: whether the layer is active, and its arguments by name."""
-        given = inspect.signature(method).bind(layer, *args, **kwargs).arguments
-        value = getattr(layer, flag) if given.get(flag) is None else given[flag]
-        return value is not None and self.watch.active(self.kind, self.path, flag, value), given
+    return type(base)(base.__name__, (base,), {"__call__": observed})
 
 
-class _Dropout(nnx.Dropout):
-    def can_be_active(self):
-        return self.rate > 0
-
-    def __call__(self, *args, **kwargs):
-        if self.can_be_active():
-            self._place.active(nnx.Dropout.__call__, "deterministic", self, *args, **kwargs)
-        return super().__call__(*args, **kwargs)
-
-
-class _Attention(nnx.MultiHeadAttention):
-    def can_be_active(self):
-        return self.dropout_rate > 0
-
-    def __call__(self, *args, **kwargs):
-        if self.can_be_active():
-            self._place.active(nnx.MultiHeadAttention.__call__, "deterministic", self, *args, **kwargs)
-        return super().__call__(*args, **kwargs)
-
-
-class _BatchNorm(nnx.BatchNorm):
-    def can_be_active(self):
-        return True
-
-    def __call__(self, *args, **kwargs):
-        active, given = self._place.active(nnx.BatchNorm.__call__, "use_running_average", self, *args, **kwargs)
-        watch, path = self._place.watch, self._place.path
-        watch.handled.add(path)
-        if active and watch.mask is not None and given.get("mask") is None:
-            kwargs["mask"] = row_mask(watch.rows(path, given["x"]), given["x"])
-        return super().__call__(*args, **kwargs)
-
-
-_HOOKS = {nnx.Dropout: _Dropout, nnx.MultiHeadAttention: _Attention, nnx.BatchNorm: _BatchNorm}
+_HOOKS = {base: _hook(base) for base, *_ in _RULES}
 
 
 @functools.cache
 def _watched_class(kind: type[nnx.Module]) -> type[nnx.Module]:
     """A subclass whose calls are observed. It is cached, because nnx keeps every class it has registered."""
-    if kind in _HOOKS:
-        return _HOOKS[kind]
-    hook = next(hook for base, hook in _HOOKS.items() if issubclass(kind, base))
-    return type(hook)(f"Watched{kind.__name__}", (kind, hook), {})
+    base = next(base for base in _HOOKS if issubclass(kind, base))
+    # The hook comes before `base`, but after a `__call__` of the subclass itself.
+    return _HOOKS[base] if kind is base else type(base)(kind.__name__, (kind, _HOOKS[base]), {})

@@ -29,13 +29,15 @@ class BatchNorm(nn.Module):
     References:
       Ioffe and Szegedy, Batch Normalization, 2015; Keras' `BatchNormalization` for the constants.
 
-    >>> layer = BatchNorm()
-    >>> x = jnp.array([[1.0], [3.0], [100.0]])  # the last row is padding
-    >>> mask = jnp.array([True, True, False])
-    >>> variables = layer.init(jax.random.key(0), x, train=False)
-    >>> y, new = layer.apply(variables, x, train=True, mask=mask, mutable="batch_stats")
-    >>> y[:2, 0].round(2).tolist(), new["batch_stats"]["mean"].round(2).tolist()
-    ([-1.0, 1.0], [0.019999999552965164])
+    Example:
+      >>> import jax, jax.numpy as jnp, fedmd_jax as fmd
+      >>> layer = fmd.models.BatchNorm()
+      >>> x = jnp.array([[1.0], [3.0], [100.0]])  # the last row is padding
+      >>> mask = jnp.array([True, True, False])
+      >>> variables = layer.init(jax.random.key(0), x, train=False)
+      >>> y, new = layer.apply(variables, x, train=True, mask=mask, mutable="batch_stats")
+      >>> y[:2, 0].round(2).tolist(), round(float(new["batch_stats"]["mean"][0]), 4)
+      ([-1.0, 1.0], 0.02)
     """
 
     momentum: float = 0.99
@@ -53,14 +55,14 @@ class BatchNorm(nn.Module):
         Returns:
           Normalized activations, [B, ..., C]. Without a real row they are finite, and the statistics do not change.
         """
-        normalisation = self._normalisation(x.shape[-1], train, lambda mean: _statistics(x, mask, mean))
-        return _normalise(x, *normalisation)
+        statistics = (lambda mean: _statistics(x, mask, mean)) if train else None
+        return _normalise(x, *self._normalisation(x.shape[-1], statistics))
 
-    def _normalisation(self, num_channels, train, statistics):
+    def _normalisation(self, num_channels, statistics):
         """The `mean`, `factor` and `bias`, [C] each, of `(x - mean) * factor + bias`.
 
         In training they are those of the batch, `statistics(moving_mean) -> mean, biased variance, count`, with which
-        the running ones are updated.
+        the running ones are updated; `statistics` is None otherwise.
         """
         shape = (num_channels,)
         scale = self.param("scale", nn.initializers.ones, shape)
@@ -68,7 +70,7 @@ class BatchNorm(nn.Module):
         moving_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
         moving_var = self.variable("batch_stats", "var", jnp.ones, shape)
         mean, var = moving_mean.value, moving_var.value
-        if train:
+        if statistics is not None:
             mean, var, count = statistics(mean)
             if not self.is_initializing():
                 step = jnp.where(count > 0, 1.0 - self.momentum, 0.0)
@@ -89,6 +91,15 @@ class ConvBatchNorm(BatchNorm):
     of a step.
 
     Variables and attributes are those of `BatchNorm`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, fedmd_jax as fmd
+      >>> layer, x = fmd.models.ConvBatchNorm(), jnp.ones((2, 4, 4, 1))
+      >>> kernel, bias = jnp.ones((3, 3, 1, 5)), jnp.zeros(5)
+      >>> how = {"strides": (1, 1), "padding": "VALID", "conv": fmd.models.conv_general_dilated, "train": False}
+      >>> variables = layer.init(jax.random.key(0), x, kernel, bias, **how)
+      >>> layer.apply(variables, x, kernel, bias, **how).shape
+      (2, 2, 2, 5)
     """
 
     @nn.compact
@@ -120,29 +131,23 @@ class ConvBatchNorm(BatchNorm):
           [B, H', W', O].
         """
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias)  # as `nn.Conv` does; integer images become floats
-        *window, num_channels, num_filters = kernel.shape
+        num_channels, num_filters = kernel.shape[2:]
 
         def convolve(kernel):
             return conv(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
-        if not train:
-            mean, factor, offset = self._normalisation(num_filters, False, None)
-            return convolve(kernel * _row(factor, kernel)) + _row((bias - mean) * factor + offset, x)
-
-        if num_channels > _IMAGE_CHANNELS or conv is not conv_general_dilated or jax.default_backend() == "tpu":
-            x = convolve(kernel)
+        on_tpu = jax.default_backend() == "tpu"
+        if train and (num_channels > _IMAGE_CHANNELS or conv is not conv_general_dilated or on_tpu):
+            y = convolve(kernel)
             mean, factor, offset = self._normalisation(
-                num_filters, True, lambda moving_mean: _add_to_mean(bias, _statistics(x, mask, moving_mean - bias))
+                num_filters, lambda moving_mean: _add_to_mean(bias, _statistics(y, mask, moving_mean - bias))
             )
-            return _normalise(x, mean - bias, factor, offset)
+            return _normalise(y, mean - bias, factor, offset)
 
-        pads = explicit_pads(x.shape, window, strides, padding)  # what follows is in the blocks of `blocked`
-        kernels, block_strides = block_kernels(x.shape, kernel, strides, pads)
-        columns = image_columns(x, kernels.shape[:2], block_strides, pads)
-        weights = kernels.reshape(columns.shape[-1], -1)
-        mean, factor, offset = self._normalisation(
-            num_filters, True, lambda _: _add_to_mean(bias, _linear_statistics(columns, mask, weights, num_filters))
-        )
+        def statistics(_):
+            return _add_to_mean(bias, _statistics_of_windows(x, kernel, mask, strides, padding))
+
+        mean, factor, offset = self._normalisation(num_filters, statistics if train else None)
         return convolve(kernel * _row(factor, kernel)) + _row((bias - mean) * factor + offset, x)
 
 
@@ -178,23 +183,26 @@ def _statistics(x, mask, shift):
     return shift + mean, jnp.maximum(mean_square - mean * mean, 0.0), count
 
 
-def _linear_statistics(x, mask, weights, num_channels):
-    """`_statistics` of `x @ weights`, with x [B, ..., I] and weights [I, n * C], from the covariance [I, I] of x."""
+def _statistics_of_windows(x, kernel, mask, strides, padding):
+    """`_statistics` of a convolution of x [B, H, W, I], from the covariance of its windows, in blocks as `blocked`."""
+    pads = explicit_pads(x.shape, kernel.shape[:2], strides, padding)
+    kernels, strides = block_kernels(x.shape, kernel, strides, pads)
+    columns = image_columns(x, kernels.shape[:2], strides, pads)
+    weights = kernels.reshape(columns.shape[-1], -1)
+    rows = columns.astype(jnp.float32).reshape(-1, columns.shape[-1])
+    count, real = jnp.float32(len(rows)), lambda values: values
     if mask is not None:
         chex.assert_shape(mask, x.shape[:1])
-    rows = x.astype(jnp.float32).reshape(-1, x.shape[-1])
-    real = None if mask is None else jnp.repeat(mask, math.prod(x.shape[1:-1]), total_repeat_length=len(rows))[:, None]
-    count = jnp.float32(len(rows)) if real is None else jnp.sum(real, dtype=jnp.float32)
+        of_row = jnp.repeat(mask, len(rows) // len(x), total_repeat_length=len(rows))[:, None]
+        count, real = jnp.sum(of_row, dtype=jnp.float32), lambda values: jnp.where(of_row, values, 0.0)
     divisor = jnp.maximum(count, 1.0)
-    mean = jnp.sum(rows if real is None else jnp.where(real, rows, 0.0), axis=0) / divisor
-    deviation = rows - mean[None]
-    if real is not None:
-        deviation = jnp.where(real, deviation, 0.0)
+    mean = jnp.sum(real(rows), axis=0) / divisor
+    deviation = real(rows - mean[None])
     # Highest precision: `diag(W'SW)` is a small difference of large numbers for similar pixels, and GPUs round
     # products.
     dot = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
     covariance = dot(deviation.T, deviation) / divisor
-    means = dot(mean[None], weights).reshape(-1, num_channels)  # of each place in a block
+    means = dot(mean[None], weights).reshape(-1, kernel.shape[-1])  # of each place in a block
     variances = jnp.sum(weights * dot(covariance, weights), axis=0).reshape(means.shape)
     mean = jnp.mean(means, axis=0)
     var = jnp.mean(variances + jnp.square(means - mean[None]), axis=0)
@@ -216,6 +224,13 @@ class GroupNorm(nn.Module):
 
     Attributes:
       num_groups: number of channel groups; reduced to its greatest common divisor with the number of channels.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, fedmd_jax as fmd
+      >>> layer, x = fmd.models.GroupNorm(num_groups=2), jnp.array([[0.0, 2.0, 10.0, 30.0]])
+      >>> variables = layer.init(jax.random.key(0), x, train=False)
+      >>> layer.apply(variables, x, train=True).round(2).tolist()  # each pair of channels by itself
+      [[-1.0, 1.0, -1.0, 1.0]]
     """
 
     num_groups: int = 8
@@ -237,12 +252,14 @@ class Dropout(nn.Module):
     Attributes:
       rate: probability to drop an element, in [0, 1).
 
-    >>> layer = Dropout(0.5)
-    >>> x = jnp.ones((2, 4))
-    >>> sorted({*layer.apply({}, x, train=True, rngs={"dropout": jax.random.key(0)}).flatten().tolist()})
-    [0.0, 2.0]
-    >>> bool((layer.apply({}, x, train=False) == x).all())
-    True
+    Example:
+      >>> import jax, jax.numpy as jnp, fedmd_jax as fmd
+      >>> layer, x = fmd.models.Dropout(0.5), jnp.ones((2, 4))
+      >>> y = layer.apply({}, x, train=True, rngs={"dropout": jax.random.key(0)})
+      >>> set(y.flatten().tolist()) <= {0.0, 2.0}
+      True
+      >>> bool((layer.apply({}, x, train=False) == x).all())
+      True
     """
 
     rate: float
@@ -264,6 +281,15 @@ class ReLUDropout(Dropout):
     """ReLU and dropout in one pass forward and one backward.
 
     The backward pass needs only the output: the gradient is nonzero where the output is positive.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, fedmd_jax as fmd
+      >>> layer, x = fmd.models.ReLUDropout(0.5), jnp.array([[-1.0, 2.0]])
+      >>> layer.apply({}, x, train=False).tolist()
+      [[0.0, 2.0]]
+      >>> y = layer.apply({}, x, train=True, rngs={"dropout": jax.random.key(0)})
+      >>> set(y.flatten().tolist()) <= {0.0, 4.0}
+      True
     """
 
     @nn.compact

@@ -18,10 +18,12 @@ class MLP(nn.Module):
       num_classes: scores per example.
       dropout: probability to drop a hidden activation, in [0, 1).
 
-    >>> import jax, jax.numpy as jnp
-    >>> variables = MLP((8,), num_classes=3).init(jax.random.key(0), jnp.zeros((1, 2, 2)), train=False)
-    >>> jax.tree.map(jnp.shape, variables["params"]["head"])
-    {'bias': (3,), 'kernel': (8, 3)}
+    Example:
+      >>> import jax, jax.numpy as jnp, fedmd_jax as fmd
+      >>> network = fmd.models.MLP((8,), num_classes=3)
+      >>> variables = network.init(jax.random.key(0), jnp.zeros((1, 2, 2)), train=False)
+      >>> jax.tree.map(jnp.shape, variables["params"]["head"])
+      {'bias': (3,), 'kernel': (8, 3)}
     """
 
     hidden: Sequence[int]

@@ -15,8 +15,10 @@ def head_l2(scale: float = 1e-3) -> Callable[[chex.ArrayTree], chex.Array]:
     Returns:
       params -> scalar, for `architecture_from_linen(..., penalty=head_l2())`.
 
-    >>> head_l2(0.5)({"head": {"kernel": jnp.array([[1.0, 2.0]])}}).tolist()
-    2.5
+    Example:
+      >>> import jax.numpy as jnp, fedmd_jax as fmd
+      >>> fmd.models.head_l2(0.5)({"head": {"kernel": jnp.array([[1.0, 2.0]])}}).tolist()
+      2.5
     """
     if scale < 0:
         raise ValueError(f"scale must not be negative, got {scale}")

@@ -33,12 +33,13 @@ class ResNet(nn.Module):
     References:
       He et al., Deep Residual Learning for Image Recognition, 2015, section 4.2.
 
-    >>> import jax, jax.numpy as jnp
-    >>> from fedmd_jax.models import GroupNorm
-    >>> network = ResNet(1, 10, filters=(4, 8), norm=GroupNorm)
-    >>> init = jax.jit(network.init, static_argnames="train")
-    >>> list(init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False))
-    ['params']
+    Example:
+      >>> from functools import partial
+      >>> import jax, jax.numpy as jnp, fedmd_jax as fmd
+      >>> network = fmd.models.ResNet(1, num_classes=10, filters=(4, 8), norm=fmd.models.GroupNorm)
+      >>> shapes = jax.eval_shape(partial(network.init, train=False), jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+      >>> list(shapes), shapes["params"]["head"]["kernel"].shape
+      (['params'], (8, 10))
     """
 
     num_blocks: int
@@ -58,8 +59,7 @@ class ResNet(nn.Module):
         """Scores [B, C] of images [B, H, W, channels]."""
         if x.ndim != 4:
             raise ValueError(f"a ResNet wants images [B, H, W, channels], got {x.shape}")
-        x = self._conv_norm("stem", x, self.filters[0], 1, train)
-        x = nn.relu(x)
+        x = nn.relu(self._conv_norm("stem", x, self.filters[0], 1, train))
         for stage, filters in enumerate(self.filters, start=1):
             for block in range(1, self.num_blocks + 1):
                 stride = 2 if stage > 1 and block == 1 else 1
@@ -87,10 +87,24 @@ class ResNet(nn.Module):
 
 
 def resnet8(num_classes: int, *, width: float = 1.0, norm: Norm = BatchNorm) -> ResNet:
-    """Three stages of one block: 8 layers with weights; `width` multiplies the 16, 32 and 64 filters."""
+    """Three stages of one block: 8 layers with weights; `width` multiplies the 16, 32 and 64 filters.
+
+    Example:
+      >>> import fedmd_jax as fmd
+      >>> network = fmd.models.resnet8(10, width=0.5)
+      >>> network.num_blocks, network.filters
+      (1, (8, 16, 32))
+    """
     return ResNet(1, num_classes, scale_width((16, 32, 64), width), norm)
 
 
 def resnet20(num_classes: int, *, width: float = 1.0, norm: Norm = BatchNorm) -> ResNet:
-    """Three stages of three blocks: 20 layers with weights; `width` multiplies the 16, 32 and 64 filters."""
+    """Three stages of three blocks: 20 layers with weights; `width` multiplies the 16, 32 and 64 filters.
+
+    Example:
+      >>> import fedmd_jax as fmd
+      >>> network = fmd.models.resnet20(10, norm=fmd.models.GroupNorm)
+      >>> network.num_blocks, network.filters
+      (3, (16, 32, 64))
+    """
     return ResNet(3, num_classes, scale_width((16, 32, 64), width), norm)

@@ -16,21 +16,33 @@ CohortSize = int | Mapping[str, int]
 
 
 class Cohort(NamedTuple):
-    """The clients sampled for a round, per group [n]."""
+    """The clients sampled for a round, per group [n].
+
+    Example:
+      >>> import jax, fedmd_jax as fmd
+      >>> groups = {"a": fmd.ArchitectureGroup(None, client_ids=(5, 6), weights=(1.0, 2.0))}
+      >>> cohort = fmd.simulation.draw_cohort(jax.random.key(0), groups, 2)  # both clients
+      >>> cohort.rows["a"].tolist(), cohort.client_ids["a"].tolist(), cohort.weights["a"].tolist()
+      ([0, 1], [5, 6], [1.0, 2.0])
+    """
 
     rows: dict[str, np.ndarray]  #: their positions in the group
-    client_ids: dict[str, np.ndarray]
+    client_ids: dict[str, np.ndarray]  #: their ids, uint32
     weights: dict[str, np.ndarray]  #: in the consensus; they need not sum to one
 
 
 def cohort_of(groups: Groups, rows: Mapping[str, Sequence[int]]) -> Cohort:
     """The cohort of the clients at these rows of some or all groups."""
-    rows = {name: np.asarray(those, dtype=np.int32) for name, those in rows.items()}
+    positions = {name: np.asarray(those, dtype=np.int32) for name, those in rows.items()}
 
     def pick(of_group, dtype):
-        return {name: np.asarray([of_group(groups[name])[k] for k in those], dtype) for name, those in rows.items()}
+        return {
+            name: np.asarray([of_group(groups[name])[k] for k in those], dtype) for name, those in positions.items()
+        }
 
-    return Cohort(rows, pick(lambda group: group.client_ids, np.uint32), pick(lambda group: group.weights, np.float32))
+    return Cohort(
+        positions, pick(lambda group: group.client_ids, np.uint32), pick(lambda group: group.weights, np.float32)
+    )
 
 
 def draw_cohort(key: chex.PRNGKey, groups: Groups, cohort_size: CohortSize) -> Cohort:
@@ -52,6 +64,13 @@ def draw_cohort(key: chex.PRNGKey, groups: Groups, cohort_size: CohortSize) -> C
 
     References:
       Partial participation is not in Li and Wang 2019; the sampling is that of McMahan et al., 2017, Algorithm 1.
+
+    Example:
+      >>> import jax, fedmd_jax as fmd
+      >>> groups = {"a": fmd.ArchitectureGroup(None, range(70)), "b": fmd.ArchitectureGroup(None, range(70, 100))}
+      >>> cohort = fmd.simulation.draw_cohort(jax.random.key(0), groups, 10)
+      >>> {name: len(set(ids.tolist())) for name, ids in cohort.client_ids.items()}
+      {'a': 7, 'b': 3}
     """
     sizes = cohort_sizes(groups, cohort_size)
     return cohort_of(groups, {name: _draw_rows(key, group.client_ids, sizes[name]) for name, group in groups.items()})
@@ -68,13 +87,20 @@ def cohort_sizes(groups: Groups, cohort_size: CohortSize) -> dict[str, int]:
     Raises:
       ValueError: sizes for other groups, more clients than there are, or a group without any.
 
-    >>> from fedmd_jax.mapping.groups import ArchitectureGroup
-    >>> groups = {"a": ArchitectureGroup(None, range(70)), "b": ArchitectureGroup(None, range(70, 100))}
-    >>> cohort_sizes(groups, 10)
-    {'a': 7, 'b': 3}
+    Example:
+      >>> import fedmd_jax as fmd
+      >>> groups = {"a": fmd.ArchitectureGroup(None, range(70)), "b": fmd.ArchitectureGroup(None, range(70, 100))}
+      >>> fmd.simulation.cohort_sizes(groups, 10)
+      {'a': 7, 'b': 3}
     """
     if isinstance(cohort_size, Mapping):
-        _check_sizes(groups, cohort_size)
+        if set(cohort_size) != set(groups):
+            found = describe_value(sorted(cohort_size, key=str))
+            raise ValueError(f"a cohort size is needed for the groups {sorted(groups)}, got {found}")
+        for name, group in groups.items():
+            check_count(f"the cohort size of group {name!r}", cohort_size[name])
+            if cohort_size[name] > group.num_clients:
+                raise ValueError(f"group {name!r}: a cohort of {cohort_size[name]} clients of {group.num_clients}")
         return {name: int(cohort_size[name]) for name in groups}
     check_count("cohort_size", cohort_size)
     num_clients = sum(group.num_clients for group in groups.values())
@@ -102,8 +128,10 @@ def get_rows(tree: chex.ArrayTree, rows: chex.Array) -> chex.ArrayTree:
     Raises:
       ValueError: rows that are out of bounds or not integers.
 
-    >>> get_rows({"a": np.arange(10, 15)}, [1, 3])
-    {'a': array([11, 13])}
+    Example:
+      >>> import numpy as np, fedmd_jax as fmd
+      >>> fmd.simulation.get_rows({"a": np.arange(10, 15)}, [1, 3])
+      {'a': array([11, 13])}
     """
     rows = _check_rows(tree, rows)
     return jax.tree.map(lambda leaf: leaf[rows] if _is_numpy(leaf) else _gather(leaf, jnp.asarray(rows)), tree)
@@ -124,13 +152,17 @@ def set_rows(tree: chex.ArrayTree, rows: chex.Array, new: chex.ArrayTree) -> che
       ValueError: rows that are out of bounds, not integers or repeated, or new leaves of another shape or kind of
         numbers.
 
-    >>> set_rows({"a": np.arange(10, 15)}, [1, 3], {"a": jnp.array([0, 1])})
-    {'a': array([10,  0, 12,  1, 14])}
+    Example:
+      >>> import jax.numpy as jnp, numpy as np, fedmd_jax as fmd
+      >>> fmd.simulation.set_rows({"a": np.arange(10, 15)}, [1, 3], {"a": jnp.array([0, 1])})
+      {'a': array([10,  0, 12,  1, 14])}
     """
     rows = _check_rows(tree, rows, unique=True)
 
     def put(leaf, new):
-        _check_new(leaf, rows, new)
+        wanted, found = (*rows.shape, *leaf.shape[1:]), getattr(new, "shape", None)
+        if found != wanted or (_is_numpy(leaf) and not np.can_cast(new.dtype, leaf.dtype, "same_kind")):
+            raise ValueError(f"clients of shape {wanted} and dtype {leaf.dtype} are wanted, got {describe_value(new)}")
         if not _is_numpy(leaf):
             return _scatter(leaf, jnp.asarray(rows), new)
         leaf[rows] = new
@@ -142,8 +174,6 @@ def set_rows(tree: chex.ArrayTree, rows: chex.Array, new: chex.ArrayTree) -> che
 def _check_rows(tree, rows, *, unique=False):
     """Rows as an array, [n]. Out of bounds JAX would read another row and write none."""
     num_clients = check_clients("stacked clients", tree)
-    if isinstance(rows, jax.core.Tracer):
-        return rows
     rows = as_array("rows", rows)
     rows = rows.astype(np.int32) if rows.shape == (0,) else rows  # NumPy makes floats of an empty list
     if rows.ndim != 1 or rows.dtype.kind not in "iu":
@@ -155,12 +185,6 @@ def _check_rows(tree, rows, *, unique=False):
     return rows
 
 
-def _check_new(leaf, rows, new):
-    wanted, found = (*rows.shape, *leaf.shape[1:]), getattr(new, "shape", None)
-    if found != wanted or (_is_numpy(leaf) and not np.can_cast(new.dtype, leaf.dtype, "same_kind")):
-        raise ValueError(f"clients of shape {wanted} and dtype {leaf.dtype} are wanted, got {describe_value(new)}")
-
-
 def _draw_rows(key, client_ids, size):
     ids = np.asarray(client_ids, dtype=np.uint32)
     bits = np.asarray(_bits_per_client(key, ids))
@@ -170,17 +194,6 @@ def _draw_rows(key, client_ids, size):
 @jax.jit
 def _bits_per_client(key, client_ids):
     return jax.vmap(lambda client_id: jax.random.bits(jax.random.fold_in(key, client_id)))(client_ids)
-
-
-def _check_sizes(groups: Groups, sizes: Mapping[str, int]) -> None:
-    if set(sizes) != set(groups):
-        raise ValueError(
-            f"a cohort size is needed for the groups {sorted(groups)}, got {describe_value(sorted(sizes, key=str))}"
-        )
-    for name, group in groups.items():
-        check_count(f"the cohort size of group {name!r}", sizes[name])
-        if sizes[name] > group.num_clients:
-            raise ValueError(f"group {name!r}: a cohort of {sizes[name]} clients of {group.num_clients}")
 
 
 def _is_numpy(leaf):

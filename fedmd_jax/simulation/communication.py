@@ -11,7 +11,14 @@ from fedmd_jax.types import ClientState
 
 
 class CommunicationCost(NamedTuple):
-    """Bytes sent by FedMD, and by FedAvg with the same networks."""
+    """Bytes sent by FedMD, and by FedAvg with the same networks.
+
+    Example:
+      >>> import fedmd_jax as fmd
+      >>> cost = fmd.simulation.CommunicationCost(320_000, 320_000, 25_600_000, 640.0)
+      >>> cost.total_bytes / 1e6
+      25.6
+    """
 
     upload_bytes_per_client_round: int  #: a client's scores of the public subset
     download_bytes_per_client_round: int  #: the consensus
@@ -44,10 +51,12 @@ def communication_bytes(
     References:
       Li and Wang 2019, supplement: the cost "does not scale with the complexity of participating models".
 
-    >>> clients = ClientState({"kernel": jnp.zeros((2, 10, 16))}, {}, {}, {})
-    >>> communication_bytes({"a": clients}, subset_size=5000, num_classes=16, num_rounds=20)
-    CommunicationCost(upload_bytes_per_client_round=320000, download_bytes_per_client_round=320000, \
-total_bytes=25600000, fedavg_bytes_per_client_round=640.0)
+    Example:
+      >>> import jax.numpy as jnp, fedmd_jax as fmd
+      >>> clients = fmd.ClientState({"kernel": jnp.zeros((2, 10, 16))}, {}, {}, {})
+      >>> cost = fmd.communication_bytes({"a": clients}, subset_size=5000, num_classes=16, num_rounds=20)
+      >>> cost.upload_bytes_per_client_round, cost.total_bytes, cost.fedavg_bytes_per_client_round
+      (320000, 25600000, 640.0)
     """
     for name, value in {"subset_size": subset_size, "num_classes": num_classes}.items():
         check_count(name, value)

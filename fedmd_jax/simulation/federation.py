@@ -28,20 +28,22 @@ from fedmd_jax.mapping.groups import Groups, check_groups, group_client_ids, gro
 from fedmd_jax.mapping.packing import check_costs
 from fedmd_jax.mapping.sharding import replicate, shard_clients
 from fedmd_jax.simulation.federation_data import Private, check_data, check_optimizers
-from fedmd_jax.simulation.metrics import RoundMetrics, reverted_clients, reverted_halves, round_metrics, with_faults
-from fedmd_jax.transforms.clipping import Transform
-from fedmd_jax.types import (
-    ClientState,
-    Participants,
-    PrivateDataset,
-    PublicDataset,
-    RoundInfo,
-    TrainingInfo,
-    TransferInfo,
+from fedmd_jax.simulation.metrics import (
+    History,
+    RoundMetrics,
+    reverted_clients,
+    reverted_halves,
+    round_metrics,
+    with_faults,
 )
+from fedmd_jax.simulation.progress import show_rounds
+from fedmd_jax.transforms.clipping import Transform
+from fedmd_jax.types import Participants, PrivateDataset, PublicDataset, RoundInfo, States, TrainingInfo, TransferInfo
 
-States = Mapping[str, ClientState]
+Trained = tuple[States, Mapping[str, TrainingInfo]]
 Validation = PrivateDataset | Private  # one for all clients, or a stacked one per group
+
+_DONATING = ("pretrain", "train_private", "revisit", "round", "learn")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False, eq=False)
@@ -59,7 +61,7 @@ class Federation:
     * validation: for a phase with early stopping, one unstacked dataset for all clients, or a stacked one per group;
       refused if the phase has no early stopping;
     * participants: the clients that the states hold, if these are not all clients of the groups, and how far each gets
-      in the round. On one device it is not needed for all clients of some of the groups.
+      in the round. On one device states may also hold all clients of some of the groups, without it.
 
     Attributes:
       groups: the architecture groups.
@@ -67,11 +69,27 @@ class Federation:
       programs: the compiled functions by the name of the method; each has `lower`, as `jax.jit` has.
       public_training: settings of `pretrain`.
       private_training: settings of `train_private`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, numpy as np, fedmd_jax as fmd
+      >>> linear = fmd.Architecture(
+      ...     lambda key, inputs: (jnp.zeros((inputs.shape[1], 2)), {}),
+      ...     lambda params, state, inputs, **_: (inputs @ params, state))
+      >>> groups = {"linear": fmd.ArchitectureGroup(linear, client_ids=(0, 1))}
+      >>> public = fmd.public_dataset(np.eye(4))
+      >>> private = fmd.stack_private(groups, {0: (np.eye(4)[:3], [0, 1, 1]), 1: (np.eye(4)[2:], [1, 0])})
+      >>> test = fmd.labelled_dataset(np.eye(4), [0, 1, 1, 0])
+      >>> federation = fmd.fedmd(groups, subset_size=2)
+      >>> states = federation.init(jax.random.key(0), public, private)
+      >>> federation
+      Federation(clients={'linear': 2})
+      >>> federation.evaluate(states, test)["linear"].accuracy.tolist()  # without training all examples get class 0
+      [0.5, 0.5]
     """
 
     groups: Groups
     mesh: Mesh | None
-    programs: Mapping[str, Callable]
+    programs: Mapping[str, jax.stages.Wrapped]
     public_training: TrainingConfig
     private_training: TrainingConfig
     _check: Callable[..., None]
@@ -98,49 +116,31 @@ class Federation:
         return self.programs["new_states"](key, inputs, client_ids)
 
     def pretrain(
-        self,
-        states: States,
-        public: PublicDataset,
-        key: chex.PRNGKey,
-        validation: Validation | None = None,
-        *,
-        participants: Participants | None = None,
-    ) -> tuple[States, Mapping[str, TrainingInfo]]:
+        self, states: States, public: PublicDataset, key: chex.PRNGKey, validation: Validation | None = None
+    ) -> Trained:
         """The public half of transfer learning: every client trains on the labelled public dataset."""
-        return self.programs["pretrain"](states, public, key, validation, participants=participants)
+        return self._call("pretrain", states, public, key, validation)
 
     def train_private(
-        self,
-        states: States,
-        private: Private,
-        key: chex.PRNGKey,
-        validation: Validation | None = None,
-        *,
-        participants: Participants | None = None,
-    ) -> tuple[States, Mapping[str, TrainingInfo]]:
+        self, states: States, private: Private, key: chex.PRNGKey, validation: Validation | None = None
+    ) -> Trained:
         """The private half of transfer learning: every client trains on its own dataset."""
-        return self.programs["train_private"](states, private, key, validation, participants=participants)
+        return self._call("train_private", states, private, key, validation)
 
     def train_pooled(
-        self,
-        states: States,
-        pooled: PrivateDataset,
-        key: chex.PRNGKey,
-        validation: Validation | None = None,
-        *,
-        participants: Participants | None = None,
-    ) -> tuple[States, Mapping[str, TrainingInfo]]:
+        self, states: States, pooled: PrivateDataset, key: chex.PRNGKey, validation: Validation | None = None
+    ) -> Trained:
         """Every client trains on ONE unstacked dataset, the private examples of all clients together.
 
         From pretrained states this is the upper bound of the paper. The states are not donated.
         """
-        return self.programs["train_pooled"](states, pooled, key, validation, participants=participants)
+        return self._call("train_pooled", states, pooled, key, validation)
 
     def revisit(
         self, states: States, private: Private, key: chex.PRNGKey, participants: Participants | None = None
-    ) -> tuple[States, Mapping[str, TrainingInfo]]:
+    ) -> Trained:
         """The private half of the round with this key: the local-only baseline."""
-        return self.programs["revisit"](states, private, key, participants)
+        return self._call("revisit", states, private, key, participants)
 
     def round(
         self,
@@ -151,7 +151,7 @@ class Federation:
         participants: Participants | None = None,
     ) -> tuple[States, RoundInfo]:
         """One round of FedMD, see `fedmd_round`."""
-        return self.programs["round"](states, public, private, key, participants=participants)
+        return self._call("round", states, public, private, key, participants=participants)
 
     def score(
         self, states: States, public: PublicDataset, key: chex.PRNGKey, participants: Participants | None = None
@@ -161,7 +161,7 @@ class Federation:
         All clients draw the same public subset from the key. `score`, an average of your own and `learn` make a round;
         a client that is deployed alone is a federation of one client.
         """
-        return self.programs["score"](states, public, key, participants)
+        return self._call("score", states, public, key, participants)
 
     def learn(
         self,
@@ -173,16 +173,24 @@ class Federation:
         participants: Participants | None = None,
     ) -> tuple[States, RoundInfo]:
         """The second half of the round with this key: digest of a consensus [M, C], then revisit."""
-        return self.programs["learn"](states, public, private, consensus, key, participants)
+        return self._call("learn", states, public, private, consensus, key, participants)
 
-    def evaluate(self, states: States, test: PrivateDataset | Private) -> Mapping[str, Evaluation]:
-        """Accuracy and loss per group [K], on one unstacked dataset for all clients or a stacked one per group."""
-        return self.programs["evaluate"](states, test)
+    def evaluate(
+        self, states: States, test: PrivateDataset | Private, *, confusion: bool = False
+    ) -> Mapping[str, Evaluation]:
+        """Accuracy and loss per group [K], on one unstacked dataset for all clients or a stacked one per group.
+
+        With `confusion` also the number of examples by label and predicted class, [K, C, C]: which classes a client
+        mistakes for which others. `Evaluation.class_accuracy`, [K, C], is the accuracy of each client on each class;
+        `fmd.plot.confusion_matrix` draws the counts.
+        """
+        return self._call("confusion" if confusion else "evaluate", states, test)
 
     def shard(self, clients: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Moves what is per client, [K, ...] per group, to its devices: `ShardedClients`, or unchanged without a mesh.
+        """Moves stacked clients or data, [K, ...] per group, to their devices; returns them unchanged without a mesh.
 
-        For private data and for states from a checkpoint; results are sharded already. `gather_clients` is its inverse.
+        The result is a `ShardedClients`. For private data and for states from a checkpoint; results of the methods are
+        sharded already. `gather_clients` is its inverse.
         """
         return self._shard(clients)
 
@@ -231,13 +239,31 @@ class Federation:
         check_validation(self.public_training, public_validation, "public_training: ")
         check_validation(self.private_training, private_validation, "private_training: ")
         key_public, key_private = jax.random.split(key)
-        states, first = self.pretrain(states, public, key_public, public_validation, participants=participants)
-        states, second = self.train_private(states, private, key_private, private_validation, participants=participants)
+        of_cohort = {"participants": participants}
+        states, first = self._call("pretrain", states, public, key_public, public_validation, **of_cohort)
+        states, second = self._call("train_private", states, private, key_private, private_validation, **of_cohort)
         info = TransferInfo(first, second)
         ids = group_client_ids(self.groups) if participants is None else participants.client_ids
         for phase, reverted in reverted_halves(ids, info).items():
             warnings.warn(f"{phase} for clients {reverted}: they stay as they were before it", stacklevel=2)
         return states, info
+
+    def _call(self, program: str, states: States, *arguments: Any, **settings: Any) -> Any:
+        """Calls a program, and refuses states that were donated to an earlier call."""
+        if not isinstance(states, Mapping):
+            raise ValueError(f"the states of each group are needed, in a mapping, got a {type(states).__name__}")
+        check_not_donated(states)
+        return self.programs[program](states, *arguments, **settings)
+
+
+def check_not_donated(states: chex.ArrayTree) -> None:
+    """A `ValueError` if the arrays of states were donated to a call before, as by running a notebook cell twice."""
+    arrays = [leaf for leaf in jax.tree.leaves(states) if isinstance(leaf, jax.Array)]
+    if any(leaf.is_deleted() for leaf in arrays if not isinstance(leaf, jax.core.Tracer)):
+        raise ValueError(
+            "these states were donated to an earlier call (transfer_learn, pretrain, train_private, revisit, round or "
+            "a run of them): use what it returned, or copy them first with jax.tree.map(jnp.copy, states)"
+        )
 
 
 def fedmd(
@@ -290,6 +316,21 @@ def fedmd(
 
     References:
       Li and Wang 2019, Algorithm 1; settings from the configurations of the released code.
+
+    Example:
+      >>> from functools import partial
+      >>> import jax, jax.numpy as jnp, fedmd_jax as fmd
+      >>> small, large = (fmd.architecture_from_linen(fmd.models.MLP((n,), num_classes=3)) for n in (4, 8))
+      >>> groups = {"small": fmd.ArchitectureGroup(small, (0, 1)), "large": fmd.ArchitectureGroup(large, (2,))}
+      >>> federation = fmd.fedmd(
+      ...     groups,
+      ...     subset_size=100,
+      ...     revisit_training=fmd.TrainingConfig(num_epochs=1),
+      ...     distance=partial(fmd.kl, temperature=2.0))
+      >>> federation
+      Federation(clients={'small': 2, 'large': 1})
+      >>> federation.new_states(jax.random.key(0), jnp.zeros((1, 4)))["small"].params["head"]["kernel"].shape
+      (2, 4, 3)
     """
     check_groups(groups)
     check_count("subset_size", subset_size)
@@ -298,19 +339,11 @@ def fedmd(
         raise ValueError("early stopping is for transfer learning and the pooled bound, not for digest and revisit")
     if costs is not None:
         check_costs(costs, groups)
-    init_one = partial(init_client, digest=digest_training, revisit=revisit_training)
+    over: dict = {"groups": groups, "mesh": mesh, "clients_per_chunk": clients_per_chunk}
 
     def check(public, private, *others):
         check_data(groups, subset_size, public, private, *others)
-        check_optimizers(
-            groups,
-            public.inputs,
-            before=[private_training.optimizer, pooled_training.optimizer],
-            revisit=revisit_training.optimizer,
-            digest=digest_training.optimizer,
-        )
-
-    over = {"groups": groups, "mesh": mesh, "clients_per_chunk": clients_per_chunk}
+        check_optimizers(groups, public.inputs, digest_training, revisit_training, private_training, pooled_training)
 
     def shard(clients):
         of_groups = None if costs is None else {name: costs[name] for name in clients}
@@ -318,27 +351,20 @@ def fedmd(
 
     def new_states(key, inputs, client_ids=None):
         client_ids = group_client_ids(groups) if client_ids is None else client_ids
+        init_one = partial(init_client, digest=digest_training, revisit=revisit_training)
         init_clients = map_groups(init_one, (0, None), groups=groups, mesh=mesh)
         return init_clients(shard(group_keys(key, client_ids)), inputs)
 
     def train(one_client, data_axis, training, *, losses_count=False):
         """One training phase of all clients; `data` is shared (`data_axis` None), or per group and client (0)."""
-
-        def train_one(architecture, *arguments):
-            # Before the rounds an epoch may have a non-finite loss, if the client recovers from it.
-            one = keep_if_finite(partial(one_client, architecture, training=training), losses_count=losses_count)
-            return one(*arguments)
+        # Before the rounds an epoch may have a non-finite loss, if the client recovers from it.
+        train_one = keep_if_finite(partial(one_client, training=training), losses_count=losses_count)
 
         def train_groups(states, data, key, validation=None, *, participants=None):
-            completed_axis, completed = None, jnp.array(True)
-            if participants is not None and participants.completed is not None:
-                participants = complete_participants(participants, groups, mesh)
-                completed_axis, completed = 0, participants.completed
             given = {name: groups[name] for name in states}
-            client_ids = group_client_ids(given) if participants is None else participants.client_ids
+            client_ids, _, _, completed = complete_participants(participants, given, mesh)
             validation_axis = None if validation is None or isinstance(validation, PrivateDataset) else 0
-            in_axes = (completed_axis, 0, data_axis, 0, validation_axis)
-            train_clients = map_groups(train_one, in_axes, **over)
+            train_clients = map_groups(train_one, (0, 0, data_axis, 0, validation_axis), **over)
             return train_clients(completed, states, data, group_keys(key, client_ids), validation)
 
         return train_groups
@@ -347,22 +373,14 @@ def fedmd(
         revisit_as_in_rounds = train(revisit, 0, revisit_training, losses_count=True)
         return revisit_as_in_rounds(states, private, round_keys(key).revisit, participants=participants)
 
-    to_learn = {"digest_training": digest_training, "revisit_training": revisit_training, "distance": distance}
-    to_report = {"transforms": transforms}
-    round_ = partial(
-        fedmd_round,
-        subset_size=subset_size,
-        draw_subset=draw_subset,
-        aggregator=aggregator,
-        **to_report,
-        **to_learn,
-        **over,
-    )
+    to_learn: dict = {"digest_training": digest_training, "revisit_training": revisit_training, "distance": distance}
+    to_send: dict = {"subset_size": subset_size, "draw_subset": draw_subset, "transforms": transforms}
+    round_ = partial(fedmd_round, aggregator=aggregator, **to_send, **to_learn, **over)
 
     def score_groups(states, public, key, participants=None):
         participants, keys = complete_participants(participants, groups, mesh), round_keys(key)
         subset = draw_subset(keys.subset, public, subset_size)
-        score_clients = map_groups(partial(report, **to_report), (0, None, 0), **over)
+        score_clients = map_groups(partial(report, transforms=transforms), (0, None, 0), **over)
         return score_clients(states, subset.inputs, group_keys(keys.transform, participants.client_ids))
 
     def learn_groups(states, public, private, consensus, key, participants=None):
@@ -371,8 +389,9 @@ def fedmd(
         half = partial(learn, **to_learn, **over)
         return half(states, inputs, consensus, jnp.array(True), private, keys, participants)
 
-    def evaluate_groups(states, test):
-        evaluate_clients = map_groups(evaluate, (0, None if isinstance(test, PrivateDataset) else 0), **over)
+    def evaluate_groups(states, test, confusion):
+        evaluate_one = partial(evaluate, confusion=confusion)
+        evaluate_clients = map_groups(evaluate_one, (0, None if isinstance(test, PrivateDataset) else 0), **over)
         return evaluate_clients(states, test)
 
     programs = {
@@ -382,16 +401,15 @@ def fedmd(
         "train_pooled": train(revisit, None, pooled_training),
         "revisit": revisit_groups,
         "round": round_,
-        "evaluate": evaluate_groups,
+        "evaluate": partial(evaluate_groups, confusion=False),
+        "confusion": partial(evaluate_groups, confusion=True),
         "score": score_groups,
         "learn": learn_groups,
     }
-    programs = {name: compile_program(name, program) for name, program in programs.items()}
-
     return Federation(
         groups=groups,
         mesh=mesh,
-        programs=programs,
+        programs=_compiled(programs),
         public_training=public_training,
         private_training=private_training,
         _check=check,
@@ -416,82 +434,44 @@ def vmap_federation(federation: Federation) -> Federation:
     Raises:
       ValueError: the federation has a mesh.
 
-    >>> import fedmd_jax as fmd
-    >>> def init(key, inputs):
-    ...     return jax.random.normal(key, (inputs.shape[1], 2)), {}
-    >>> linear = fmd.Architecture(init, lambda params, state, inputs, **_: (inputs @ params, state))
-    >>> federation = fmd.fedmd({"linear": fmd.ArchitectureGroup(linear, (0, 1, 2))}, subset_size=4)
-    >>> keys = jax.random.split(jax.random.key(0), 5)
-    >>> states = vmap_federation(federation).new_states(keys, jnp.zeros((5, 1, 3)))
-    >>> states["linear"].params.shape  # seeds, clients, inputs, outputs
-    (5, 3, 3, 2)
+    Example:
+      >>> import jax, jax.numpy as jnp, fedmd_jax as fmd
+      >>> linear = fmd.Architecture(
+      ...     lambda key, inputs: (jnp.zeros((inputs.shape[1], 2)), {}),
+      ...     lambda params, state, inputs, **_: (inputs @ params, state))
+      >>> federation = fmd.fedmd({"linear": fmd.ArchitectureGroup(linear, (0, 1, 2))}, subset_size=4)
+      >>> keys = jax.random.split(jax.random.key(0), 5)
+      >>> states = fmd.vmap_federation(federation).new_states(keys, jnp.zeros((5, 1, 3)))
+      >>> states["linear"].params.shape  # seeds, clients, inputs, outputs
+      (5, 3, 3, 2)
     """
     if federation.mesh is not None:
         raise ValueError(f"federations are vmapped on one device, got one on a mesh of {federation.mesh.size}")
     # The functions inside `jax.jit`, which takes compiler options of the outermost call only.
-    one = {name: program.__wrapped__ for name, program in federation.programs.items()}
-    several = {name: compile_program(name, jax.vmap(program)) for name, program in one.items()}
-    return dataclasses.replace(federation, programs=several)
+    several = {name: jax.vmap(program.__wrapped__) for name, program in federation.programs.items()}  # type: ignore[attr-defined]
+    return dataclasses.replace(federation, programs=_compiled(several))
 
 
-def compile_program(name: str, fn: Callable) -> Callable:
-    """A program, compiled at its first call. It refuses states that were donated to an earlier call."""
-    compiled = jax.jit(fn, **_jit_options(name))
-    return compiled if name == "new_states" else TakesStates(compiled)
+def _compiled(programs: Mapping[str, Callable]) -> dict[str, jax.stages.Wrapped]:
+    """The functions of a federation, each compiled at its first call."""
+    compiled: dict[str, jax.stages.Wrapped] = {
+        name: jax.jit(fn, donate_argnums=0 if name in _DONATING else ()) for name, fn in programs.items()
+    }
+    if jax.default_backend() == "cpu":  # it runs once, and random initializers compile six times faster so
+        options = {"xla_backend_optimization_level": 1}
+        compiled["new_states"] = jax.jit(programs["new_states"], compiler_options=options)
+    return compiled
 
 
-class TakesStates:
-    """A jit-compiled function of states that refuses states that were donated to an earlier call.
-
-    Attributes:
-      lower: as that of `jax.jit`.
-    """
-
-    def __init__(self, compiled: Callable):
-        self._compiled = compiled
-        self.__wrapped__ = compiled.__wrapped__
-        self.lower = compiled.lower
-
-    def __call__(self, states, *arguments, **settings):
-        """Compiles the function for these shapes, if needed, and calls it."""
-        if not isinstance(states, Mapping):
-            raise ValueError(f"the states of each group are needed, in a mapping, got a {type(states).__name__}")
-        check_not_donated(states)
-        return self._compiled(states, *arguments, **settings)
-
-
-def check_not_donated(states: chex.ArrayTree) -> None:
-    """A `ValueError` if the arrays of states were donated to a call before, as by running a notebook cell twice."""
-    leaves = [leaf for leaf in jax.tree.leaves(states) if isinstance(leaf, jax.Array)]
-    if any(leaf.is_deleted() for leaf in leaves if not isinstance(leaf, jax.core.Tracer)):
-        raise ValueError(
-            "these states were donated to an earlier call (transfer_learn, pretrain, train_private, revisit, round or "
-            "a run of them): use what it returned, or copy them first with jax.tree.map(jnp.copy, states)"
-        )
-
-
-def _jit_options(program: str) -> dict[str, Any]:
-    """Arguments of `jax.jit` for each function of a federation."""
-    donates = program in ("pretrain", "train_private", "revisit", "round", "learn")
-    once = program == "new_states"
-    return ({"donate_argnums": 0} if donates else {}) | ({"compiler_options": _run_once()} if once else {})
-
-
-def _run_once() -> dict[str, Any]:
-    """Compiler options of a program that runs once: on a CPU random initializers compile six times faster with them."""
-    return {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else {}
-
-
-def _check_num_rounds(num_rounds: int) -> None:
+def check_rounds(num_rounds: int, first_round: int) -> None:
+    """Raises ValueError if the number of rounds or of the first one is impossible."""
     check_count("num_rounds", num_rounds, minimum=0)
+    check_count("first_round", first_round)
 
 
-def _participants(
-    federation: Federation, participation: ParticipationPolicy | None, round_: int
-) -> Participants | None:
-    if participation is None:
-        return None
-    return all_clients(federation.groups, participation(round_, group_client_ids(federation.groups)))
+def _participants(federation: Federation, policy: ParticipationPolicy | None, round_: int) -> Participants | None:
+    groups = federation.groups
+    return None if policy is None else all_clients(groups, policy(round_, group_client_ids(groups)))
 
 
 def run_federation(
@@ -507,7 +487,8 @@ def run_federation(
     transfer: TransferInfo | None = None,
     participation: ParticipationPolicy | None = None,
     callback: Callable[[RoundMetrics, States], Any] | None = None,
-) -> tuple[States, list[RoundMetrics]]:
+    progress: bool = False,
+) -> tuple[States, History]:
     """Runs rounds and evaluates the clients before the first round and after each round.
 
     Args:
@@ -525,34 +506,58 @@ def run_federation(
       participation: (round, client ids per group) -> participation record, such as `simulate_participation` makes; by
         default all clients take part.
       callback: called with the metrics and the states after each evaluation. The next round donates those states: copy
-        what you keep.
+        what you keep. `fmd.loggers` has some.
+      progress: whether to show a bar over the rounds, with the mean accuracy; it says when a program is compiled.
 
     Returns:
       The clients and the history, [R + 1]; [R] if `first_round` is above 1, since the clients have been evaluated
-      before.
+      before. `fmd.plot.accuracy(history)` draws it, `history.to_dicts()` makes a table of it. Why a client is bad on a
+      class: `federation.evaluate(states, test, confusion=True)`.
 
     Raises:
       ValueError: a negative number of rounds, a first round below 1, or data that does not fit the networks.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, numpy as np, fedmd_jax as fmd
+      >>> linear = fmd.Architecture(
+      ...     lambda key, inputs: (jnp.zeros((inputs.shape[1], 2)), {}),
+      ...     lambda params, state, inputs, **_: (inputs @ params, state))
+      >>> groups = {"linear": fmd.ArchitectureGroup(linear, client_ids=(0, 1))}
+      >>> public = fmd.public_dataset(np.eye(4))
+      >>> private = fmd.stack_private(groups, {0: (np.eye(4)[:3], [0, 1, 1]), 1: (np.eye(4)[2:], [1, 0])})
+      >>> test = fmd.labelled_dataset(np.eye(4), [0, 1, 1, 0])
+      >>> training = fmd.TrainingConfig(batch_size=4, shuffle=False)
+      >>> federation = fmd.fedmd(groups, subset_size=2, digest_training=training, revisit_training=training)
+      >>> states = federation.init(jax.random.key(0), public, private)
+      >>> states, history = fmd.run_federation(
+      ...     federation, states, public, private, jax.random.key(1), num_rounds=2, test=test)
+      >>> [(metrics.round, len(metrics.clients)) for metrics in history]
+      [(0, 2), (1, 2), (2, 2)]
     """
-    _check_num_rounds(num_rounds)
-    check_count("first_round", first_round)
+    check_rounds(num_rounds, first_round)
     federation.check(public, private, test)
     public, private, test = map(federation.put, (public, private, test))
     client_ids = group_client_ids(federation.groups)
-    history = []
-    for round_ in range(0 if first_round == 1 else first_round, first_round + num_rounds):
-        info = None
-        if round_ > 0:
-            participants = _participants(federation, participation, round_)
-            states, info = federation.round(
-                states, public, private, jax.random.fold_in(key, round_), participants=participants
-            )
-        metrics = round_metrics(federation.groups, round_, federation.evaluate(states, test), info)
-        if round_ == 0 and transfer is not None:
-            metrics = with_faults(metrics, reverted_halves(client_ids, transfer))
-        history.append(metrics)
-        if callback is not None:
-            callback(metrics, states)
+    history = History()
+    with show_rounds(progress, first_round, num_rounds) as shown:
+        for round_ in range(0 if first_round == 1 else first_round, first_round + num_rounds):
+            info = None
+            if round_ <= first_round:
+                shown.phase("compiling ...")
+            if round_ > 0:
+                participants = _participants(federation, participation, round_)
+                states, info = federation.round(
+                    states, public, private, jax.random.fold_in(key, round_), participants=participants
+                )
+            evaluations = federation.evaluate(states, test)
+            shown.phase("rounds")
+            metrics = round_metrics(federation.groups, round_, evaluations, info)
+            if round_ == 0 and transfer is not None:
+                metrics = with_faults(metrics, reverted_halves(client_ids, transfer))
+            history.append(metrics)
+            shown.round(metrics)
+            if callback is not None:
+                callback(metrics, states)
     return states, history
 
 
@@ -590,9 +595,22 @@ def run_local_only(
 
     Raises:
       ValueError: a negative number of rounds, or a first round below 1.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, numpy as np, fedmd_jax as fmd
+      >>> linear = fmd.Architecture(
+      ...     lambda key, inputs: (jnp.zeros((inputs.shape[1], 2)), {}),
+      ...     lambda params, state, inputs, **_: (inputs @ params, state))
+      >>> groups = {"linear": fmd.ArchitectureGroup(linear, client_ids=(0, 1))}
+      >>> public = fmd.public_dataset(np.eye(4))
+      >>> private = fmd.stack_private(groups, {0: (np.eye(4)[:3], [0, 1, 1]), 1: (np.eye(4)[2:], [1, 0])})
+      >>> federation = fmd.fedmd(groups, subset_size=2)
+      >>> states = federation.init(jax.random.key(0), public, private)
+      >>> states = fmd.run_local_only(federation, states, private, jax.random.key(1), num_rounds=2)
+      >>> states["linear"].revisit_opt_state.count.tolist(), states["linear"].digest_opt_state.count.tolist()
+      ([4, 4], [0, 0])
     """
-    _check_num_rounds(num_rounds)
-    check_count("first_round", first_round)
+    check_rounds(num_rounds, first_round)
     private = federation.put(private)
     client_ids = group_client_ids(federation.groups)
     for round_ in range(first_round, first_round + num_rounds):

@@ -1,7 +1,8 @@
 """Metrics of each client after a round, fetched from the devices."""
 
+from collections import UserList
 from collections.abc import Collection, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import numpy as np
@@ -13,14 +14,23 @@ from fedmd_jax.types import RoundInfo, TrainingInfo, TransferInfo
 
 OK = "ok"
 PUBLIC_FAULT, PRIVATE_FAULT = "public training not finite", "private training not finite"
+DROPPED, STRAGGLER = "dropped", "straggler"
+SCORES_FAULT, DIGEST_FAULT, REVISIT_FAULT = "scores not finite", "digest not finite", "revisit not finite"
 
 
 class ClientMetrics(NamedTuple):
-    """Metrics of one client after one round. Losses are those of the last epoch, including the penalty."""
+    """Metrics of one client after one round. Losses are those of the last epoch, including the penalty.
 
-    client_id: int
-    architecture: str
-    accuracy: float
+    Example:
+      >>> from fedmd_jax.simulation import ClientMetrics
+      >>> client = ClientMetrics(7, "cnn", accuracy=0.75, digest_loss=0.5, revisit_loss=0.25)
+      >>> client.client_id, client.accuracy, client.status
+      (7, 0.75, 'ok')
+    """
+
+    client_id: int  #: its id in the federation
+    architecture: str  #: name of its architecture group
+    accuracy: float  #: on the test examples, 0..1
     digest_loss: float | None  #: None in round 0 and without a digest
     revisit_loss: float | None  #: None in round 0 and without a revisit
     #: "ok", or a comma-separated list of "dropped", "straggler" (digest and revisit discarded), "scores not finite"
@@ -29,9 +39,17 @@ class ClientMetrics(NamedTuple):
 
 
 class RoundMetrics(NamedTuple):
-    """Metrics after one round; round 0 is after transfer learning, before any collaboration."""
+    """Metrics after one round; round 0 is after transfer learning, before any collaboration.
 
-    round: int
+    Example:
+      >>> from fedmd_jax.simulation import ClientMetrics, RoundMetrics
+      >>> clients = (ClientMetrics(7, "cnn", 0.75, 0.5, 0.25), ClientMetrics(8, "mlp", 0.25, 0.5, 0.25))
+      >>> metrics = RoundMetrics(1, clients, digested=True)
+      >>> metrics.mean_accuracy, metrics.to_dicts()[0]["client_id"]
+      (0.5, 7)
+    """
+
+    round: int  #: number of the round
     clients: tuple[ClientMetrics, ...]  #: the candidates of the round, ordered by client id
     digested: bool  #: False if all clients were excluded from the consensus
 
@@ -40,11 +58,59 @@ class RoundMetrics(NamedTuple):
         """Mean accuracy over clients."""
         return float(np.mean([client.accuracy for client in self.clients]))
 
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """One record for each client, with the keys of the lines of `metrics.jsonl`: `round` and `ClientMetrics`."""
+        return [{"round": self.round, **client._asdict()} for client in self.clients]
+
+
+class History(UserList[RoundMetrics]):
+    """The metrics of each round: a list of `RoundMetrics`. `fmd.plot.accuracy(history)` draws it.
+
+    Example:
+      >>> from fedmd_jax.simulation import ClientMetrics, History, RoundMetrics
+      >>> def after(round_, accuracy):
+      ...     return RoundMetrics(round_, (ClientMetrics(7, "cnn", accuracy, None, None),), digested=True)
+      >>> history = History([after(0, 0.5), after(1, 0.75)])
+      >>> history
+      History(rounds 0 to 1, 1 client, mean accuracy 0.500 to 0.750)
+      >>> history[-1].mean_accuracy
+      0.75
+      >>> history.to_dicts()[1]["accuracy"]  # pandas.DataFrame(history.to_dicts()) is a table
+      0.75
+    """
+
+    def __repr__(self) -> str:
+        if not self:
+            return "History(no rounds)"
+        first, last = self[0], self[-1]
+        clients = f"{len(last.clients)} client{'s' * (len(last.clients) != 1)}"
+        accuracies = f"mean accuracy {first.mean_accuracy:.3f} to {last.mean_accuracy:.3f}"
+        return f"History(rounds {first.round} to {last.round}, {clients}, {accuracies})"
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """One record for each round and client, see `RoundMetrics.to_dicts`."""
+        return [record for metrics in self for record in metrics.to_dicts()]
+
 
 def round_metrics(
     groups: Groups, round_: int, evaluations: Mapping[str, Evaluation], info: RoundInfo | None
 ) -> RoundMetrics:
-    """Fetches the results of a round from the devices and sorts them by client id."""
+    """Fetches the results of a round from the devices and sorts them by client id.
+
+    Args:
+      groups: the architecture groups.
+      round_: number of the round.
+      evaluations: per group, from `Federation.evaluate`.
+      info: from `Federation.round`; None in round 0 and without collaboration.
+
+    Example:
+      >>> import numpy as np, fedmd_jax as fmd
+      >>> groups = {"a": fmd.ArchitectureGroup(None, (8, 3))}
+      >>> evaluations = {"a": fmd.client.Evaluation(np.array([0.75, 0.25]), np.array([0.5, 1.5]))}
+      >>> metrics = fmd.simulation.round_metrics(groups, 0, evaluations, None)
+      >>> [(client.client_id, client.accuracy) for client in metrics.clients]
+      [(3, 0.25), (8, 0.75)]
+    """
     evaluations, info = fetch_to_host((evaluations, info))
     clients = []
     client_ids = {name: group.client_ids for name, group in groups.items()} if info is None else info.client_ids
@@ -77,7 +143,9 @@ def reverted_clients(
     return sorted(reverted)
 
 
-def reverted_halves(client_ids: Mapping[str, chex.Array], transfer: TransferInfo) -> dict[str, list[int]]:
+def reverted_halves(
+    client_ids: Mapping[str, chex.Array], transfer: TransferInfo[Mapping[str, TrainingInfo]]
+) -> dict[str, list[int]]:
     """The halves of transfer learning that were reverted, as `with_faults` takes them: fault -> ids of the clients.
 
     Args:
@@ -115,11 +183,11 @@ def _client_of_round(info: RoundInfo, name: str, position: int) -> tuple[float |
     available, completed = map(of_client, info.participation)
     scores, digest, revisit = map(of_client, (info.scores_finite, info.digest_finite, info.revisit_finite))
     happened = {
-        "dropped": not available,
-        "straggler": available and not completed,
-        "scores not finite": available and not scores,
-        "digest not finite": completed and not digest,
-        "revisit not finite": completed and not revisit,
+        DROPPED: not available,
+        STRAGGLER: available and not completed,
+        SCORES_FAULT: available and not scores,
+        DIGEST_FAULT: completed and not digest,
+        REVISIT_FAULT: completed and not revisit,
     }
     digest_loss = float(info.digest_loss[name][position, -1]) if info.digested and completed and digest else None
     revisit_loss = float(info.revisit_loss[name][position, -1]) if completed and revisit else None

@@ -40,11 +40,13 @@ def draw_participation(
       Not in Li and Wang 2019. Dropouts and stragglers as independent events: Bonawitz et al. 2019, "Towards Federated
       Learning at Scale", section 9 has the rates of a real system.
 
-    >>> import jax.numpy as jnp
-    >>> client_ids = {"a": jnp.array([3, 1]), "b": jnp.array([2])}
-    >>> participation = draw_participation(jax.random.key(0), client_ids, completion={1: 0.0, 2: 1.0, 3: 1.0})
-    >>> participation.available["a"].tolist(), participation.completed["a"].tolist()
-    ([True, True], [True, False])
+    Example:
+      >>> import jax, jax.numpy as jnp, fedmd_jax as fmd
+      >>> client_ids = {"a": jnp.array([3, 1]), "b": jnp.array([2])}
+      >>> completion = {1: 0.0, 2: 1.0, 3: 1.0}  # client 1 is a straggler in every round
+      >>> participation = fmd.simulation.draw_participation(jax.random.key(0), client_ids, completion=completion)
+      >>> participation.available["a"].tolist(), participation.completed["a"].tolist()
+      ([True, True], [True, False])
     """
     available, completed = {}, {}
     for name, ids in client_ids.items():
@@ -64,6 +66,12 @@ def simulate_participation(
       key: key of all rounds, used for nothing else; round r uses `fold_in(key, r)`.
       availability: as in `draw_participation`.
       completion: as in `draw_participation`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, fedmd_jax as fmd
+      >>> policy = fmd.simulate_participation(jax.random.key(0), availability={0: 1.0, 1: 0.0}, completion=0.9)
+      >>> policy(1, {"a": jnp.array([0, 1])}).available["a"].tolist()  # run_federation(..., participation=policy)
+      [True, False]
     """
 
     def of_round(round_: int, client_ids: ClientIds) -> Participation:

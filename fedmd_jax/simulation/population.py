@@ -3,7 +3,7 @@
 States and private data of the other clients stay in storage, on the host or on the device, and are not accessed.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -12,26 +12,34 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedmd_jax.algorithms.participation import ParticipationPolicy
-from fedmd_jax.checks import check_count
 from fedmd_jax.client.evaluation import Evaluation
 from fedmd_jax.mapping.chunking import chunk_rows
 from fedmd_jax.mapping.groups import Storage, check_storage
 from fedmd_jax.mapping.sharding import gather_clients
 from fedmd_jax.simulation.cohorts import Cohort, CohortSize, cohort_of, cohort_sizes, draw_cohort, get_rows, set_rows
-from fedmd_jax.simulation.federation import Federation, States, Validation, check_not_donated
+from fedmd_jax.simulation.federation import Federation, States, Validation, check_rounds
 from fedmd_jax.simulation.federation_data import Private
-from fedmd_jax.simulation.metrics import RoundMetrics, round_metrics
-from fedmd_jax.types import Participants, Participation, PrivateDataset, PublicDataset, TransferInfo
+from fedmd_jax.simulation.metrics import History, RoundMetrics, round_metrics
+from fedmd_jax.simulation.progress import show_rounds
+from fedmd_jax.types import Participants, Participation, PublicDataset, TransferInfo
 
 
 class Population(NamedTuple):
     """All clients, per group [K, ...]: writable NumPy arrays if they are stored on the host, else JAX arrays.
 
     Functions that train a population consume its states: use the population that they return.
+
+    Example:
+      >>> import jax.numpy as jnp, numpy as np, fedmd_jax as fmd
+      >>> private = {"a": fmd.PrivateDataset(np.zeros((2, 3, 4)), np.zeros((2, 3), int), np.array([3, 3]))}
+      >>> states = {"a": fmd.ClientState(np.zeros((2, 4, 2)), {}, (), ())}
+      >>> population = fmd.simulation.Population(states, private)
+      >>> population.states["a"].params.shape, population.private["a"].inputs.shape
+      ((2, 4, 2), (2, 3, 4))
     """
 
-    states: States
-    private: Private
+    states: States  #: per group, stacked clients [K, ...]
+    private: Private  #: per group, stacked private datasets [K, N, ...]
 
 
 def init_population(
@@ -61,6 +69,19 @@ def init_population(
     Raises:
       ValueError: data that does not fit the networks, an impossible cohort size, an unknown storage, or storage on the
         device together with a mesh.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, numpy as np, fedmd_jax as fmd
+      >>> linear = fmd.Architecture(
+      ...     lambda key, inputs: (jnp.zeros((inputs.shape[1], 2)), {}),
+      ...     lambda params, state, inputs, **_: (inputs @ params, state))
+      >>> groups = {"linear": fmd.ArchitectureGroup(linear, client_ids=(0, 1))}
+      >>> public = fmd.public_dataset(np.eye(4))
+      >>> private = fmd.stack_private(groups, {0: (np.eye(4)[:3], [0, 1, 1]), 1: (np.eye(4)[2:], [1, 0])})
+      >>> federation = fmd.fedmd(groups, subset_size=2)
+      >>> population = fmd.simulation.init_population(federation, jax.random.key(0), public, private, cohort_size=1)
+      >>> type(population.states["linear"].params).__name__, population.states["linear"].params.shape
+      ('ndarray', (2, 4, 2))
     """
     check_storage(storage)
     if storage == "device" and federation.mesh is not None:
@@ -75,9 +96,8 @@ def init_population(
     states = jax.tree.map(lambda leaf: empty(leaf.shape, leaf.dtype), shapes)
     private = jax.device_get(private) if storage == "host" else jax.device_put(private)
     population = Population(states, dict(private))
-    for cohort, num_real in _all_cohorts(federation, sizes):
-        new = federation.new_states(key, inputs, client_ids=cohort.client_ids)
-        population = _put(population, cohort, new, num_real)
+    for cohort in _all_cohorts(federation, sizes):
+        population = _put(population, cohort, federation.new_states(key, inputs, client_ids=cohort.client_ids))
     return population
 
 
@@ -109,22 +129,43 @@ def transfer_learn_population(
     Raises:
       ValueError: a half has early stopping without validation data or the reverse, or the population was donated to an
         earlier call. Nothing is donated in that case.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, numpy as np, fedmd_jax as fmd
+      >>> linear = fmd.Architecture(
+      ...     lambda key, inputs: (jnp.zeros((inputs.shape[1], 2)), {}),
+      ...     lambda params, state, inputs, **_: (inputs @ params, state))
+      >>> groups = {"linear": fmd.ArchitectureGroup(linear, client_ids=(0, 1))}
+      >>> public = fmd.public_dataset(np.eye(4), [0, 1, 1, 0])
+      >>> private = fmd.stack_private(groups, {0: (np.eye(4)[:3], [0, 1, 1]), 1: (np.eye(4)[2:], [1, 0])})
+      >>> training = fmd.TrainingConfig(shuffle=False)
+      >>> federation = fmd.fedmd(groups, subset_size=2, public_training=training, private_training=training)
+      >>> population = fmd.simulation.init_population(federation, jax.random.key(0), public, private, cohort_size=1)
+      >>> population, info = fmd.simulation.transfer_learn_population(
+      ...     federation, population, public, jax.random.key(1), cohort_size=1)
+      >>> info.public["linear"].loss.shape, info.private["linear"].loss.shape  # clients, epochs
+      ((2, 1), (2, 1))
     """
     _check_not_consumed(population)
-    parts = []
-    for cohort, num_real in _all_cohorts(federation, _sizes(federation, cohort_size)):
+    infos = []
+    for cohort in _all_cohorts(federation, _sizes(federation, cohort_size)):
         states, private = (_take(federation, tree, cohort) for tree in population)
-        validation = (_dataset_of(federation, data, cohort) for data in (public_validation, private_validation))
+        validation = (_take(federation, data, cohort) for data in (public_validation, private_validation))
         states, info = federation.transfer_learn(
             states, public, private, key, *validation, participants=_participants(cohort)
         )
-        population = _put(population, cohort, states, num_real)
-        parts.append(([gather_clients(half) for half in info], num_real))
-    return population, TransferInfo(*(_join([(halves[half], n) for halves, n in parts]) for half in (0, 1)))
+        population = _put(population, cohort, states)
+        infos.append(info)
+    return population, TransferInfo(*(_join(federation, halves) for halves in zip(*infos, strict=True)))
 
 
 def evaluate_population(
-    federation: Federation, population: Population, test: Validation, *, cohort_size: CohortSize
+    federation: Federation,
+    population: Population,
+    test: Validation,
+    *,
+    cohort_size: CohortSize,
+    confusion: bool = False,
 ) -> dict[str, Evaluation]:
     """Evaluates all clients, a cohort at a time. Its cost grows with the population.
 
@@ -133,16 +174,33 @@ def evaluate_population(
       population: the population; its states are not donated.
       test: one dataset for all clients, or a stacked one per group, [K, ...].
       cohort_size: number of clients on the device at once; it does not change the results.
+      confusion: as in `Federation.evaluate`.
 
     Returns:
       Per group NumPy arrays, [K].
+
+    Example:
+      >>> import jax, jax.numpy as jnp, numpy as np, fedmd_jax as fmd
+      >>> linear = fmd.Architecture(
+      ...     lambda key, inputs: (jnp.zeros((inputs.shape[1], 2)), {}),
+      ...     lambda params, state, inputs, **_: (inputs @ params, state))
+      >>> groups = {"linear": fmd.ArchitectureGroup(linear, client_ids=(0, 1))}
+      >>> public = fmd.public_dataset(np.eye(4))
+      >>> private = fmd.stack_private(groups, {0: (np.eye(4)[:3], [0, 1, 1]), 1: (np.eye(4)[2:], [1, 0])})
+      >>> test = fmd.labelled_dataset(np.eye(4), [0, 1, 1, 0])
+      >>> federation = fmd.fedmd(groups, subset_size=2)
+      >>> population = fmd.simulation.init_population(federation, jax.random.key(0), public, private, cohort_size=1)
+      >>> found = fmd.simulation.evaluate_population(federation, population, test, cohort_size=1)
+      >>> found["linear"].accuracy.tolist()  # without training all examples get class 0
+      [0.5, 0.5]
     """
     _check_not_consumed(population)
-    parts = []
-    for cohort, num_real in _all_cohorts(federation, _sizes(federation, cohort_size)):
+    evaluations = []
+    for cohort in _all_cohorts(federation, _sizes(federation, cohort_size)):
         states = _take(federation, population.states, cohort)
-        parts.append((federation.evaluate(states, _dataset_of(federation, test, cohort)), num_real))
-    return _join(parts)
+        test_data = _take(federation, test, cohort)
+        evaluations.append(federation.evaluate(states, test_data, confusion=confusion))
+    return _join(federation, evaluations)
 
 
 def run_population(
@@ -157,7 +215,8 @@ def run_population(
     first_round: int = 1,
     participation: ParticipationPolicy | None = None,
     callback: Callable[[RoundMetrics, Population], Any] | None = None,
-) -> tuple[Population, list[RoundMetrics]]:
+    progress: bool = False,
+) -> tuple[Population, History]:
     """Runs rounds. Each round samples a cohort, which is evaluated after the round.
 
     With a cohort of all clients these are the rounds of `run_federation`.
@@ -174,6 +233,7 @@ def run_population(
       participation: (round, client ids of the cohort per group) -> participation record, such as
         `simulate_participation` makes; by default all of them take part.
       callback: called with the metrics and the population after each round, whose states the next round donates.
+      progress: as in `run_federation`.
 
     Returns:
       The population and the history, [R], with the metrics of the cohort of each round. The first round has number
@@ -182,20 +242,38 @@ def run_population(
     Raises:
       ValueError: a negative number of rounds, a first round below 1, data that does not fit the networks, or an
         impossible cohort.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, numpy as np, fedmd_jax as fmd
+      >>> linear = fmd.Architecture(
+      ...     lambda key, inputs: (jnp.zeros((inputs.shape[1], 2)), {}),
+      ...     lambda params, state, inputs, **_: (inputs @ params, state))
+      >>> groups = {"linear": fmd.ArchitectureGroup(linear, client_ids=(0, 1))}
+      >>> public = fmd.public_dataset(np.eye(4))
+      >>> private = fmd.stack_private(groups, {0: (np.eye(4)[:3], [0, 1, 1]), 1: (np.eye(4)[2:], [1, 0])})
+      >>> test = fmd.labelled_dataset(np.eye(4), [0, 1, 1, 0])
+      >>> training = fmd.TrainingConfig(batch_size=4, shuffle=False)
+      >>> federation = fmd.fedmd(groups, subset_size=2, digest_training=training, revisit_training=training)
+      >>> population = fmd.simulation.init_population(federation, jax.random.key(0), public, private, cohort_size=1)
+      >>> population, history = fmd.simulation.run_population(
+      ...     federation, population, public, jax.random.key(1), cohort_size=1, num_rounds=2, test=test)
+      >>> [(metrics.round, len(metrics.clients)) for metrics in history]
+      [(1, 1), (2, 1)]
     """
-    check_count("num_rounds", num_rounds, minimum=0)
-    check_count("first_round", first_round)
+    check_rounds(num_rounds, first_round)
     _sizes(federation, cohort_size)
-    _check_not_consumed(population)
     federation.check(public, population.private, test)
-    history = []
-    for round_ in range(first_round, first_round + num_rounds):
-        population, metrics = population_round(
-            federation, population, public, key, round_, cohort_size=cohort_size, test=test, participation=participation
-        )
-        history.append(metrics)
-        if callback is not None:
-            callback(metrics, population)
+    of_rounds: dict[str, Any] = {"cohort_size": cohort_size, "test": test, "participation": participation}
+    history = History()
+    with show_rounds(progress, first_round, num_rounds) as shown:
+        shown.phase("compiling ...")
+        for round_ in range(first_round, first_round + num_rounds):
+            population, metrics = population_round(federation, population, public, key, round_, **of_rounds)
+            history.append(metrics)
+            shown.phase("rounds")
+            shown.round(metrics)
+            if callback is not None:
+                callback(metrics, population)
     return population, history
 
 
@@ -224,6 +302,23 @@ def population_round(
 
     Returns:
       The population, and the metrics of the cohort.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, numpy as np, fedmd_jax as fmd
+      >>> linear = fmd.Architecture(
+      ...     lambda key, inputs: (jnp.zeros((inputs.shape[1], 2)), {}),
+      ...     lambda params, state, inputs, **_: (inputs @ params, state))
+      >>> groups = {"linear": fmd.ArchitectureGroup(linear, client_ids=(0, 1))}
+      >>> public = fmd.public_dataset(np.eye(4))
+      >>> private = fmd.stack_private(groups, {0: (np.eye(4)[:3], [0, 1, 1]), 1: (np.eye(4)[2:], [1, 0])})
+      >>> test = fmd.labelled_dataset(np.eye(4), [0, 1, 1, 0])
+      >>> training = fmd.TrainingConfig(batch_size=4, shuffle=False)
+      >>> federation = fmd.fedmd(groups, subset_size=2, digest_training=training, revisit_training=training)
+      >>> population = fmd.simulation.init_population(federation, jax.random.key(0), public, private, cohort_size=1)
+      >>> population, metrics = fmd.simulation.population_round(
+      ...     federation, population, public, jax.random.key(1), 1, cohort_size=1, test=test)
+      >>> metrics.round, len(metrics.clients)
+      (1, 1)
     """
     _check_not_consumed(population)
     key_cohorts = jax.random.fold_in(key, 0)  # free, since rounds count from 1
@@ -236,7 +331,7 @@ def population_round(
         jax.random.fold_in(key, round_),
         participants=_participants(cohort, None if participation is None else participation(round_, cohort.client_ids)),
     )
-    evaluations = federation.evaluate(states, _dataset_of(federation, test, cohort))
+    evaluations = federation.evaluate(states, _take(federation, test, cohort))
     metrics = round_metrics(federation.groups, round_, evaluations, info)
     return _put(population, cohort, states), metrics
 
@@ -254,40 +349,39 @@ def _sizes(federation: Federation, cohort_size: CohortSize) -> dict[str, int]:
     return sizes
 
 
-def _all_cohorts(federation: Federation, sizes: dict[str, int]) -> Iterator[tuple[Cohort, int]]:
-    """Yields cohorts of one group each that cover all clients, with the number of clients that are not repeated.
+def _all_cohorts(federation: Federation, sizes: dict[str, int]) -> Iterator[Cohort]:
+    """Yields cohorts of one group each that cover all clients in order.
 
-    All cohorts of a group have the same size, so that each phase is one program; the last one may repeat clients.
+    All cohorts of a group have the same size, so that each phase is one program; the last one may end with clients that
+    it has already.
     """
     num_devices = 1 if federation.mesh is None else federation.mesh.size
     for name, group in federation.groups.items():
-        chunks = chunk_rows(group.num_clients // num_devices, sizes[name] // num_devices)
-        for rows, real in zip(*chunks, strict=True):  # the same number of clients for each device
+        chunks, _ = chunk_rows(group.num_clients // num_devices, sizes[name] // num_devices)
+        for rows in chunks:  # the same number of clients for each device
             rows = (rows[:, None] * num_devices + np.arange(num_devices)).ravel()
-            yield cohort_of(federation.groups, {name: rows}), int(real.sum()) * num_devices
+            yield cohort_of(federation.groups, {name: rows})
 
 
 def _participants(cohort: Cohort, participation: Participation | None = None) -> Participants:
     return Participants(dict(cohort.client_ids), dict(cohort.weights), *(participation or ()))
 
 
-def _take(federation: Federation, tree: Private | States, cohort: Cohort) -> Private | States:
-    """The rows of a cohort of a tree of all clients, per group; sharded if there is a mesh."""
-    return federation.shard({name: get_rows(tree[name], rows) for name, rows in cohort.rows.items()})
+def _take(federation: Federation, data: Any, cohort: Cohort) -> Any:
+    """The rows of a cohort of stacked clients or data, sharded if there is a mesh; returns unstacked data unchanged."""
+    if not isinstance(data, Mapping):  # no data, or one dataset for all clients
+        return data
+    return federation.shard({name: get_rows(data[name], rows) for name, rows in cohort.rows.items()})
 
 
-def _dataset_of(federation: Federation, data: Validation | None, cohort: Cohort) -> Validation | None:
-    """The rows of a cohort of test or validation data; unchanged if it is one dataset for all clients."""
-    return data if data is None or isinstance(data, PrivateDataset) else _take(federation, data, cohort)
-
-
-def _put(population: Population, cohort: Cohort, new: States, num_real: int | None = None) -> Population:
-    """Writes the first `num_real` clients of a cohort (default: all) back, and marks the old population as donated."""
+def _put(population: Population, cohort: Cohort, new: States) -> Population:
+    """Writes the clients of a cohort back, each once, and marks the old population as consumed."""
     states, new = dict(population.states), gather_clients(new)
     for name, rows in cohort.rows.items():
-        if num_real is not None and num_real < len(rows):
-            rows, new = rows[:num_real], jax.tree.map(lambda leaf: leaf[:num_real], new)
-        states[name] = jax.tree.map(_consume, set_rows(states[name], rows, new[name]))
+        once, clients = np.unique(rows), new[name]
+        if once.size < rows.size:
+            clients = jax.tree.map(lambda leaf, n=once.size: leaf[:n], clients)
+        states[name] = jax.tree.map(_consume, set_rows(states[name], once, clients))
     return population._replace(states=states)
 
 
@@ -301,15 +395,16 @@ def _consume(leaf: chex.Array) -> chex.Array:
 
 
 def _check_not_consumed(population: Population) -> None:
-    check_not_donated(population.states)
-    if any(isinstance(leaf, np.ndarray) and not leaf.flags.writeable for leaf in jax.tree.leaves(population.states)):
+    leaves = jax.tree.leaves(population.states)
+    if any(not leaf.flags.writeable if isinstance(leaf, np.ndarray) else leaf.is_deleted() for leaf in leaves):
         raise ValueError("this population was consumed by an earlier call: use what it returned")
 
 
-def _join(parts: list[tuple[Mapping[str, Any], int]]) -> dict[str, Any]:
-    """Per group [K, ...] on the host, from the results of cohorts of one group each, of which the first n count."""
-    of_group: dict[str, list[Any]] = {}
-    for results, num_real in parts:
-        for name, result in jax.device_get(dict(results)).items():
-            of_group.setdefault(name, []).append(jax.tree.map(lambda leaf, n=num_real: leaf[:n], result))
-    return {name: jax.tree.map(lambda *leaves: np.concatenate(leaves), *those) for name, those in of_group.items()}
+def _join(federation: Federation, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Per group [K, ...] on the host, from the results of the cohorts of `_all_cohorts`."""
+
+    def join(name, group):
+        of_group = jax.device_get([part[name] for part in parts if name in part])
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: group.num_clients], *of_group)
+
+    return {name: join(name, group) for name, group in federation.groups.items()}

@@ -1,8 +1,8 @@
-"""What a client does to its scores before it sends them."""
+"""What a client does to its scores before it sends them.
 
-from fedmd_jax.transforms.clipping import Transform, clip_scores
+A new transform is a new file here with a function `transform(scores [M, C], key) -> scores [M, C]` of one client, a
+`Transform`; `key` is the client's own in this round, for noise. Settings are keyword arguments, given by `partial`.
+It is used by `fedmd(..., transforms=(partial(clip_scores, bound=10.0), ...))`, in this order.
+"""
 
-__all__ = [
-    "Transform",
-    "clip_scores",
-]
+from fedmd_jax.transforms.clipping import Transform as Transform, clip_scores as clip_scores

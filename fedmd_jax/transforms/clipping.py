@@ -29,8 +29,10 @@ def clip_scores(scores: chex.Array, key: chex.PRNGKey | None = None, *, bound: f
       Not in Li and Wang 2019. Norm bounding of contributions: Sun et al. 2019, "Can You Really Backdoor Federated
       Learning?", there of weight updates.
 
-    >>> clip_scores(jnp.array([[1.0, -9.0, jnp.inf]]), bound=2.0).tolist()
-    [[1.0, -2.0, inf]]
+    Example:
+      >>> import jax.numpy as jnp, fedmd_jax as fmd
+      >>> fmd.transforms.clip_scores(jnp.array([[1.0, -9.0, jnp.inf]]), bound=2.0).tolist()
+      [[1.0, -2.0, inf]]
     """
     del key
     check_positive("bound", bound)

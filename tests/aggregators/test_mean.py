@@ -2,8 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 import fedmd_jax as fmd
 from fedmd_jax.aggregators.mean import scale_weights
@@ -60,13 +59,13 @@ def test_one_number_that_is_not_finite_is_as_no_weight_to_the_bit(poison, num_de
     without = consensus(SCORES, {"a": WEIGHTS["a"].at[1].set(0.0), "b": WEIGHTS["b"]})
     broken = {"a": SCORES["a"].at[1, 2, 0].set(poison), "b": SCORES["b"]}
     np.testing.assert_array_equal(consensus(broken, WEIGHTS), without)
-    # Neither does the size of its weight matter.
+    # The size of its weight does not matter either.
     np.testing.assert_array_equal(consensus(broken, {"a": WEIGHTS["a"].at[1].set(1e4), "b": WEIGHTS["b"]}), without)
 
 
 def test_the_consensus_of_no_client_is_zero():
-    nonsense = jax.tree.map(lambda scores: jnp.full_like(scores, jnp.nan), SCORES)
-    assert not fmd.weighted_consensus(nonsense, WEIGHTS).any()
+    not_finite = jax.tree.map(lambda scores: jnp.full_like(scores, jnp.nan), SCORES)
+    assert not fmd.weighted_consensus(not_finite, WEIGHTS).any()
 
 
 def test_enormous_scores_do_not_overflow():
@@ -89,7 +88,7 @@ def test_with_a_bound_one_of_n_clients_moves_the_consensus_by_two_nths_of_it_at_
     assert (jnp.abs(moved - consensus(SCORES["b"])) <= 2 * bound / 8 * (1 + 1e-5)).all()
 
 
-def test_a_bound_leaves_what_is_within_and_what_is_no_score():
+def test_a_bound_keeps_scores_within_it_and_nonfinite_scores():
     scores = jnp.array([[-3.0, 0.5, jnp.nan], [jnp.inf, -jnp.inf, 2.0]])
     expected = [[-2.0, 0.5, np.nan], [np.inf, -np.inf, 2.0]]
     np.testing.assert_array_equal(clip_scores(scores, bound=2.0), expected)
@@ -128,7 +127,7 @@ def test_enormous_weights_do_not_overflow_and_tiny_ones_do_not_vanish():
         {**WEIGHTS, "a": jnp.ones(5)},
     ],
 )
-def test_weights_of_others_than_the_scores_are_refused(weights):
+def test_weights_of_other_clients_than_the_scores_are_refused(weights):
     with pytest.raises(ValueError, match="one weight per client is needed"):
         fmd.weighted_consensus(SCORES, weights)
 

@@ -2,18 +2,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 import fedmd_jax as fmd
 
 LABELS = jnp.asarray([0] * 10 + [1] * 25 + [2] * 7 + [3] * 1)
 PUBLIC = fmd.PublicDataset(jnp.arange(43.0)[:, None], LABELS)
+SIZES = st.sampled_from([1, 10, 29, 43])  # few, since each is compiled
 DRAWS = [fmd.draw_public_subset, fmd.draw_stratified_subset, fmd.algorithms.first_examples]
 
 
 @pytest.mark.parametrize("draw", DRAWS)
-@given(size=st.integers(1, 43), seed=st.integers(0, 2**31))
+@given(size=SIZES, seed=st.integers(0, 2**31))
 @settings(max_examples=10, deadline=None)
 def test_rows_are_distinct_and_keep_their_labels(draw, size, seed):
     subset = draw(jax.random.key(seed), PUBLIC, size)
@@ -23,13 +23,13 @@ def test_rows_are_distinct_and_keep_their_labels(draw, size, seed):
 
 
 @pytest.mark.parametrize("draw", DRAWS[:2])
-def test_the_key_decides(draw):
+def test_the_subset_depends_on_the_key(draw):
     one, same, other = (draw(jax.random.key(k), PUBLIC, 20).inputs for k in (0, 0, 1))
     assert (one == same).all()
     assert (one != other).any()
 
 
-@given(size=st.integers(1, 43), seed=st.integers(0, 2**31))
+@given(size=SIZES, seed=st.integers(0, 2**31))
 @settings(max_examples=15, deadline=None)
 def test_stratified_classes_keep_their_share(size, seed):
     subset = fmd.draw_stratified_subset(jax.random.key(seed), PUBLIC, size)

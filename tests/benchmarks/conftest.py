@@ -1,4 +1,4 @@
-"""The benchmarks are scripts in a folder of their own; some of their parts are worth a test."""
+"""Makes the benchmark scripts importable."""
 
 import pathlib
 import sys

@@ -1,4 +1,4 @@
-"""What the benchmark of a round counts, and what it says of a peer that is not there."""
+"""Operation counts of `round_time.py`, and missing peers."""
 
 import importlib.util
 
@@ -26,7 +26,7 @@ def test_a_round_is_scoring_digest_and_revisit():
     assert flops["round"] == pytest.approx(flops["score"] + flops["digest"] + flops["revisit"])
 
 
-def test_a_peer_that_is_not_installed_is_told_in_one_line(monkeypatch):
+def test_a_peer_that_is_not_installed_is_one_line(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match="pip install keras"):
         round_time.main(["--against", "keras"])

@@ -1,4 +1,4 @@
-"""The soak finds what it looks for: half an hour without a complaint says nothing of a program that cannot complain."""
+"""The checks of the soak find lost and changed results."""
 
 import json
 
@@ -40,7 +40,7 @@ def problems(tmp_path, records, *, done=b"", num_done=soak.NUM_ROUNDS, is_moved=
     return " ".join(found.problems)
 
 
-def test_the_stage_is_read_from_a_line():
+def test_stages_are_read_from_lines():
     for title in soak.STAGES:
         assert soak.stage_of(f"{title} ...\n") == title
     public = "transfer learning: public data"
@@ -49,7 +49,7 @@ def test_the_stage_is_read_from_a_line():
 
 
 @pytest.mark.parametrize("is_moved", [False, True])
-def test_a_run_like_the_one_that_nobody_killed_is_fine(tmp_path, is_moved):
+def test_a_run_equal_to_the_uninterrupted_run_passes(tmp_path, is_moved):
     assert problems(tmp_path, lines(), is_moved=is_moved) == ""
 
 
@@ -60,7 +60,7 @@ def changed(place, **values):
 
 
 @pytest.mark.parametrize(
-    ("records", "told"),
+    ("records", "problem"),
     [
         (lines()[:-1], "not every client has one line for every round"),
         (lines()[:8] + lines()[4:], "not every client has one line for every round"),
@@ -68,27 +68,27 @@ def changed(place, **values):
         (changed(9, accuracy=0.51), "not the bytes"),
     ],
 )
-def test_what_a_run_has_lost_is_found(tmp_path, records, told):
-    assert told in problems(tmp_path, records)
+def test_lost_and_changed_lines_are_found(tmp_path, records, problem):
+    assert problem in problems(tmp_path, records)
 
 
-def test_finished_rounds_and_all_rounds_are_wanted(tmp_path):
+def test_changed_finished_rounds_and_missing_rounds_are_found(tmp_path):
     found = problems(tmp_path, lines(), done=b'{"round": 1}', num_done=3)
     assert "lines of finished rounds have changed" in found
     assert "the summary is of fewer rounds" in found
 
 
-def test_a_run_that_was_moved_may_differ_by_rounding_and_no_more(tmp_path):
+def test_a_run_that_changed_devices_may_differ_by_rounding_only(tmp_path):
     image = 1 / soak.NUM_TEST
     fine = changed(9, accuracy=0.5 + image, digest_loss=0.1 * (1 + 1e-4))
     bad = {"a loss is": {"digest_loss": None}, "away": {"revisit_loss": 0.21}, "where it was": {"status": "dropped"}}
     assert problems(tmp_path, fine, is_moved=True) == ""
-    for number, (told, values) in enumerate([*bad.items(), ("away", {"accuracy": 0.5 + 2 * image})]):
+    for number, (problem, values) in enumerate([*bad.items(), ("away", {"accuracy": 0.5 + 2 * image})]):
         (tmp_path / str(number)).mkdir()
-        assert told in problems(tmp_path / str(number), changed(9, **values), is_moved=True)
+        assert problem in problems(tmp_path / str(number), changed(9, **values), is_moved=True)
 
 
-def test_lines_that_a_checkpoint_counted_must_stay(tmp_path):
+def test_missing_lines_that_a_checkpoint_counts_are_found(tmp_path):
     found, path = soak.Soak(tmp_path, seed=0), write(tmp_path / "run", lines())
     content = (path / "metrics.jsonl").read_bytes()
     folder = path / "checkpoints" / "rounds" / "3"
@@ -103,7 +103,7 @@ def test_lines_that_a_checkpoint_counted_must_stay(tmp_path):
     assert "lines are gone" in found.problems[0]
 
 
-def test_clients_fail_by_key_and_by_public_subset_and_no_accuracy_does():
+def test_faults_depend_on_keys_and_public_subsets():
     network = soak.faulty(toys.linear())
     inputs = jax.random.normal(jax.random.key(1), (40, soak.SUBSET, *toys.public().inputs.shape[1:]))
     params, state = network.init(jax.random.key(0), inputs[0])

@@ -1,4 +1,4 @@
-"""How the time line of a start is read."""
+"""Times of `startup.py`."""
 
 import pytest
 import startup

@@ -1,4 +1,4 @@
-"""How things are timed."""
+"""Contenders, interleaving and JSON lines."""
 
 import collections
 import json
@@ -7,7 +7,7 @@ import pytest
 import timing
 
 
-def test_contenders_take_turns_in_processes_of_their_own():
+def test_contenders_are_interleaved_in_their_own_processes():
     contenders = {"first": timing.Contender(collections.Counter, "aab"), "second": timing.Contender(dict)}
     try:
         assert contenders["first"]("most_common")[1] == [("a", 2), ("b", 1)]
@@ -25,7 +25,7 @@ def test_contenders_take_turns_in_processes_of_their_own():
 
 
 class Pair:
-    """A contender that has contenders."""
+    """A subject that has contenders itself."""
 
     def __init__(self):
         self.parts = [timing.Contender(list, part) for part in ("ab", "c")]
@@ -40,7 +40,7 @@ class Pair:
             part.close()
 
 
-def test_contenders_can_work_side_by_side():
+def test_contenders_can_run_concurrently():
     pair = Pair()
     try:
         assert pair.lengths() == [2, 1]
@@ -48,8 +48,8 @@ def test_contenders_can_work_side_by_side():
         pair.close()
 
 
-def test_what_fails_in_a_contender_is_told():
-    with pytest.raises(RuntimeError, match="the making: ValueError: invalid literal"):
+def test_errors_in_a_contender_are_raised():
+    with pytest.raises(RuntimeError, match="construction: ValueError: invalid literal"):
         timing.Contender(int, "x")
     contender = timing.Contender(list)
     with pytest.raises(RuntimeError, match="pop: IndexError"):
@@ -57,7 +57,7 @@ def test_what_fails_in_a_contender_is_told():
     contender.close()
 
 
-def test_a_line_tells_where_it_comes_from(tmp_path):
+def test_a_line_has_device_versions_and_commit(tmp_path):
     timing.append_json(None, {})
     for _ in range(2):
         timing.append_json(tmp_path / "lines.jsonl", {"benchmark": "toy", "python": "its own"})

@@ -1,4 +1,4 @@
-"""That PyTorch is given the same work as ours: the networks agree, and so do a round's steps."""
+"""The PyTorch peer does the same work: networks and the losses of a round agree."""
 
 import copy
 from functools import partial
@@ -11,12 +11,12 @@ import pytest
 import fedmd_jax as fmd
 from fedmd_jax.models import CNN, MLP, architecture_from_linen, head_l2, resnet8
 
-pytest.importorskip("torch", reason="PyTorch is what the benchmarks compare with, and no dependency")
+pytest.importorskip("torch", reason="PyTorch is needed by benchmarks only")
 import torch
 import torch_peer
 
 CNNS = [(4, 6), (4, 6, 8)]
-FULL = (1, 256)  # one batch of everything: the order does not matter
+FULL = (1, 256)  # one full batch: the order does not matter
 TOLERANCE = 1e-4
 
 
@@ -38,7 +38,7 @@ PAIRS = {
 
 
 def our_path(name):
-    """Where the peer's parameter or buffer `layer.leaf` is in ours."""
+    """Path in our tree of the peer's parameter or buffer `layer.leaf`."""
     layer, _, leaf = name.rpartition(".")
     if layer.startswith(("stem", "first", "second")):  # of the residual network
         place, number = layer.rpartition(".")[::2]
@@ -76,7 +76,7 @@ def reorder(kernel, channels):
 
 
 def far(network):
-    """Parameters and statistics that hide nothing: no scale of one, no bias of zero."""
+    """Moves parameters and statistics away from initial values such as 0 and 1."""
     with torch.no_grad():
         for tensor in (*network.parameters(), *network.buffers()):
             if tensor.dtype.is_floating_point:
@@ -109,11 +109,11 @@ def test_networks_agree(name):
         theirs = network.train(train)(torch.as_tensor(x).permute(0, 3, 1, 2)).detach().numpy()
         ours, statistics = apply(*variables, x, train=train, key=jax.random.key(0))
         assert_close(ours, theirs)
-        assert_close(statistics, as_ours(network, last)[1])  # in training they have moved
+        assert_close(statistics, as_ours(network, last)[1])  # changed in training
 
 
 def federations(make, peer_class, **settings):
-    """Two clients, ours and theirs, with the same weights."""
+    """Two clients in both libraries, with the same weights."""
     torch.manual_seed(0)
     module, network = make()
     networks = [far(network), far(copy.deepcopy(network))]
@@ -148,21 +148,21 @@ def test_rounds_agree(network, name):
     federation, states, public, private, peer = federations(PAIRS[network], peer_class, **settings)
     states, info = federation.round(states, public, private, jax.random.key(0))
     peer.round()
-    # Losses, the later of which come after steps. (Weights are no measure: Adam's first step is as long as the learning
-    # rate however small the gradient, rounding noise included, and PyTorch adds epsilon elsewhere.)
+    # Losses, of which the later ones follow steps. Weights are not compared: Adam's first step has the length of the
+    # learning rate, also for gradients that are rounding noise, and PyTorch adds epsilon elsewhere.
     assert_close(info.digest_loss["all"], losses(peer, "digest"), 1e-4)
     assert_close(info.revisit_loss["all"], losses(peer, "revisit"), 2e-3)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_dropout_is_ours(channels_last):
+def test_dropout_has_the_same_levels(channels_last):
     x = torch.rand(8, 5, 28, 28) + 1
     layer = torch_peer.ByteDropout(0.2, channels_last)
     y = layer.train()(x)
     kept = y != 0
     assert torch.allclose(y[kept], x[kept] * 256 / 205)
     assert abs(kept.float().mean() - 205 / 256) < 0.02  # of 31,360
-    assert kept.any(0).all()  # no place is always dropped
+    assert kept.any(0).all()  # no position is always dropped
     assert layer.eval()(x) is x
 
 

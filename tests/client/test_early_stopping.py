@@ -6,8 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 import fedmd_jax as fmd
 from fedmd_jax.client.early_stopping import initial_patience, update_patience
@@ -17,7 +16,7 @@ NUM_EPOCHS = 7
 
 
 def keras(accuracies, patience, min_delta):
-    """After how many epochs `keras.callbacks.EarlyStopping` stops, as its documentation has it."""
+    """The number of epochs after which `keras.callbacks.EarlyStopping` stops, by its documentation."""
     best, num_waited = -np.inf, 0
     for epoch, accuracy in enumerate(accuracies):
         num_waited += 1
@@ -35,7 +34,7 @@ def keras(accuracies, patience, min_delta):
     st.integers(1, 4),
     st.sampled_from([0.0, 0.05, 0.12]),
 )
-def test_it_stops_where_keras_stops(hits, patience, min_delta):
+def test_it_stops_as_keras_stops(hits, patience, min_delta):
     stopping = fmd.EarlyStopping(patience=patience, min_delta=min_delta)
     accuracies = [np.float32(hit / 20) for hit in hits]
     state, num_run = initial_patience(), 0
@@ -75,8 +74,8 @@ def epochs_by_hand(seed, stopping):
     return keras(accuracies, stopping.patience, stopping.min_delta)
 
 
-def test_training_that_stops_is_training_of_so_many_epochs():
-    """The last weights are kept, not the best, and the optimizer's memory with them."""
+def test_training_that_stops_is_training_with_fewer_epochs():
+    """The last parameters are kept, not the best, and so is the optimizer's memory."""
     stopping = fmd.EarlyStopping(patience=2, min_delta=0.01)
     found = set()
     for seed in range(3):
@@ -91,36 +90,13 @@ def test_training_that_stops_is_training_of_so_many_epochs():
     assert min(found) < NUM_EPOCHS
 
 
-def test_a_client_that_has_stopped_is_left_alone_by_the_epochs_of_the_others():
-    groups = toys.groups()
-    public, key = toys.public(), jax.random.key(3)
-    stopping = fmd.EarlyStopping(patience=1, min_delta=0.02)
-    how = fmd.TrainingConfig(num_epochs=10, batch_size=8, optimizer=toys.sgd(8).optimizer, early_stopping=stopping)
-    federation = toys.federation(groups, public_training=how)
-    states = federation.init(jax.random.key(0), public, toys.private(groups))
-    start = jax.tree.map(jnp.copy, states)
-    states, infos = federation.pretrain(states, public, key, VALIDATION)
-    num_epochs = set()
-    for name, group in groups.items():
-        for k, client_id in enumerate(group.client_ids):
-            one = jax.tree.map(lambda leaf, k=k: leaf[k], start[name])
-            own_key = jax.random.fold_in(key, client_id)
-            one, info = fmd.pretrain(group.architecture, one, public, own_key, VALIDATION, training=how)
-            num_epochs.add(int(info.num_epochs))
-            assert infos[name].num_epochs[k] == info.num_epochs
-            chex.assert_trees_all_close(
-                jax.tree.map(lambda leaf, k=k: leaf[k], states[name]), one, rtol=2e-5, atol=2e-6
-            )
-    assert len(num_epochs) > 1  # some have waited for others
-
-
 def test_more_epochs_change_no_bit_of_a_client_that_has_stopped():
     """Two clients in one program; the first has stopped long before the second."""
 
     def both(num_epochs):
         data = [toys.examples(seed, 10) for seed in (0, 1)]
         inputs, labels = (jnp.stack([jnp.asarray(each[part]) for each in data]) for part in (0, 1))
-        # Nothing is right for the first, who waits in vain; the second learns its own examples.
+        # The first client never improves on its validation labels; the second learns its own examples.
         validation = fmd.PrivateDataset(inputs, labels.at[0].set(99), jnp.full(2, 10))
         one = partial(fit_examples, num_epochs, fmd.EarlyStopping(patience=3))
         return jax.vmap(one)(inputs, labels, validation)
@@ -132,7 +108,7 @@ def test_more_epochs_change_no_bit_of_a_client_that_has_stopped():
     assert more.num_epochs[1] > 4
 
 
-def test_what_cannot_be_is_refused():
+def test_invalid_settings_are_refused():
     with pytest.raises(ValueError, match="patience must be an integer of at least 1, got 0"):
         fmd.EarlyStopping(patience=0)
     with pytest.raises(ValueError, match="min_delta must be finite and not negative, got -1"):
@@ -143,94 +119,80 @@ def test_what_cannot_be_is_refused():
         fmd.fedmd(toys.groups(), revisit_training=training(2, early_stopping=fmd.EarlyStopping(patience=1)))
 
 
-def stopping_federation(groups, **changes):
-    """Both halves of transfer learning stop early, clients at different epochs."""
+GROUPS = {"linear": fmd.ArchitectureGroup(toys.linear(), range(5))}
+PUBLIC, PRIVATE, KEY = toys.public(), toys.private(GROUPS), jax.random.key(3)
+OWN_VALIDATION = fmd.stack_private(GROUPS, {i: toys.examples(300 + i, 5 + i) for i in range(5)})
+
+
+def stopping_federation(**changes):
+    """Both halves of transfer learning stop early, at different epochs for different clients."""
     how = {"num_epochs": 8, "batch_size": 8, "optimizer": toys.sgd(8).optimizer}
     halves = {
         "public_training": fmd.TrainingConfig(early_stopping=fmd.EarlyStopping(patience=1, min_delta=0.02), **how),
         "private_training": fmd.TrainingConfig(early_stopping=fmd.EarlyStopping(patience=2), **how),
     }
-    return toys.federation(groups, **{**halves, **changes})
+    return toys.federation(GROUPS, **{**halves, **changes}), {**halves, **changes}
 
 
-def own_validation(groups):
-    """Each client has its own, of its own size."""
-    ids = [client_id for group in groups.values() for client_id in group.client_ids]
-    return fmd.stack_private(groups, {i: toys.examples(300 + i, 5 + i) for i in ids})
-
-
-def test_both_halves_of_transfer_learning_look_at_their_own_validation_data():
-    """Of the federation, of one client alone, and of a population by cohorts."""
-    group = fmd.ArchitectureGroup(toys.linear(), range(5))
-    groups, public, key = {"linear": group}, toys.public(), jax.random.key(3)
-    private, own = toys.private(groups), own_validation(groups)
-    federation = stopping_federation(groups)
-    start = federation.init(jax.random.key(0), public, private)
-    first = jax.jit(partial(fmd.pretrain, group.architecture, training=federation.public_training))
-    second = jax.jit(partial(fmd.revisit, group.architecture, training=federation.private_training))
-    alone, num_epochs = [], set()
-    for k in range(5):
-        state, mine, held = (jax.tree.map(lambda leaf, k=k: leaf[k], tree["linear"]) for tree in (start, private, own))
-        key_first, key_second = (jax.random.fold_in(half, k) for half in jax.random.split(key))
-        state, some = first(state, public, key_first, VALIDATION)
-        state, more = second(state, mine, key_second, held)
-        alone.append(state)
-        num_epochs.add((int(some.num_epochs), int(more.num_epochs)))
+def test_both_halves_of_transfer_learning_use_their_own_validation_data():
+    """In a federation, for a client alone, and in a population; a client that has stopped does not change any more."""
+    federation, halves = stopping_federation()
+    start = federation.init(jax.random.key(0), PUBLIC, PRIVATE)
+    one_client = jax.jit(partial(fmd.transfer_learn, GROUPS["linear"].architecture, **halves))
+    alone = {
+        i: one_client(state, PUBLIC, mine, KEY, VALIDATION, held, client_id=i)
+        for _, i, state, mine, held in toys.clients(GROUPS, start, PRIVATE, OWN_VALIDATION)
+    }
+    num_epochs = [[int(half.num_epochs) for half in info] for _, info in alone.values()]
     assert all(len(set(epochs)) > 1 for epochs in zip(*num_epochs, strict=True))
 
-    population = fmd.simulation.init_population(federation, jax.random.key(0), public, private, cohort_size=2)
-    population, _ = fmd.simulation.transfer_learn_population(
-        federation, population, public, key, VALIDATION, own, cohort_size=2
-    )
-    together, _ = federation.transfer_learn(start, public, private, key, VALIDATION, own)
-    for states in (together, population.states):
-        for k, expected in enumerate(alone):
-            one = jax.tree.map(lambda leaf, k=k: leaf[k], states["linear"])
-            chex.assert_trees_all_close(one, expected, rtol=2e-5, atol=2e-6)
+    population = fmd.simulation.init_population(federation, jax.random.key(0), PUBLIC, PRIVATE, cohort_size=2)
+    data = PUBLIC, KEY, VALIDATION, OWN_VALIDATION
+    population, of_cohorts = fmd.simulation.transfer_learn_population(federation, population, *data, cohort_size=2)
+    together, infos = federation.transfer_learn(start, PUBLIC, PRIVATE, KEY, VALIDATION, OWN_VALIDATION)
+    for states, (public, private) in ((together, infos), (population.states, of_cohorts)):
+        for _, i, state, *info in toys.clients(GROUPS, states, public, private):
+            chex.assert_trees_all_close((state, fmd.TransferInfo(*info)), alone[i], rtol=2e-5, atol=2e-6)
 
 
 def test_transfer_learning_of_one_client_is_its_halves():
-    architecture, public, key = toys.linear(), toys.public(), jax.random.key(3)
-    private, held = (fmd.labelled_dataset(*toys.examples(seed, 10)) for seed in (3, 4))
+    """The optimizer of the public half is forgotten."""
+    architecture, private, held = toys.linear(), *(fmd.labelled_dataset(*toys.examples(seed, 10)) for seed in (3, 4))
     first, second = (training(5, early_stopping=fmd.EarlyStopping(patience=patience)) for patience in (1, 2))
-    start = fmd.init_client(architecture, key, public.inputs[:1], digest=first, revisit=second)
+    start = fmd.init_client(architecture, KEY, PUBLIC.inputs[:1], digest=first, revisit=second)
     found = fmd.transfer_learn(
-        architecture, start, public, private, key, VALIDATION, held, public_training=first, private_training=second
+        architecture, start, PUBLIC, private, KEY, VALIDATION, held, public_training=first, private_training=second
     )
-    key_public, key_private = jax.random.split(key)
-    state, some = fmd.pretrain(architecture, start, public, key_public, VALIDATION, training=first)
-    state, more = fmd.revisit(architecture, state, private, key_private, held, training=second)
-    chex.assert_trees_all_equal(found, (state, fmd.TransferInfo(some, more)))
+    key_public, key_private = jax.random.split(KEY)
+    half, some = fmd.pretrain(architecture, start, PUBLIC, key_public, VALIDATION, training=first)
+    chex.assert_trees_all_equal(half.revisit_opt_state, start.revisit_opt_state)
+    whole, more = fmd.revisit(architecture, half, private, key_private, held, training=second)
+    chex.assert_trees_all_equal(found, (whole, fmd.TransferInfo(some, more)))
 
 
 @pytest.mark.parametrize(
     ("public_validation", "private_validation", "changes", "message"),
     [
-        (False, True, {}, "public_training: early stopping needs validation data, got none"),
-        (True, False, {}, "private_training: early stopping needs validation data, got none"),
-        (True, True, {"public_training": toys.sgd(8)}, "public_training: validation data is for early stop.*"),
-        (True, True, {"private_training": toys.sgd(8)}, "private_training: validation data is for early stop.*"),
+        (None, VALIDATION, {}, "public_training: early stopping needs validation data, got none"),
+        (VALIDATION, None, {}, "private_training: early stopping needs validation data, got none"),
+        (VALIDATION, VALIDATION, {"public_training": toys.sgd(8)}, "public_training: validation data is for early st"),
+        (VALIDATION, VALIDATION, {"private_training": toys.sgd(8)}, "private_training: validation data is for early"),
     ],
 )
 def test_validation_data_and_early_stopping_need_each_other(public_validation, private_validation, changes, message):
-    groups, public, key = toys.groups(), toys.public(), jax.random.key(3)
-    federation, private = stopping_federation(groups, **changes), toys.private(groups)
-    states = federation.init(key, public, private)
-    validation = [VALIDATION if given else None for given in (public_validation, private_validation)]
+    federation, halves = stopping_federation(**changes)
+    states, validation = federation.init(KEY, PUBLIC, PRIVATE), (public_validation, private_validation)
     with pytest.raises(ValueError, match=message):
-        federation.transfer_learn(states, public, private, key, *validation)
-    jax.block_until_ready(federation.evaluate(states, VALIDATION))  # they are still there
-    name, halves = "linear", {"public_training": federation.public_training}
-    halves["private_training"] = federation.private_training
-    one, mine = (jax.tree.map(lambda leaf: leaf[0], tree[name]) for tree in (states, private))
+        federation.transfer_learn(states, PUBLIC, PRIVATE, KEY, *validation)
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(states))
+    one, mine = (toys.by_client(GROUPS, tree)[0] for tree in (states, PRIVATE))
     with pytest.raises(ValueError, match=message):
-        fmd.transfer_learn(groups[name].architecture, one, public, mine, key, *validation, **halves)
+        fmd.transfer_learn(GROUPS["linear"].architecture, one, PUBLIC, mine, KEY, *validation, **halves)
 
 
 def test_unused_validation_data_is_refused_in_every_phase():
-    groups, public, key = toys.groups(), toys.public(), jax.random.key(3)
-    federation, private = toys.federation(groups), toys.private(groups)
-    states = federation.init(key, public, private)
-    for phase, data in (("pretrain", public), ("train_private", private), ("train_pooled", VALIDATION)):
+    federation = toys.federation(GROUPS)
+    states = federation.init(KEY, PUBLIC, PRIVATE)
+    for phase, data in (("pretrain", PUBLIC), ("train_private", PRIVATE), ("train_pooled", VALIDATION)):
         with pytest.raises(ValueError, match="validation data is for early stopping, but this training has none"):
-            getattr(federation, phase)(states, data, key, VALIDATION)
+            getattr(federation, phase)(states, data, KEY, VALIDATION)

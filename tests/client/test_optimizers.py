@@ -20,7 +20,7 @@ def run(optimizer, gradients):
     return jax.lax.scan(step, (params, optimizer.init(params)), gradients)
 
 
-def test_it_is_optax_with_an_epsilon_that_shrinks_to_its_own():
+def test_it_is_optax_with_an_epsilon_that_shrinks_to_that_of_keras():
     scales = 10.0 ** np.arange(-9, 2)  # gradients below, at and above epsilon
     gradients = jnp.asarray(np.random.default_rng(0).normal(size=(30, 11)) * scales, jnp.float32)
     corrected = optax.inject_hyperparams(optax.adam)(
@@ -31,7 +31,7 @@ def test_it_is_optax_with_an_epsilon_that_shrinks_to_its_own():
     chex.assert_trees_all_close((params, path), (expected, expected_path), rtol=1e-4, atol=1e-9)
 
 
-def test_where_gradients_are_large_it_is_optax():
+def test_for_large_gradients_it_is_optax():
     gradients = jnp.asarray(np.random.default_rng(0).normal(size=(30, 5)), jnp.float32)
     (params, state), _ = run(fmd.adam(0.01), gradients)
     (expected, (expected_state, _)), _ = run(optax.adam(0.01, eps=1e-7), gradients)
@@ -44,21 +44,26 @@ def test_its_state_can_be_donated_as_it_is():
     jax.jit(lambda state: jax.tree.map(lambda leaf: leaf + 1, state), donate_argnums=0)(state)
 
 
-def phases(private, revisit, **others):
+def phases(private, revisit, pooled=None, mesh=None):
     """A federation of linear clients whose phases have these optimizers: one epoch of one batch each."""
-    how = {"public": revisit, "private": private, "pooled": revisit, "digest": revisit, "revisit": revisit, **others}
+    how = {"public": revisit, "private": private, "pooled": pooled or revisit, "digest": revisit, "revisit": revisit}
     trainings = {f"{name}_training": fmd.TrainingConfig(batch_size=64, optimizer=each) for name, each in how.items()}
-    return fmd.fedmd(GROUPS, subset_size=12, **trainings)
+    return fmd.fedmd(GROUPS, subset_size=12, mesh=mesh, **trainings)
 
 
-def one_step(optimizer, params, inputs, labels):
-    """Gradient descent by hand from fresh memory."""
+def batch_loss(inputs, labels):
+    """The loss of a linear network on one batch, as a function of its parameters."""
 
     def loss(params):
         logits = inputs @ params["w"] + params["b"][None]
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
-    updates, _ = optimizer.update(jax.grad(loss)(params), optimizer.init(params), params)
+    return loss
+
+
+def one_step(optimizer, params, inputs, labels):
+    """Gradient descent from fresh memory."""
+    updates, _ = optimizer.update(jax.grad(batch_loss(inputs, labels))(params), optimizer.init(params), params)
     return optax.apply_updates(params, updates)
 
 
@@ -80,12 +85,9 @@ def by_label(rates):
 @pytest.mark.parametrize(
     ("private", "revisit"),
     [
-        (injected(0.1), injected(0.001)),
         (injected(optax.linear_schedule(0.1, 0.05, 3)), injected(optax.linear_schedule(0.001, 0.0, 3))),
         (optax.chain(optax.clip(10.0), injected(0.1)), optax.chain(optax.clip(1e-3), injected(0.001))),
         (by_label({"w": 0.1, "b": 0.2}), by_label({"w": 0.001, "b": 0.0})),
-        (optax.inject_hyperparams(optax.adam)(0.1), optax.inject_hyperparams(optax.adam)(0.001)),
-        (optax.sgd(0.1, momentum=0.9), optax.sgd(0.0001, momentum=0.9)),
         (fmd.adam(0.1), fmd.adam(0.001)),
     ],
 )
@@ -98,14 +100,13 @@ def test_each_phase_trains_with_its_own_hyperparameters(private, revisit):
     states, _ = federation.train_private(states, PRIVATE, key)
     middle = jax.tree.map(jnp.copy, states)
     states, _ = federation.revisit(states, PRIVATE, key)
-    for k in range(3):
-        of_client = lambda tree, k=k: jax.tree.map(lambda leaf: leaf[k], tree["linear"])  # noqa: E731
-        inputs, labels = of_client(PRIVATE).inputs[: 7 + k], of_client(PRIVATE).labels[: 7 + k]
-        expected = one_step(private, of_client(start).params, inputs, labels)
-        chex.assert_trees_all_close(of_client(middle).params, expected, rtol=1e-5, atol=1e-6)
-        expected = one_step(private, of_client(start).params, *map(jnp.asarray, toys.examples(3, 10)))
-        chex.assert_trees_all_close(of_client(pooled).params, expected, rtol=1e-5, atol=1e-6)
-        chex.assert_trees_all_close(of_client(states).params, of_client(middle).params, rtol=0, atol=0.01)
+    for _, k, mine, *trees in toys.clients(GROUPS, PRIVATE, start, middle, pooled, states):
+        first, halfway, bound, last = (state.params for state in trees)
+        expected = one_step(private, first, mine.inputs[: 7 + k], mine.labels[: 7 + k])
+        chex.assert_trees_all_close(halfway, expected, rtol=1e-5, atol=1e-6)
+        expected = one_step(private, first, *map(jnp.asarray, toys.examples(3, 10)))
+        chex.assert_trees_all_close(bound, expected, rtol=1e-5, atol=1e-6)
+        chex.assert_trees_all_close(last, halfway, rtol=0, atol=0.01)
 
 
 def test_the_step_count_of_a_schedule_continues_from_private_training_into_the_revisits():
@@ -121,23 +122,18 @@ def test_the_step_count_of_a_schedule_continues_from_private_training_into_the_r
     ("private", "revisit", "message"),
     [
         (optax.sgd(0.1), optax.adam(0.1), "must be of the same kind, got different ones"),
-        (optax.yogi(0.1), optax.adam(0.1), r"must start with the same one, got .* in \[0\].mu\['b'\]"),
-        (optax.contrib.schedule_free_sgd(0.1), optax.contrib.schedule_free_sgd(0.1), "keeps a copy of the parameters"),
         (optax.lookahead(optax.sgd(0.1), 5, 0.5), optax.sgd(0.1), "same kind, got different ones"),
-        # The same state, of numbers that mean another thing.
-        (optax.rmsprop(0.1, momentum=0.9), optax.rmsprop(0.001, momentum=0.9), "must remember the same of a gradient"),
-        (
-            optax.chain(optax.sgd(0.1), optax.ema(0.9)),
-            optax.chain(optax.sgd(0.01), optax.ema(0.9)),
-            "remember the same",
-        ),
-        (optax.adam(0.1), optax.adamax(0.1), "remember the same"),
+        (optax.contrib.schedule_free_sgd(0.1), optax.contrib.schedule_free_sgd(0.1), "keeps a copy of the parameters"),
+        # States of one structure, in which numbers have another meaning.
+        (optax.yogi(0.1), optax.adam(0.1), r"must remember the same of a gradient, got .* in \[0\].mu\['b'\]"),
+        (optax.rmsprop(0.1, momentum=0.9), optax.rmsprop(0.001, momentum=0.9), "remember the same of a gradient"),
+        (optax.adam(0.1), optax.adamax(0.1), "remember the same of a gradient"),
         (optax.inject_hyperparams(optax.adam)(0.1, b1=0.5), optax.inject_hyperparams(optax.adam)(0.1), "remember the"),
     ],
 )
 def test_memory_that_means_another_thing_is_refused(private, revisit, message):
     with pytest.raises(ValueError, match=message):
-        phases(private, revisit).init(jax.random.key(0), PUBLIC, PRIVATE)
+        phases(private, revisit).check(PUBLIC, PRIVATE)
 
 
 def test_an_optimizer_with_parameters_of_its_own_type_is_refused():
@@ -148,26 +144,22 @@ def test_an_optimizer_with_parameters_of_its_own_type_is_refused():
 
 
 @pytest.mark.parametrize("key", [7, jax.random.key(7), jax.random.key(7, impl="rbg")])
-def test_noise_is_every_clients_own(key):
-    """Two clients with equal start and data: the noise moves them apart, whichever phase draws it."""
+def test_every_client_has_its_own_noise(key):
+    """Noise moves clients with equal parameters and data apart, in every phase."""
     optimizer = optax.chain(optax.add_noise(1.0, 0.0, key=key), optax.sgd(0.1))
     federation = phases(optimizer, optimizer)
     private = {"linear": jax.tree.map(lambda leaf: jnp.stack([leaf[0]] * 3), PRIVATE["linear"])}
-    start = federation.new_states(jax.random.key(0), PUBLIC.inputs[:1])
-    same = jax.tree.map(lambda leaf: jnp.stack([leaf[0]] * 3), start["linear"].params)
+    start = federation.new_states(jax.random.key(0), PUBLIC.inputs[:1])["linear"]
+    same = jax.tree.map(lambda leaf: jnp.stack([leaf[0]] * 3), start.params)
 
-    def fresh():
-        return {"linear": jax.tree.map(jnp.copy, start["linear"]._replace(params=same))}
+    def moved(phase, *data):
+        states = {"linear": jax.tree.map(jnp.copy, start._replace(params=same))}
+        return getattr(federation, phase)(states, *data, jax.random.key(1))[0]["linear"]
 
-    trained = {
-        "pretrain": federation.pretrain(fresh(), PUBLIC, jax.random.key(1))[0],
-        "train_private": federation.train_private(fresh(), private, jax.random.key(1))[0],
-        "round": federation.round(fresh(), PUBLIC, private, jax.random.key(1))[0],
-    }
-    for phase, states in trained.items():
-        for leaf in jax.tree.leaves(states["linear"].params):
-            assert (leaf[0] != leaf[1]).any(), phase
-            assert (leaf[1] != leaf[2]).any(), phase
+    for state in (moved("pretrain", PUBLIC), moved("train_private", private), moved("round", PUBLIC, private)):
+        for leaf in jax.tree.leaves(state.params):
+            assert (leaf[0] != leaf[1]).any()
+            assert (leaf[1] != leaf[2]).any()
 
 
 def test_keys_of_another_kind_are_refused_by_a_population():
@@ -178,22 +170,18 @@ def test_keys_of_another_kind_are_refused_by_a_population():
         fmd.simulation.init_population(phases(noisy, noisy), jax.random.key(0), PUBLIC, PRIVATE, cohort_size=2)
 
 
-def test_noise_hangs_on_the_client_id_and_not_on_mesh_group_or_cohort():
-    optimizer = optax.chain(optax.add_noise(1.0, 0.0, key=7), optax.sgd(0.1))
-    key, groups = jax.random.key(0), toys.groups()
-    private, training = toys.private(groups), fmd.TrainingConfig(batch_size=64, optimizer=optimizer)
-    settings = {f"{name}_training": training for name in ("public", "private", "pooled", "digest", "revisit")}
-    federation = fmd.fedmd(groups, subset_size=12, **settings)
-    on_mesh = fmd.fedmd(groups, subset_size=12, **settings, mesh=fmd.client_mesh(4))
-    results = []
-    for each in (federation, on_mesh):
-        states, _ = each.transfer_learn(each.init(key, PUBLIC, private), PUBLIC, private, key)
-        results.append(jax.device_get(fmd.gather_clients(states)))
-    population = fmd.simulation.init_population(federation, key, PUBLIC, private, cohort_size=2)
+def test_noise_depends_on_the_client_id_and_not_on_mesh_or_cohort():
+    optimizer, key = optax.chain(optax.add_noise(1.0, 0.0, key=7), optax.sgd(0.1)), jax.random.key(0)
+    federation, on_mesh = phases(optimizer, optimizer), phases(optimizer, optimizer, mesh=fmd.client_mesh(4))
+    expected, sharded = (
+        jax.device_get(dict(each.transfer_learn(each.init(key, PUBLIC, PRIVATE), PUBLIC, PRIVATE, key)[0]))
+        for each in (federation, on_mesh)
+    )
+    population = fmd.simulation.init_population(federation, key, PUBLIC, PRIVATE, cohort_size=2)
     population, _ = fmd.simulation.transfer_learn_population(federation, population, PUBLIC, key, cohort_size=2)
-    for other in (results[1], population.states):
-        chex.assert_trees_all_close(dict(other), results[0], rtol=1e-5, atol=1e-6)
-    keys = results[0]["linear"].revisit_opt_state[0].rng_key
+    for other in (sharded, population.states):
+        chex.assert_trees_all_close(dict(other), expected, rtol=1e-5, atol=1e-6)
+    keys = expected["linear"].revisit_opt_state[0].rng_key
     assert (keys[0] != keys[1]).any()
 
 
@@ -213,10 +201,7 @@ def test_optimizers_are_given_the_loss(optimizer):
     start = fmd.init_client(architecture, key, inputs, digest=training, revisit=training)
     found, _ = fmd.revisit(architecture, start, fmd.PrivateDataset(inputs, labels, 10), key, training=training)
 
-    def loss(params):
-        logits = inputs @ params["w"] + params["b"][None]
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
+    loss = batch_loss(inputs, labels)
     params, state = start.params, optimizer.init(start.params)
     for _ in range(3):
         value, grad = jax.value_and_grad(loss)(params)

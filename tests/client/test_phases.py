@@ -7,8 +7,7 @@ import numpy as np
 import optax
 import pytest
 import toys
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 import fedmd_jax as fmd
 from fedmd_jax.client.training import draw_batches
@@ -33,10 +32,10 @@ def padded(private, num_rows, junk):
 
 
 @given(
-    num_rows=st.integers(1, 40),
+    num_rows=st.sampled_from([1, 12, 17]),  # few shapes, since each is compiled
     missing=st.integers(0, 12),
-    batch_size=st.integers(1, 50),
-    num_epochs=st.integers(1, 3),
+    batch_size=st.sampled_from([1, 4, 50]),
+    num_epochs=st.sampled_from([1, 3]),
     shuffle=st.booleans(),
     seed=st.integers(0, 2**32 - 1),
 )
@@ -59,10 +58,9 @@ def test_epochs_are_different_permutations(key):
     assert len({tuple(epoch) for epoch in np.asarray(indices).reshape(3, 40).tolist()}) == 3
 
 
-@given(num_examples=st.integers(1, 9), num_rows=st.integers(9, 13))
-@settings(max_examples=6, deadline=None)
+@pytest.mark.parametrize(("num_examples", "num_rows"), [(1, 9), (4, 13), (9, 10)])
 def test_padding_changes_nothing_neither_loss_nor_statistics_nor_optimizer(num_examples, num_rows):
-    """A client among longer ones ends where it would alone: batches of padding alone do not even add momentum."""
+    """A client among longer ones ends as it would alone: batches of padding alone do not even add momentum."""
     architecture, key = toys.normed(), jax.random.key(1)
     training = toys.sgd(4, 2, shuffle=False)
     alone = dataset(3, num_examples)
@@ -84,7 +82,7 @@ def test_a_client_without_examples_does_not_change(key):
     assert info.loss.tolist() == [0.0, 0.0]
 
 
-def test_digest_and_revisit_have_a_memory_each(key):
+def test_digest_and_revisit_have_separate_memories(key):
     architecture = toys.linear()
     start = client(architecture, key)
     public = toys.public(9)
@@ -129,20 +127,7 @@ def test_training_noise_comes_from_the_key_and_scoring_has_none(key):
     assert (one != other).any()
 
 
-def test_transfer_learning_is_public_then_private_and_forgets_the_public_optimizer(key):
-    architecture, public, private = toys.linear(), toys.public(), dataset(3, 6)
-    start = client(architecture, key)
-    state, info = fmd.transfer_learn(
-        architecture, start, public, private, key, public_training=TRAINING, private_training=TRAINING
-    )
-    key_public, key_private = jax.random.split(key)
-    half, public_info = fmd.pretrain(architecture, start, public, key_public, training=TRAINING)
-    chex.assert_trees_all_equal(half.revisit_opt_state, start.revisit_opt_state)
-    whole, private_info = fmd.revisit(architecture, half, private, key_private, training=TRAINING)
-    chex.assert_trees_all_equal((state, info), (whole, fmd.TransferInfo(public_info, private_info)))
-
-
-def test_numpy_arrays_will_do(key):
+def test_numpy_arrays_are_accepted(key):
     architecture = toys.linear()
     state = client(architecture, key)
     inputs, labels = toys.examples(3, 6)
@@ -154,62 +139,40 @@ def test_numpy_arrays_will_do(key):
 
 
 def test_without_public_labels_there_is_no_transfer_learning(key):
+    start, unlabelled = client(toys.linear(), key), toys.public()._replace(labels=None)
     with pytest.raises(ValueError, match="needs the labels of the public dataset"):
-        fmd.pretrain(
-            toys.linear(), client(toys.linear(), key), toys.public()._replace(labels=None), key, training=TRAINING
-        )
-
-
-def test_a_whole_digest_is_differentiable(key):
-    """By the consensus, say, as learned consensus weights need it."""
-    architecture, public = toys.linear(), toys.public(9)
-    start = client(architecture, key)
-
-    def after(consensus):
-        training = toys.sgd(4, 1, shuffle=False)
-        state, _ = fmd.digest(architecture, start, public.inputs, consensus, key, training=training, distance=fmd.kl)
-        return jnp.sum(state.params["w"] ** 2)
-
-    consensus = fmd.score(architecture, start, public.inputs) + 1.0 * jnp.arange(toys.NUM_CLASSES)[None]
-    gradient = jax.grad(after)(consensus)
-    assert jnp.isfinite(gradient).all()
-    direction = jnp.sign(gradient)
-    step = 1e-2
-    numeric = (after(consensus + step * direction) - after(consensus - step * direction)) / (2 * step)
-    np.testing.assert_allclose(numeric, jnp.sum(gradient * direction), rtol=5e-2)
+        fmd.pretrain(toys.linear(), start, unlabelled, key, training=TRAINING)
 
 
 @pytest.mark.parametrize("setting", [{"num_epochs": 0}, {"batch_size": 0}, {"batch_size": -3}, {"batch_size": 2.5}])
-def test_a_training_that_cannot_run_is_refused(setting):
+def test_invalid_settings_are_refused(setting):
     with pytest.raises(ValueError, match=r"must be an integer of at least 1, got"):
         fmd.TrainingConfig(**setting)
 
 
-@pytest.mark.parametrize("batch_size", [3, toys.NUM_CLASSES, 7])
+def absolute(logits, targets):
+    return jnp.abs(logits - targets)
+
+
 @pytest.mark.parametrize(
-    ("name", "distance", "shape"),
+    ("distance", "shape"),
     [
-        ("mean of all", lambda logits, targets: jnp.mean(jnp.abs(logits - targets)), r"\(\)"),
-        ("per class", optax.squared_error, rf"\(\d+, {toys.NUM_CLASSES}\)"),
-        (
-            "wrong axis",
-            lambda logits, targets: jnp.mean(jnp.abs(logits - targets), axis=0),
-            rf"\({toys.NUM_CLASSES},\)",
-        ),
-        (
-            "kept axis",
-            lambda logits, targets: jnp.mean(jnp.abs(logits - targets), axis=1, keepdims=True),
-            r"\(\d+, 1\)",
-        ),
-        ("two", lambda logits, targets: (fmd.mae(logits, targets),) * 2, "None"),
+        (lambda *pair: jnp.mean(absolute(*pair)), r"\(\)"),
+        (absolute, rf"\(\d+, {toys.NUM_CLASSES}\)"),
+        (lambda *pair: jnp.mean(absolute(*pair), axis=0), rf"\({toys.NUM_CLASSES},\)"),
+        (lambda *pair: jnp.mean(absolute(*pair), axis=1, keepdims=True), r"\(\d+, 1\)"),
+        (lambda *pair: (fmd.mae(*pair),) * 2, "None"),
     ],
+    ids=["mean of all", "per class", "wrong axis", "kept axis", "two"],
 )
-def test_a_distance_of_another_shape_than_one_number_per_example_is_refused(name, distance, shape, batch_size):
-    """Also where a batch has as many rows as there are classes."""
+def test_a_distance_of_another_shape_than_one_number_per_example_is_refused(distance, shape):
+    """Also if a batch has as many rows as there are classes."""
     architecture, inputs, key = toys.linear(), toys.public(10).inputs, jax.random.key(0)
     start, consensus = client(architecture, key), jnp.ones((10, toys.NUM_CLASSES))
-    with pytest.raises(ValueError, match=rf"must give one number per example, shape \[B\], got {shape} for logits"):
-        fmd.digest(architecture, start, inputs, consensus, key, training=toys.sgd(batch_size, 1), distance=distance)
+    for batch_size in (3, toys.NUM_CLASSES, 7):
+        how = {"training": toys.sgd(batch_size, 1), "distance": distance}
+        with pytest.raises(ValueError, match=rf"must give one number per example, shape \[B\], got {shape} for logits"):
+            fmd.digest(architecture, start, inputs, consensus, key, **how)
 
 
 def test_a_distance_of_the_callers_own_is_averaged_over_real_rows(key):
@@ -223,16 +186,15 @@ def test_a_distance_of_the_callers_own_is_averaged_over_real_rows(key):
     np.testing.assert_allclose(info.loss[0], ((logits - 1) ** 2).sum(-1).mean(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("count", [int, np.int32, jnp.int32])
-def test_any_integer_may_count_the_examples_of_padded_rows(key, count):
+def test_any_integer_may_count_the_examples_of_padded_rows(key):
     """Batches of padding alone do not move the client, whatever the count is: with Adam, which moves by its memory."""
     architecture, training = toys.linear(), fmd.TrainingConfig(num_epochs=2, batch_size=8)
     start, alone = client(architecture, key, training), dataset(3, 13)
-    expected, expected_info = fmd.revisit(architecture, start, alone, key, training=training)
-    private = padded(alone, 40, 1.0)._replace(num_examples=count(13))
-    actual, info = fmd.revisit(architecture, start, private, key, training=training)
-    chex.assert_trees_all_close(actual, expected, rtol=1e-5, atol=1e-6)
-    chex.assert_trees_all_close(info, expected_info, rtol=1e-5)
+    expected = fmd.revisit(architecture, start, alone, key, training=training)
+    for count in (int, np.int32, jnp.int32):
+        private = padded(alone, 40, 1.0)._replace(num_examples=count(13))
+        actual = fmd.revisit(architecture, start, private, key, training=training)
+        chex.assert_trees_all_close(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 import gzip
 
 import pytest
+from PIL import Image
 
 
 @pytest.fixture(autouse=True)
@@ -23,5 +24,16 @@ def write_idx():
         path.parent.mkdir(parents=True, exist_ok=True)
         content = header + array.astype("u1").tobytes()
         path.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
+
+    return write
+
+
+@pytest.fixture
+def write_image():
+    """Writes an array [H, W] or [H, W, 3] as an image file."""
+
+    def write(path, array):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(path)
 
     return write

@@ -35,7 +35,7 @@ def arrays():
 
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch, tmp_path):
-    """The default folder is one that nobody has."""
+    """The default folder does not exist."""
     for variable in ("FEDMD_JAX_DATA", "TFDS_DATA_DIR"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -44,19 +44,19 @@ def no_settings(monkeypatch, tmp_path):
 # Names and folders.
 
 
-@pytest.mark.parametrize("name", ["", "/mnist", "../mnist", "mnist/../..", "a/b/c", "mnist/", "mn ist", "mnist\n", "."])
-def test_what_is_no_name_is_refused(name, tmp_path, arrays):
+@pytest.mark.parametrize("name", ["", "/mnist", "../mnist", "mnist/../..", "a/b/c", "mnist/", "mn ist", "mnist\n"])
+def test_an_invalid_name_is_refused(name, tmp_path, arrays):
     message = complaint(name, "train", data_dir=tmp_path)
-    assert message == f"a data set is named like 'mnist' or 'emnist/letters', got {name!r}"
+    expected = "a data set is named like 'mnist' or 'emnist/letters', or is a folder of images by class"
+    assert message == f"{expected}, got {name!r}"
     with pytest.raises(DataError, match="a data set is named like"):
         save_images(tmp_path, name, "train", *arrays)
 
 
 @pytest.mark.parametrize("split", ["", "train[:10%]", "../train", "train+test"])
-def test_what_is_no_split_is_refused(split, tmp_path):
-    message = complaint("mnist", split, data_dir=tmp_path)
-    assert message.startswith("a split is a plain name such as 'train' or 'test'")
-    assert message.endswith(f"got {split!r}")
+def test_an_invalid_split_is_refused(split, tmp_path):
+    expected = f"a split is a plain name such as 'train' or 'test' (slice the arrays yourself), got {split!r}"
+    assert complaint("mnist", split, data_dir=tmp_path) == expected
 
 
 def test_embedded_names_and_splits_are_known(tmp_path, arrays):
@@ -84,19 +84,19 @@ def test_the_folder_is_the_argument_or_fedmd_jax_data_or_the_one_of_tfds(tmp_pat
     assert load_images("x", "train").labels[0] == 1
 
 
-def test_what_is_not_there_is_said_with_places_and_remedies(tmp_path, monkeypatch):
+def test_a_missing_data_set_is_reported_with_places_and_remedies(tmp_path, monkeypatch):
     monkeypatch.setenv("FEDMD_JAX_DATA", str(tmp_path))
     assert complaint("emnist/letters", "train") == (
         f"no data set 'emnist/letters' with split 'train' in {tmp_path} (from FEDMD_JAX_DATA): wanted "
         "emnist/letters/train.npz, emnist_letters/train.npz, "
-        "emnist_letters/emnist-letters-train-images-idx3-ubyte.gz or a TFDS folder emnist/letters/VERSION; "
+        "emnist_letters/emnist-letters-train-images-idx3-ubyte.gz, images emnist/letters/train/CLASS/*.png or a TFDS "
+        "folder emnist/letters/VERSION; "
         "set FEDMD_JAX_DATA or data_dir to a folder that has one of them, write one with fedmd_jax.data.save_images, "
         "or prepare one with fedmd-jax data prepare (fedmd-jax data list names what it knows)"
     )
     message = complaint("mnist", "validation", data_dir=tmp_path / "none")
-    assert (
-        f"in {tmp_path / 'none'} (from data_dir; there is no such folder): wanted mnist/validation.npz or " in message
-    )
+    expected = "(from data_dir; there is no such folder): wanted mnist/validation.npz, images "
+    assert f"in {tmp_path / 'none'} {expected}" in message
     assert "idx" not in message
 
 
@@ -109,6 +109,8 @@ def test_saved_images_come_back(name, dtype, tmp_path, arrays):
     images, labels = arrays
     path = save_images(tmp_path, name, "dev", images, labels.astype(dtype))
     assert path == tmp_path / name / "dev.npz"
+    (tmp_path / "plain").touch()
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode  # other users may read it
     loaded = load_images(name, "dev", data_dir=str(tmp_path))
     np.testing.assert_array_equal(loaded.images, images)
     np.testing.assert_array_equal(loaded.labels, labels)
@@ -145,12 +147,6 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, arrays, monkeypatch):
     assert os.listdir(path.parent) == ["train.npz"]
 
 
-def test_others_may_read_what_is_written(tmp_path, arrays):
-    path = save_images(tmp_path, "dots", "train", *arrays)
-    (tmp_path / "plain").touch()
-    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
-
-
 def test_columns_come_back_row_for_row(tmp_path, arrays):
     writers = np.array([f"f{i % 3}" for i in range(NUM_ROWS)])
     save_images(tmp_path, "dots", "train", *arrays, writer=writers, coarse=np.arange(NUM_ROWS))
@@ -160,7 +156,7 @@ def test_columns_come_back_row_for_row(tmp_path, arrays):
 
 
 @pytest.mark.parametrize("column", [np.zeros(NUM_ROWS), np.zeros(NUM_ROWS - 1, int), np.zeros((NUM_ROWS, 1), int)])
-def test_what_is_no_column_is_neither_written_nor_read(column, tmp_path, arrays):
+def test_an_invalid_column_is_neither_written_nor_read(column, tmp_path, arrays):
     reason = f"column 'writer' must be integers or strings [12], got {column.dtype} {list(column.shape)}"
     with pytest.raises(DataError) as caught:
         save_images(tmp_path, "dots", "train", *arrays, writer=column)
@@ -172,14 +168,13 @@ def test_what_is_no_column_is_neither_written_nor_read(column, tmp_path, arrays)
     assert str(caught.value) == f"{path}: {reason}"
 
 
-def test_a_column_that_is_not_there_is_said(tmp_path, arrays, write_idx):
+def test_a_missing_column_is_reported(tmp_path, arrays, write_idx):
     path = save_images(tmp_path, "dots", "train", *arrays)
     idx = tmp_path / "mnist" / "train-images-idx3-ubyte.gz"
     write_idx(idx, arrays[0][..., 0])
     for name, expected in (
-        ("dots", f"{path}: wanted an npz archive of labels and writer, found ['images', 'labels']"),
-        ("mnist", f"{idx} has images only, wanted the column 'writer'"),
-        ("embedded/digits", "embedded/digits has images and labels only, wanted the column 'writer'"),
+        ("dots", f"{path}: wanted an npz archive of labels, writer, found ['images', 'labels']"),
+        ("mnist", f"{idx} has images and labels only, wanted the column 'writer'"),
     ):
         with pytest.raises(DataError) as caught:
             load_column(name, "train", "writer", data_dir=tmp_path)
@@ -206,7 +201,7 @@ BAD_ARRAYS = [
 
 
 @pytest.mark.parametrize(("change", "reason"), BAD_ARRAYS)
-def test_arrays_that_are_no_labelled_images_are_neither_read_nor_written(change, reason, tmp_path):
+def test_invalid_arrays_are_neither_read_nor_written(change, reason, tmp_path):
     arrays = {"images": np.zeros((2, 3, 3, 1), np.uint8), "labels": np.zeros(2, np.int32)} | change
     with pytest.raises(DataError) as caught:
         save_images(tmp_path, "dots", "train", **arrays)
@@ -247,11 +242,11 @@ def test_a_damaged_npz_is_named(kind, tmp_path, arrays):
 def test_an_npz_of_something_else_is_refused(tmp_path, arrays):
     path = save_images(tmp_path, "dots", "train", *arrays)
     np.savez(path, images=arrays[0], y=arrays[1])
-    expected = f"{path}: wanted an npz archive of images and labels, found ['images', 'y']"
+    expected = f"{path}: wanted an npz archive of images, labels, found ['images', 'y']"
     assert complaint("dots", "train", data_dir=tmp_path) == expected
     with path.open("wb") as file:
         np.save(file, arrays[0])
-    expected = f"{path}: wanted an npz archive of images and labels, found []"
+    expected = f"{path}: wanted an npz archive of images, labels, found []"
     assert complaint("dots", "train", data_dir=tmp_path) == expected
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("images.txt", "no array")
@@ -412,24 +407,40 @@ def test_the_newest_finished_version_is_read(tfds_folder, mnist_3, tmp_path):
     assert str(mnist_3.parent / "10.0.0") in complaint("mnist", "train", data_dir=tmp_path)
 
 
-def test_a_prepared_data_set_has_its_own_splits(mnist_3, tmp_path):
-    expected = f"{mnist_3}: has the splits ['test', 'train'], got 'validation'"
-    assert complaint("mnist", "validation", data_dir=tmp_path) == expected
+@pytest.mark.parametrize(
+    ("file", "old", "new", "split", "message"),
+    [
+        ("features.json", "", "", "validation", "has the splits ['test', 'train'], got 'validation'"),
+        (
+            "features.json",
+            '"label"',
+            '"answer"',
+            "train",
+            "wanted the features image, label, found ['answer', 'image']",
+        ),
+        (
+            "dataset_info.json",
+            '"array_record"',
+            '"tfrecord"',
+            "train",
+            "wanted a data set prepared with file_format='array_record', which can be read without tensorflow, "
+            "got 'tfrecord'; prepare it again in another data_dir",
+        ),
+    ],
+)
+def test_a_prepared_data_set_of_another_form_is_refused(file, old, new, split, message, mnist_3, tmp_path):
+    (mnist_3 / file).write_text((mnist_3 / file).read_text().replace(old, new))
+    assert complaint("mnist", split, data_dir=tmp_path) == f"{mnist_3}: {message}"
 
 
-def test_a_prepared_data_set_without_labels_is_refused(mnist_3, tmp_path):
-    features = mnist_3 / "features.json"
-    features.write_text(features.read_text().replace('"label"', '"answer"'))
-    expected = f"{mnist_3}: wanted the features image and label, found ['answer', 'image']"
-    assert complaint("mnist", "train", data_dir=tmp_path) == expected
-
-
-def test_a_prepared_data_set_in_another_file_format_is_refused(mnist_3, tmp_path):
-    info = mnist_3 / "dataset_info.json"
-    info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
-    assert complaint("mnist", "train", data_dir=tmp_path) == (
-        f"{mnist_3}: wanted a data set prepared with file_format='array_record', which can be read without tensorflow, "
-        "got 'tfrecord'; prepare it again in another data_dir"
+def test_no_module_is_imported_because_a_file_names_it(mnist_3, tmp_path):
+    (tmp_path / "trap.py").write_text("raise SystemExit('the trap was imported')")
+    content = (mnist_3 / "features.json").read_text()
+    name = "tensorflow_datasets.core.features.image_feature.Image"
+    assert name in content
+    (mnist_3 / "features.json").write_text(content.replace(name, "trap.Image"))
+    assert "features.json names the class 'trap.Image', wanted TensorFlow Datasets' own" in complaint(
+        "mnist", "train", data_dir=tmp_path
     )
 
 

@@ -16,14 +16,13 @@ import matplotlib.figure
 from experiments.counting import counting
 
 from fedmd_jax import cli
-from fedmd_jax.experiments import run_directory as files
-from fedmd_jax.experiments import train
+from fedmd_jax.experiments import run_directory as files, train
 from fedmd_jax.experiments.setup import prepare
 
 IMPORTED = matplotlib  # what every run needs, here once
 NUM_KILLS = int(os.environ.get("NUM_KILLS", "20"))
 OPTIONS = shlex.split(
-    "--networks mlp --data.num-public 100 --data.num-test 30 --subset-size 20 --num-rounds 1000 "
+    "--networks mlp --data.num-public 100 --data.num-test 30 --subset-size 20 --num-rounds 400 "
     "--public-training.num-epochs 1 --private-training.num-epochs 1 --pooled-training.num-epochs 1"
 )
 
@@ -69,7 +68,7 @@ def main(folder):
     ends, stages = [], []
     for number in range(NUM_KILLS):
         argv = ["--resume", path] if path.exists() else ["--out", path, *OPTIONS]
-        ends.append(kill(start(*argv), path, number, rng.uniform(0, 0.1)))
+        ends.append(kill(start(*argv), path, number, rng.uniform(0, 0.03)))
         stages.append(str(progress(path)))
     print(f"{stages=}\n{ends=}")
     assert sorted(ends) == [-signal.SIGKILL] * (NUM_KILLS - 1) + [128 + signal.SIGTERM]

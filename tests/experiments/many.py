@@ -20,12 +20,12 @@ from fedmd_jax import cli
 from fedmd_jax.experiments import run_directory as files
 
 SECONDS = 300  # after which a process is taken for stuck
-NUM_ROUNDS = 8
+NUM_ROUNDS = 6
 # A group that fills the devices, with padding, and one that does not.
 OPTIONS = shlex.split(
     "--networks mlp:n1=4 mlp:n1=4 mlp:n1=3 mlp:n1=4 mlp:n1=4 mlp:n1=4 --data.num-public 100 "
     f"--data.num-test 30 --subset-size 20 --public-training.num-epochs 1 --private-training.num-epochs 1 "
-    f"--pooled-training.num-epochs 1 --revisit.num-epochs 1 --num-rounds {NUM_ROUNDS}"
+    f"--no-pooled --revisit.num-epochs 1 --num-rounds {NUM_ROUNDS}"
 )
 
 
@@ -41,12 +41,13 @@ def start(folder, name, num_devices, *argv):
     sys.exit(cli.main())
 
 
-def start_two(folder, *argv):
-    """Two processes with two devices each."""
+def start_two(folder, *argv, seeds=(0, 0)):
+    """Two processes with two devices each; `seeds` are of a new run."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     by_hand = f"--coordinator 127.0.0.1:{port} --num-processes 2 --process-id".split()
-    return [start(folder, f"process{i}", 2, *argv, *by_hand, i) for i in range(2)]
+    seeds = [[] if "--resume" in argv else ["--seed", seed] for seed in seeds]
+    return [start(folder, f"process{i}", 2, *argv, *by_hand, i, *seeds[i]) for i in range(2)]
 
 
 def kill(pids, which, path, lines, number=signal.SIGKILL):
@@ -71,27 +72,18 @@ def main(folder):
     told["one"] = end_of(start(folder, "one", 4, "--out", folder / "one", "--devices", "all", *OPTIONS))
     told["two"] = list(map(end_of, start_two(folder, "--out", folder / "two", *OPTIONS)))
     for name, which, lines, number in (
-        ("killed 1", 1, 12, signal.SIGKILL),
-        ("killed 0", 0, 24, signal.SIGKILL),
-        ("terminated 1", 1, 30, signal.SIGTERM),
+        ("killed 1", 1, 6, signal.SIGKILL),
+        ("killed 0", 0, 12, signal.SIGKILL),
+        ("terminated 1", 1, 24, signal.SIGTERM),
     ):
         argv = ["--resume", here] if here.exists() else ["--out", here, *OPTIONS]
         ends, seconds = kill(start_two(folder, *argv), which, here, lines, number)
         told[name] = {"ends": ends, "seconds": seconds, "said": [said(folder, i) for i in range(2)]}
         told[name]["lines"] = (here / files.METRICS).read_bytes().count(b"\n")
     told["resumed"] = list(map(end_of, start_two(folder, "--resume", here)))
-    told["differ"] = list(map(end_of, start_differing(folder)))
+    told["differ"] = list(map(end_of, start_two(folder, "--out", folder / "differ", *OPTIONS, seeds=(0, 1))))
     told["differ said"] = [said(folder, i) for i in range(2)]
     (folder / "told.json").write_text(json.dumps(told))
-
-
-def start_differing(folder):
-    """Two processes of which one has another seed."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    by_hand = f"--coordinator 127.0.0.1:{port} --num-processes 2 --process-id".split()
-    argv = ["--out", folder / "differ", *OPTIONS, "--seed"]
-    return [start(folder, f"process{i}", 2, *argv, i, *by_hand, i) for i in range(2)]
 
 
 if __name__ == "__main__":

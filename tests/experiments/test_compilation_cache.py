@@ -1,6 +1,10 @@
+import types
+
 import jax
+import jax.numpy as jnp
 import pytest
 
+from fedmd_jax.experiments.compile import Programs
 from fedmd_jax.experiments.setup import cache_compiled_programs
 
 
@@ -29,16 +33,14 @@ def test_programs_are_kept_in_the_users_own_folder(tmp_path):
     assert jax.config.jax_persistent_cache_min_compile_time_secs == 0
 
 
-def test_the_users_choice_stands(tmp_path):
-    jax.config.update("jax_compilation_cache_dir", "elsewhere")
+@pytest.mark.parametrize(
+    ("setting", "value", "folder"),
+    [("jax_compilation_cache_dir", "elsewhere", "elsewhere"), ("jax_enable_compilation_cache", False, None)],
+)
+def test_the_users_choice_stands(setting, value, folder):
+    jax.config.update(setting, value)
     cache_compiled_programs()
-    assert jax.config.jax_compilation_cache_dir == "elsewhere"
-
-
-def test_none_is_a_choice():
-    jax.config.update("jax_enable_compilation_cache", False)
-    cache_compiled_programs()
-    assert jax.config.jax_compilation_cache_dir is None
+    assert jax.config.jax_compilation_cache_dir == folder
 
 
 def test_a_folder_that_cannot_be_made_is_no_reason_to_stop(tmp_path, monkeypatch):
@@ -46,3 +48,12 @@ def test_a_folder_that_cannot_be_made_is_no_reason_to_stop(tmp_path, monkeypatch
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     cache_compiled_programs()
     assert jax.config.jax_compilation_cache_dir is None
+
+
+def test_programs_are_not_compiled_without_jit():
+    """As with JAX_DISABLE_JIT=1."""
+    programs = Programs()
+    programs.restart(types.SimpleNamespace(programs={"evaluate": lambda x: x + 1}))  # has no `lower`
+    with jax.disable_jit():
+        programs.begin("evaluate", jnp.ones(2))
+        assert programs("evaluate", jnp.ones(2)).tolist() == [2, 2]

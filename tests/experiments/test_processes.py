@@ -71,6 +71,7 @@ def test_a_process_that_is_killed_ends_the_other_which_says_how_to_resume(folder
     assert killed["ends"][survivor] not in (0, 130, 143)
     assert killed["seconds"] < 60
     assert f"to resume: fedmd-jax run --resume {folder / 'run'} --coordinator " in killed["said"][survivor]
+    assert f" --num-processes 2 --process-id {survivor}\n" in killed["said"][survivor]
     assert killed["lines"] < 6 * (many.NUM_ROUNDS + 1)
 
 

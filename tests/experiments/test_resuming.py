@@ -17,9 +17,9 @@ from experiments.playing import Disturbed, Killed, playing, prepared
 from orbax.checkpoint import v1 as ocp
 
 from fedmd_jax.cli import main
-from fedmd_jax.experiments import run_directory as files
-from fedmd_jax.experiments import train
+from fedmd_jax.experiments import run_directory as files, train
 from fedmd_jax.experiments.checkpoint import difference
+from fedmd_jax.simulation import metrics
 
 TINY = shlex.split(
     "--networks mlp mlp mlp:n1=2 --data.num-public 200 --data.num-test 60 --subset-size 50 "
@@ -60,7 +60,6 @@ def summary_of(path):
 
 def check_same_run(path, whole):
     assert (path / files.METRICS).read_bytes() == (whole / files.METRICS).read_bytes()
-    assert (path / files.PLOT).read_bytes() == (whole / files.PLOT).read_bytes()
     assert summary_of(path) == summary_of(whole)
     assert {file.name for file in path.iterdir()} == {file.name for file in whole.iterdir()}
 
@@ -117,7 +116,7 @@ def test_other_phases_and_intervals(play, tmp_path, options, stage):
 
 
 def test_failures_in_transfer_learning_are_in_round_0_after_it_was_resumed(play, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "reverted_clients", lambda *_: {2, 1})
+    monkeypatch.setattr(metrics, "reverted_clients", lambda *_: {2, 1})
     for path, disturbed in ((tmp_path / "whole", None), (tmp_path / "run", STAGES[3])):
         play("--out", path, *TINY, stage=disturbed, kind=Killed)
     assert play("--resume", tmp_path / "run")[0] == 0
@@ -248,7 +247,7 @@ REFUSED = {
     "a missing file": (lambda path, _: largest(path / "checkpoints" / "rounds" / "3").unlink(),
         "the checkpoint .*rounds/3 is damaged.*; remove it to .*"),
     "lines that are gone": (lambda path, _: (path / files.METRICS).write_text("{}\n"),
-        "cannot resume .*run: metrics.jsonl has 3 bytes, wanted at least [0-9]+"),
+        "cannot read .*metrics.jsonl: .*it has 3 bytes, wanted at least [0-9]+.*"),
     "lines that are damaged": (lambda path, _: (path / files.METRICS).write_text("x" * 99999),
         "cannot read .*metrics.jsonl: .*"),
     "no metrics": (lambda path, _: (path / files.METRICS).unlink(),
@@ -262,7 +261,7 @@ REFUSED = {
         "cannot read the settings of .*: num_rounds must be an integer of at least 0, got -1"),
     "a damaged config": (lambda path, _: (path / files.CONFIG).write_text("{"), "cannot read .*config.json: .*"),
     "no config": (lambda path, _: (path / files.CONFIG).unlink(), "no run to resume: .*run has no config.json"),
-    "no directory": (lambda path, _: shutil.rmtree(path), "no run to resume: .*run is not a directory"),
+    "no directory": (lambda path, _: shutil.rmtree(path), "no run to resume: .*run has no config.json"),
 }  # fmt: skip
 
 
@@ -318,18 +317,10 @@ def test_fifty_flipped_bits_are_refused_or_harmless(play, whole, interrupted, tm
     assert codes.count(2) >= 10, codes
 
 
-@pytest.mark.parametrize(
-    ("argv", "message"),
-    [
-        ("--resume a --num-rounds 3", "run --resume takes all settings from the directory, got .*"),
-        ("letters-iid --resume a", "run --resume takes all settings from the directory, got .*"),
-        ("--resume /nowhere", "no run to resume: /nowhere is not a directory"),
-    ],
-)
-def test_options_of_resume(argv, message, capsys):
+@pytest.mark.parametrize("argv", ["--resume a --num-rounds 3", "letters-iid --resume a"])
+def test_options_beside_resume_are_refused(argv, capsys):
     assert main(["run", *argv.split()]) == 2
-    line = complaint(capsys)
-    assert re.fullmatch(message, line), line
+    assert complaint(capsys).startswith("run --resume takes all settings from the directory, got ")
 
 
 def test_two_processes_do_not_write_one_directory(play, interrupted, capsys):

@@ -2,8 +2,8 @@ import dataclasses
 import errno
 import json
 import math
-import os
 import resource
+import shutil
 
 import pytest
 from experiments import runs
@@ -75,26 +75,22 @@ def test_a_file_is_replaced(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("function", ["fsync", "replace"])
-def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch, function):
+@pytest.mark.parametrize(
+    ("function", "error", "raised"),
+    [
+        ("os.fsync", OSError(errno.ENOSPC, "No space left on device"), files.WriteError),
+        ("pathlib.Path.replace", OSError(errno.ENOSPC, "No space left on device"), files.WriteError),
+        ("os.fsync", KeyboardInterrupt(), KeyboardInterrupt),
+    ],
+)
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch, function, error, raised):
+    def fail(*_, **__):
+        raise error
+
     path = tmp_path / "file"
     files.replace_file(path, b"old")
-    monkeypatch.setattr(*{"fsync": (os, "fsync"), "replace": ("pathlib.Path.replace",)}[function], fail)
-    with pytest.raises(files.WriteError, match=r"cannot write .*file: No space left on device"):
-        files.replace_file(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "file"
-    files.replace_file(path, b"old")
-
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "fsync", interrupt)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(function, fail)
+    with pytest.raises(raised):
         files.replace_file(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
@@ -165,20 +161,15 @@ def damaged(name, change):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda path: (path / files.SUMMARY).unlink(), "the run in .*run is unfinished: it has no summary.json"),
-        (
-            lambda path: [file.unlink() for file in path.iterdir()],
-            "the run in .*run is not one of fedmd-jax: it has no summary.json",
-        ),
+        (lambda path: (path / files.SUMMARY).unlink(), "no run to report on: .* is unfinished, it has no summary.json"),
+        (lambda path: shutil.rmtree(path), "no run to report on: .* is not there, it has no summary.json"),
         (lambda path: (path / files.METRICS).unlink(), "cannot read .*metrics.jsonl: No such file or directory"),
-        (damaged(files.SUMMARY, "{"), "cannot read .*summary.json: Expecting property name .*"),
-        (damaged(files.SUMMARY, '{"a": NaN}'), "cannot read .*summary.json: NaN is not a number of JSON"),
-        (damaged(files.SUMMARY, "[]"), "cannot read .*summary.json: wanted JSON objects, got something else"),
-        (damaged(files.SUMMARY, "{}"), "cannot read .*run, a file in it may be damaged .*num_rounds_done.*"),
+        (damaged(files.SUMMARY, "{"), "cannot read .*summary.json: .*"),
+        (damaged(files.SUMMARY, "[]"), "cannot read .*summary.json: .* wanted a JSON object, got list.*"),
+        (damaged(files.SUMMARY, "{}"), "cannot read .*summary.json: it may be damaged .*"),
         (damaged(files.METRICS, '{"event": "round"'), "cannot read .*metrics.jsonl: .*"),
-        (damaged(files.METRICS, "1\n"), "cannot read .*metrics.jsonl: wanted JSON objects, got something else"),
-        (damaged(files.METRICS, '{"event": "round"}\n'), "cannot read .*run, a file in it may be damaged .*'round'.*"),
-        (damaged(files.METRICS, ""), "cannot read .*run, .* no round 0 of client 0 in metrics.jsonl.*"),
+        (damaged(files.METRICS, "1\n"), "cannot read .*metrics.jsonl: it may be damaged .*"),
+        (damaged(files.METRICS, ""), "cannot read .*run: metrics.jsonl has no round 0 of all clients"),
         (lambda path: (path / files.METRICS).write_bytes(b"\xff\xfe"), "cannot read .*metrics.jsonl: .*"),
     ],
 )
@@ -190,18 +181,11 @@ def test_a_damaged_run(tmp_path, damage, message):
         files.read_run(path)
 
 
-def test_no_run(tmp_path):
-    (tmp_path / "file").touch()
-    for name in ("nothing", "file"):
-        with pytest.raises(files.RunDirectoryError, match=f"no run to report on: .*{name} is not a directory"):
-            files.read_run(tmp_path / name)
-
-
 def test_a_report_of_damaged_results_is_one_line(tmp_path, capsys):
     runs.write(tmp_path / "run", runs.experiment())
     damaged(files.SUMMARY, lambda summary: {**summary, "mean": {"transfer_accuracy": "good"}})(tmp_path / "run")
     assert main(["report", str(tmp_path / "run")]) == 2
-    assert capsys.readouterr().err.startswith(f"fedmd-jax: error: cannot read {tmp_path / 'run'}, a file in it may be")
+    assert capsys.readouterr().err.startswith(f"fedmd-jax: error: cannot read {tmp_path / 'run'}: it may be damaged")
 
 
 def test_before_the_first_result_there_is_the_config_and_no_metrics(tmp_path):
@@ -223,7 +207,7 @@ def test_before_the_first_result_there_is_the_config_and_no_metrics(tmp_path):
 @pytest.mark.parametrize("loss", [math.nan, math.inf, None])
 def test_a_loss_that_is_not_finite_is_null(loss):
     metrics = runs.round_metrics(runs.experiment(), 1, digest_loss=loss)
-    assert [record["digest_loss"] for record in files.round_records(metrics, {})] == [None] * 3
+    assert [record["digest_loss"] for record in files.round_records(metrics)] == [None] * 3
 
 
 def test_the_summary(tmp_path):
@@ -246,6 +230,7 @@ def test_the_summary(tmp_path):
         "final_accuracy": pytest.approx(0.12),
         "local_accuracy": pytest.approx(0.05),
         "pooled_accuracy": pytest.approx(0.9),
+        "ensemble_accuracy": None,
         "gain_points": pytest.approx(1.0),
         "gain_over_local_points": pytest.approx(7.0),
         "gap_to_pooled_points": pytest.approx(78.0),

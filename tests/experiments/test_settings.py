@@ -4,8 +4,7 @@ import json
 
 import jax.numpy as jnp
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from fedmd_jax.experiments import EXPERIMENTS, smoke
 from fedmd_jax.experiments.networks import architecture_from_name
@@ -14,70 +13,44 @@ from fedmd_jax.experiments.settings import Data, Experiment, StoppablePhase, set
 NETWORKS = ("mlp:n1=8", "mlp:n1=6")
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"num_epochs": 0}, "num_epochs must be an integer of at least 1, got 0"),
-        ({"num_epochs": 1.5}, "num_epochs must be an integer of at least 1, got 1.5"),
-        ({"batch_size": -1}, "batch_size must be an integer of at least 1, got -1"),
-        ({"learning_rate": 0.0}, "learning_rate must be positive and finite, got 0.0"),
-        ({"learning_rate": float("inf")}, "learning_rate must be positive and finite, got inf"),
-        ({"patience": -1}, "patience must be an integer of at least 0, got -1"),
-        ({"min_delta": -1.0}, "min_delta must be at least 0 and finite, got -1.0"),
-        ({"learning_rate": "fast"}, "learning_rate must be positive and finite, got 'fast'"),
-    ],
-)
-def test_a_phase_out_of_range(settings, message):
+PHASE = {"num_epochs": 1, "batch_size": 1}
+OUT_OF_RANGE = [
+    (StoppablePhase, {**PHASE, "num_epochs": 0}, "num_epochs must be an integer of at least 1, got 0"),
+    (StoppablePhase, {**PHASE, "num_epochs": 1.5}, "num_epochs must be an integer of at least 1, got 1.5"),
+    (StoppablePhase, {**PHASE, "learning_rate": 0.0}, "learning_rate must be positive and finite, got 0.0"),
+    (StoppablePhase, {**PHASE, "learning_rate": "fast"}, "learning_rate must be positive and finite, got 'fast'"),
+    (StoppablePhase, {**PHASE, "patience": -1}, "patience must be an integer of at least 0, got -1"),
+    (StoppablePhase, {**PHASE, "min_delta": -1.0}, "min_delta must be finite and not negative, got -1.0"),
+    (Data, {"num_public": 0}, "num_public must be an integer of at least 1, got 0"),
+    (Data, {"validation_share": 1.0}, "validation_share must be between 0 and 1, got 1.0"),
+    (Data, {"private_classes": ()}, r"private_classes must be at least one class and no class twice, got \(\)"),
+    (Data, {"private_classes": (1, 1)}, r"private_classes must be .* no class twice, got \(1, 1\)"),
+    (Data, {"private_classes": (-1,)}, "private_classes must be an integer of at least 0, got -1"),
+    (Data, {"split": "writers", "evaluate_on": "validation"}, "evaluate_on must be test with writers, .*"),
+    (Experiment, {"networks": ()}, "networks must be a list of names, one per client, got 'none'"),
+    (Experiment, {"networks": "mlp"}, "networks must be a list of names, one per client, got 'mlp'"),
+    (Experiment, {"num_rounds": "x"}, "num_rounds must be an integer of at least 0, got 'x'"),
+    (Experiment, {"subset_size": 5001}, "subset_size must be at most the public dataset, .* 5000 .*, got 5001"),
+    (Experiment, {"availability": (0.5, 1.5)}, "availability must be between 0 and 1, got 1.5"),
+    (Experiment, {"completion": (float("nan"),)}, "completion must be between 0 and 1, got nan"),
+    (Experiment, {"completion": (1.0,) * 3}, "completion must be 1 or 2 numbers for 2 clients, got 3"),
+    (Experiment, {"score_clip": 0.0}, "score_clip must be positive and finite, got 0.0"),
+    (Experiment, {"devices": "many"}, "devices must be an integer of at least 1, got 'many'"),
+    (Experiment, {"clients_per_chunk": 0}, "clients_per_chunk must be an integer of at least 1, got 0"),
+    (Experiment, {"seed": 2**32}, r"seed must be below 2\*\*32, got 4294967296"),
+    (Experiment, {"weights": (1.0,)}, "weights must be 2 numbers for 2 clients, got 1"),
+    (Experiment, {"weights": (1.0, -1.0)}, "weights must be finite and not negative, got -1.0"),
+    (Experiment, {"temperature": 0.0, "distance": "kl"}, "temperature must be positive and finite, got 0.0"),
+    (Experiment, {"temperature": 2.0}, "temperature is of distance kl, but distance is mae, got 2.0"),
+    (Experiment, {"head_penalty": float("inf")}, "head_penalty must be finite and not negative, got inf"),
+]
+
+
+@pytest.mark.parametrize(("kind", "settings", "message"), OUT_OF_RANGE)
+def test_settings_out_of_range(kind, settings, message):
+    networks = {"networks": NETWORKS} if kind is Experiment else {}
     with pytest.raises(ValueError, match=f"^{message}$"):
-        StoppablePhase(**{"num_epochs": 1, "batch_size": 1, **settings})
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"num_public": 0}, "num_public must be an integer of at least 1, got 0"),
-        ({"examples_per_class": 0}, "examples_per_class must be an integer of at least 1, got 0"),
-        ({"validation_share": 1.0}, "validation_share must be between 0 and 1, got 1.0"),
-        ({"num_test": 0}, "num_test must be an integer of at least 1, got 0"),
-        ({"private_classes": ()}, "private_classes must be at least one class and no class twice, got none"),
-        ({"private_classes": (1, 1)}, "private_classes must be at least one class and no class twice, got 1, 1"),
-        ({"private_classes": (-1,)}, "private_classes must be integers from 0, got -1"),
-    ],
-)
-def test_data_out_of_range(settings, message):
-    with pytest.raises(ValueError, match=f"^{message}$"):
-        Data(**settings)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"networks": ()}, "networks must be a list of names, one per client, got 'none'"),
-        ({"networks": "mlp"}, "networks must be a list of names, one per client, got 'mlp'"),
-        ({"num_rounds": -1}, "num_rounds must be an integer of at least 0, got -1"),
-        ({"num_rounds": "x"}, "num_rounds must be an integer of at least 0, got 'x'"),
-        ({"subset_size": 0}, "subset_size must be an integer of at least 1, got 0"),
-        ({"subset_size": 5001}, "subset_size must be at most the public dataset, num_public = 5000 .*, got 5001"),
-        ({"availability": (0.5, 1.5)}, "availability must be at least 0 and at most 1, got 0.5, 1.5"),
-        ({"completion": (float("nan"),)}, "completion must be at least 0 and at most 1, got nan"),
-        ({"availability": ()}, "availability must be one number, or one per client, 2, got 0"),
-        ({"completion": (1.0,) * 3}, "completion must be one number, or one per client, 2, got 3"),
-        ({"score_clip": 0.0}, "score_clip must be positive and finite, got 0.0"),
-        ({"devices": 0}, "devices must be an integer of at least 1, got 0"),
-        ({"devices": "many"}, "devices must be an integer of at least 1, got 'many'"),
-        ({"clients_per_chunk": 0}, "clients_per_chunk must be an integer of at least 1, got 0"),
-        ({"seed": 2**32}, r"seed must be below 2\*\*32, got 4294967296"),
-        ({"weights": (1.0,)}, "weights must be one per client, 2, or None, got 1"),
-        ({"weights": (1.0, -1.0)}, "weights must be at least 0 and finite, got 1.0, -1.0"),
-        ({"weights": (1.0, float("nan"))}, "weights must be at least 0 and finite, got 1.0, nan"),
-        ({"temperature": 0.0, "distance": "kl"}, "temperature must be positive and finite, got 0.0"),
-        ({"temperature": 2.0}, "temperature is of distance kl, but distance is mae, got 2.0"),
-        ({"head_penalty": float("inf")}, "head_penalty must be at least 0 and finite, got inf"),
-    ],
-)
-def test_an_experiment_out_of_range(settings, message):
-    with pytest.raises(ValueError, match=f"^{message}$"):
-        Experiment(**{"networks": NETWORKS, **settings})
+        kind(**{**networks, **settings})
 
 
 def test_the_distance_of_an_experiment():

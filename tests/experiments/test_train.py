@@ -85,8 +85,10 @@ def test_a_mesh_is_of_several_devices(monkeypatch):
 def test_seeds_at_once(experiment, monkeypatch):
     assert choose_seeds_at_once(experiment, 5) == 1
     assert choose_seeds_at_once(dataclasses.replace(experiment, vmap_seeds=4), 3) == 3
+    many = dataclasses.replace(experiment, vmap_seeds=2, devices=2)
+    assert choose_seeds_at_once(many, 1) == 1
     with pytest.raises(ValueError, match="vmap_seeds must be 1 on several devices, got 2 on 2 devices"):
-        choose_seeds_at_once(dataclasses.replace(experiment, vmap_seeds=2, devices=2), 3)
+        choose_seeds_at_once(many, 3)
     monkeypatch.setattr("jax.default_backend", lambda: "gpu")
     one = dataclasses.replace(experiment, devices=1)
     assert [choose_seeds_at_once(one, num_seeds) for num_seeds in (1, 5, 20)] == [1, 5, 8]
@@ -100,7 +102,8 @@ def test_stacking_pads_with_zeros():
 
 def test_seeds_trained_at_once_differ_by_rounding_at_most(options, tmp_path):
     """Early stopping, absent clients, and one seed more than are trained at once."""
-    options += shlex.split("--public-training.patience 1 --availability 0.7 --no-pooled --num-seeds 3")
+    options += shlex.split("--public-training.patience 1 --availability 0.7 --no-pooled --num-seeds 3 --num-rounds 1")
+    options += ["--networks", "mlp:n1=3", "mlp:n1=3"]
     for name, more in (("one", []), ("two", ["--vmap-seeds", "2"])):
         assert main(["run", "--out", str(tmp_path / name), *options, *more]) == 0
     for seed in range(3):
@@ -140,7 +143,6 @@ def test_on_many_devices_a_run_is_the_same_with_clients_from_the_cache(options, 
     second, again, _ = run(tmp_path / "second", options)
     assert first == second
     assert (config["pretrained_from"], len(again["pretrained_from"])) == ({}, 2)
-    assert config["clients_at_once"] == {"mlp:n1=3": 1, "mlp": 1}
 
 
 def test_pretrained_clients_are_shared_group_by_group(options, tmp_path, capsys):
@@ -158,29 +160,26 @@ def test_pretrained_clients_are_shared_group_by_group(options, tmp_path, capsys)
     assert not (tmp_path / "second" / files.CHECKPOINTS / "pretrained").exists()
 
 
+OTHER = StoppablePhase(num_epochs=2, batch_size=16)
+SAME = {"mlp", "mlp:n1=3"}
+
+
 @pytest.mark.parametrize(
-    "change",
+    ("change", "same"),
     [
-        {"seed": 1},
-        {"networks": ("mlp:n1=3", "mlp", "mlp:n1=4")},
-        {"width": 2.0},
-        {"head_penalty": 0.0},
-        {"public_training": StoppablePhase(num_epochs=2, batch_size=16)},
-        {"public_training": StoppablePhase(num_epochs=1, batch_size=16, patience=1)},
-        {"clients_per_chunk": 1},
-        {"devices": 2},
+        ({"seed": 1}, set()),
+        ({"networks": ("mlp:n1=3", "mlp", "mlp:n1=4")}, {"mlp"}),  # a group is not changed by the others
+        ({"width": 2.0}, set()),
+        ({"head_penalty": 0.0}, set()),
+        ({"public_training": OTHER}, set()),
+        ({"public_training": dataclasses.replace(OTHER, patience=1)}, set()),
+        ({"clients_per_chunk": 1}, set()),
+        ({"devices": 2}, set()),
+        ({"distance": "kl", "num_rounds": 7, "private_training": OTHER}, SAME),
     ],
-    ids=lambda change: next(iter(change)),
 )
-def test_what_decides_the_clients_decides_their_place(experiment, change, tmp_path):
+def test_what_decides_the_pretrained_clients_decides_their_place(experiment, change, same, tmp_path):
     before, after = (
         prepare([each]).pretrained_cache(tmp_path) for each in (experiment, dataclasses.replace(experiment, **change))
     )
-    same = {name for name in ("mlp", "mlp:n1=3") if before.path(name) == after.path(name)}
-    assert same == ({"mlp"} if "networks" in change else set())  # a group is not changed by the others
-
-
-def test_other_phases_do_not_decide_the_pretrained_clients(experiment, tmp_path):
-    other = dataclasses.replace(experiment, distance="kl", num_rounds=7, private_training=experiment.pooled_training)
-    before, after = (prepare([each]).pretrained_cache(tmp_path) for each in (experiment, other))
-    assert all(before.path(name) == after.path(name) for name in ("mlp", "mlp:n1=3"))
+    assert {name for name in SAME if before.path(name) == after.path(name)} == same

@@ -3,25 +3,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from jax.custom_batching import custom_vmap
 
 import fedmd_jax as fmd
 from fedmd_jax.mapping.chunking import all_reduce, check_chunks, choose_chunk, chunk_of, chunk_rows
-
-
-def test_mapping_is_one_by_one_and_so_is_sharding():
-    def one(own, shared, more):
-        return {"sum": own @ shared + more, "twice": 2 * own}
-
-    own, shared, more = jnp.arange(12.0).reshape(4, 3), jnp.array([1.0, -1.0, 2.0]), jnp.arange(4.0)
-    expected = [one(own[k], shared, more[k]) for k in range(4)]
-    expected = jax.tree.map(lambda *leaves: jnp.stack(leaves), *expected)
-    for mesh in (None, fmd.client_mesh(2), fmd.client_mesh(4)):
-        chex.assert_trees_all_close(
-            jax.jit(fmd.mapping.map_clients(one, (0, None, 0), mesh))(own, shared, more), expected
-        )
 
 
 def one_client(own, shared, more):
@@ -31,20 +17,24 @@ def one_client(own, shared, more):
 OWN, SHARED, MORE = jnp.arange(24.0).reshape(8, 3) - 7.0, jnp.array([1.0, -1.0, 2.0]), jnp.arange(8.0)
 
 
-@pytest.mark.parametrize("clients_per_chunk", [1, 2, 3, 5, 8, 100])
-@pytest.mark.parametrize("num_devices", [None, 4])
-def test_chunks_change_nothing(clients_per_chunk, num_devices):
-    mesh = None if num_devices is None else fmd.client_mesh(num_devices)
-    chunked = fmd.mapping.map_clients(one_client, (0, None, 0), mesh, clients_per_chunk=clients_per_chunk)
-    expected = fmd.mapping.map_clients(one_client, (0, None, 0))(OWN, SHARED, MORE)
-    chex.assert_trees_all_close(jax.jit(chunked)(OWN, SHARED, MORE), expected)
+@pytest.fixture
+def mesh(request):
+    return None if request.param is None else fmd.client_mesh(request.param)
+
+
+@pytest.mark.parametrize("clients_per_chunk", [None, 1, 2, 3, 5, 8, 100])
+@pytest.mark.parametrize("mesh", [None, 2, 4], indirect=True)
+def test_mapping_is_one_by_one_in_chunks_of_any_size_on_any_mesh(clients_per_chunk, mesh):
+    mapped = fmd.mapping.map_clients(one_client, (0, None, 0), mesh, clients_per_chunk=clients_per_chunk)
+    alone = [one_client(own, SHARED, more) for own, more in zip(OWN, MORE, strict=True)]
+    expected = jax.tree.map(lambda *leaves: jnp.stack(leaves), *alone)
+    chex.assert_trees_all_close(jax.jit(mapped)(OWN, SHARED, MORE), expected)
 
 
 @pytest.mark.parametrize("clients_per_chunk", [None, 1, 3, 8])
-@pytest.mark.parametrize("num_devices", [None, 2])
-def test_a_weighted_sum_is_that_of_a_loop(clients_per_chunk, num_devices):
-    """Also where the last chunk is not full, and where a result without weight or with one is not finite."""
-    mesh = None if num_devices is None else fmd.client_mesh(num_devices)
+@pytest.mark.parametrize("mesh", [None, 2], indirect=True)
+def test_a_weighted_sum_is_that_of_a_loop(clients_per_chunk, mesh):
+    """Also if the last chunk is not full, and if a result without weight or with one is not finite."""
     sum_results = fmd.mapping.weighted_sum_clients(one_client, (0, None, 0), mesh, clients_per_chunk=clients_per_chunk)
     weights = jnp.array([0.5, 1.0, 2.0, 0.0, 3.0, 0.25, 1.0, 4.0])
     heard = weights.at[6].set(0.0)
@@ -52,7 +42,7 @@ def test_a_weighted_sum_is_that_of_a_loop(clients_per_chunk, num_devices):
     expected = jax.tree.map(lambda *leaves: sum(w * leaf for w, leaf in zip(heard, leaves, strict=True)), *results)
     own, more = OWN.at[3, 0].set(jnp.nan), MORE.at[6].set(jnp.inf)  # of the latter only one of two results is infinite
     sums = jax.jit(sum_results)(weights, own, SHARED, more)
-    assert sums.total["twice"].shape == (num_devices or 1, 3)
+    assert sums.total["twice"].shape == (mesh.size if mesh else 1, 3)
     add = jax.jit(all_reduce, static_argnums=1)
     chex.assert_trees_all_close(add(sums.total, mesh), expected, rtol=1e-6)
     np.testing.assert_allclose(add(sums.weight, mesh), heard.sum())
@@ -90,9 +80,8 @@ def test_every_client_is_in_one_chunk_and_no_chunk_is_larger_than_asked_for(num_
 
 
 @pytest.mark.parametrize("clients_per_chunk", [None, 2])
-@pytest.mark.parametrize("num_devices", [None, 2])
-def test_weights_of_others_than_the_clients_are_refused(clients_per_chunk, num_devices):
-    mesh = None if num_devices is None else fmd.client_mesh(num_devices)
+@pytest.mark.parametrize("mesh", [None, 2], indirect=True)
+def test_weights_of_others_than_the_clients_are_refused(clients_per_chunk, mesh):
     sum_results = fmd.mapping.weighted_sum_clients(one_client, (0, None, 0), mesh, clients_per_chunk=clients_per_chunk)
     with pytest.raises(ValueError, match=r"one weight per client is needed, of shape \(8,\), got \(9,\)"):
         sum_results(jnp.ones(9), OWN, SHARED, MORE)

@@ -4,8 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 import fedmd_jax as fmd
 

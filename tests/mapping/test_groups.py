@@ -2,8 +2,7 @@ import jax
 import numpy as np
 import pytest
 import toys
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 import fedmd_jax as fmd
 

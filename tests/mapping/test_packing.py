@@ -2,8 +2,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from fedmd_jax.mapping.packing import buffer_lengths, pack, unpack
 

@@ -9,7 +9,6 @@ from flax import linen as nn
 from jax import lax
 
 from fedmd_jax.models import avg_pool, blocked, choose_form, conv_general_dilated, native, patches, shifted
-from fedmd_jax.models.convolution import explicit_pads, image_columns
 
 AXES = ("NHWC", "HWIO", "NHWC")
 SHAPES = [  # image, kernel, strides, padding
@@ -113,10 +112,3 @@ def test_avg_pool_equals_flax(window, strides, padding):
 
     got, want = jax.jit(lambda x: [(pool(x), *value_and_gradient(pool, x)) for pool in (ours, theirs)])(x)
     chex.assert_trees_all_close(got, want, atol=1e-5)
-
-
-def test_image_columns_times_kernel_is_a_convolution():
-    x, kernel = normal(2, 6, 7, 3), normal(3, 2, 3, 4)
-    got = image_columns(x, (3, 2), (2, 1), explicit_pads(x.shape, (3, 2), (2, 1), "SAME")) @ kernel.reshape(-1, 4)
-    want = lax.conv_general_dilated(x, kernel, (2, 1), "SAME", dimension_numbers=AXES)
-    np.testing.assert_allclose(got, want, atol=1e-4)

@@ -66,19 +66,6 @@ def test_a_sequential_network_without_state_works(key):
     assert model_state == {}
 
 
-def test_batch_norm_of_something_else_than_the_batch_is_refused(key):
-    class Patches(nn.Module):
-        @nn.compact
-        def __call__(self, x, *, train):
-            return nn.BatchNorm(use_running_average=not train)(x.reshape(-1, 1)).reshape(x.shape)
-
-    architecture = architecture_from_linen(Patches())
-    params, model_state = architecture.init(key, jnp.ones((2, 3)))
-    architecture.apply(params, model_state, jnp.ones((2, 3)), train=True)
-    with pytest.raises(ValueError, match=r"BatchNorm_0. gets \(6, 1\) for a batch of 2 rows"):
-        architecture.apply(params, model_state, jnp.ones((2, 3)), train=True, mask=jnp.ones(2, bool))
-
-
 def test_penalty_is_carried():
     assert architecture_from_linen(nn.Dense(1), penalty=lambda params: params * 2).penalty(3) == 6
 

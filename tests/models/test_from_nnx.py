@@ -76,20 +76,6 @@ def test_no_class_is_patched(key):
     assert nnx.BatchNorm.__call__ is before
 
 
-def test_batch_norm_of_something_else_than_the_batch_is_refused(key):
-    class Patches(nnx.Module):
-        def __init__(self, rngs):
-            self.norm = nnx.BatchNorm(1, rngs=rngs)
-
-        def __call__(self, x):
-            return self.norm(x.reshape(-1, 1)).reshape(x.shape)
-
-    architecture = architecture_from_nnx(Patches)
-    params, model_state = architecture.init(key, X)
-    with pytest.raises(ValueError, match=r"batch norm .norm. gets \(6, 1\) for a batch of 3 rows"):
-        architecture.apply(params, model_state, X, train=True, mask=MASK)
-
-
 @MODES
 def test_shared_layers_share_their_parameters(key):
     """In graph mode; flax refuses them in tree mode."""

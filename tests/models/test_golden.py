@@ -19,6 +19,10 @@ ARCHITECTURES = {
     for filters in set(FILTERS.values())
 }
 
+# Before jaxlib 0.10, XLA adds the terms of a fused sum one after the other. With 2,704 values in a channel, the batch
+# variance then has a relative error of 1.1e-5, as in a loop in NumPy; with later versions it has less than 1e-6.
+LOGITS_ATOL = 2e-5 if jax.__version_info__ < (0, 10) else 1e-5
+
 
 def weights(prefix, names):
     """The nested dictionary of `prefix/layer/name` for those names."""
@@ -61,7 +65,7 @@ def test_training_mode_loss_and_gradients(client):
     k, *model = client
     (loss, (logits, error)), gradients = digest_loss_to_ones(*model, GOLDEN["x_public"][:16, ..., None])
     probe = f"client{k}/probe/"
-    np.testing.assert_allclose(logits, GOLDEN[probe + "train_logits"], atol=1e-5)
+    np.testing.assert_allclose(logits, GOLDEN[probe + "train_logits"], atol=LOGITS_ATOL)
     np.testing.assert_allclose(error, GOLDEN[probe + "mae_to_ones"], atol=1e-5)
     np.testing.assert_allclose(loss, GOLDEN[probe + "loss_to_ones"], atol=1e-5)
     expected = weights(probe + "grad/", ("kernel", "bias", "scale"))

@@ -4,8 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 import fedmd_jax as fmd
 
@@ -21,7 +20,7 @@ def groups_of(*sizes):
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=4), st.data())
 @settings(max_examples=30, deadline=None)
-def test_a_cohort_is_shared_out_by_the_sizes_of_the_groups(sizes, data):
+def test_a_cohort_is_divided_by_the_sizes_of_the_groups(sizes, data):
     groups = groups_of(*sizes)
     cohort_size = data.draw(st.integers(len(sizes), sum(sizes)))
     shares = fmd.simulation.cohort_sizes(groups, cohort_size)
@@ -50,7 +49,7 @@ def test_cohorts_have_no_repetition_and_differ_between_rounds(key):
     assert len(seen) == 20
 
 
-def test_the_same_clients_are_drawn_in_whatever_order_they_stand(key):
+def test_the_order_of_a_group_does_not_affect_the_draw(key):
     ids = np.random.default_rng(0).permutation(1000)
     drawn = [
         fmd.simulation.draw_cohort(key, {"a": fmd.ArchitectureGroup(toys.linear(), order.tolist())}, 30).client_ids["a"]
@@ -60,7 +59,7 @@ def test_the_same_clients_are_drawn_in_whatever_order_they_stand(key):
 
 
 def test_all_clients_are_equally_likely(key):
-    """Each of 20 is drawn 100 times of 400, within five standard deviations."""
+    """Each of 20 clients is drawn in 100 of 400 cohorts, within five standard deviations."""
     groups = groups_of(20)
     draws = [fmd.simulation.draw_cohort(jax.random.fold_in(key, i), groups, 5).rows["a"] for i in range(400)]
     counts = np.bincount(np.concatenate(draws), minlength=20)

@@ -16,16 +16,16 @@ def by_client(client_ids, masks):
     return {int(i): bool(m) for name in client_ids for i, m in zip(client_ids[name], masks[name], strict=True)}
 
 
-def test_as_many_are_there_as_should_be_and_only_they_complete(key):
+def test_the_shares_are_those_asked_for_and_only_available_clients_complete(key):
     participation = fmd.simulation.draw_participation(key, MANY, availability=0.7, completion=0.5)
     available, completed = (np.concatenate(list(masks.values())) for masks in participation)
-    deviation = 4 * np.sqrt(0.25 / 4000)  # of a share among 4000, at most
+    deviation = 4 * np.sqrt(0.25 / 4000)  # four standard deviations of a share among 4000, at most
     assert abs(available.mean() - 0.7) < deviation
     assert abs(completed.mean() - 0.35) < deviation
     assert not (completed & ~available).any()
 
 
-def test_neither_grouping_nor_order_nor_company_matters(key):
+def test_grouping_order_and_other_clients_do_not_matter(key):
     other = {"x": jnp.arange(10, 50)[::-1], "y": jnp.array([3990, 2])}
     for ours, theirs in zip(
         fmd.simulation.draw_participation(key, MANY, availability=0.5, completion=0.5),
@@ -65,18 +65,17 @@ def test_a_probability_for_each_client(key):
         ({"availability": {1: 0.5}}, r"availability is needed for every client, missing for \[2\]"),
     ],
 )
-def test_probabilities_that_are_none_are_refused(key, settings, message):
+def test_invalid_probabilities_are_refused(key, settings, message):
     with pytest.raises(ValueError, match=message):
         fmd.simulation.draw_participation(key, {"a": jnp.array([1, 2])}, **settings)
 
 
 def test_participation_of_other_clients_is_refused(key):
     groups = toys.groups()
-    federation, private = toys.federation(groups), toys.private(groups)
-    states = federation.init(key, PUBLIC, private)
     participation = fmd.simulation.draw_participation(key, {"linear": jnp.arange(2), "mlp": jnp.arange(2)})
+    participants = fmd.algorithms.all_clients(groups, participation)
     with pytest.raises(ValueError, match=r"one availability per client is needed.*'linear': \(3,\).*'linear': \(2,\)"):
-        federation.round(states, PUBLIC, private, key, participants=fmd.algorithms.all_clients(groups, participation))
+        toys.federation(groups).round({}, PUBLIC, toys.private(groups), key, participants=participants)
 
 
 def test_a_federation_and_a_population_with_dropouts_and_stragglers(key):

@@ -21,47 +21,49 @@ COHORT = {"normed": 2, "mlp": 2}
 
 
 def start(federation=FEDERATION, private=PRIVATE, *, cohort_size=None, storage="host"):
-    """Everybody's first state; cohorts of two are full in neither group, but for the mlps."""
+    """Initial states. Cohorts of two clients divide the mlps evenly, and the others not."""
     return fmd.simulation.init_population(
         federation, jax.random.key(1), PUBLIC, private, cohort_size=cohort_size or COHORT, storage=storage
     )
 
 
-def run(key, population, *, federation=FEDERATION, cohort_size=None, num_rounds=3, **settings):
-    return fmd.simulation.run_population(
-        federation,
-        population,
-        PUBLIC,
-        key,
-        **{"cohort_size": cohort_size or COHORT, "num_rounds": num_rounds, "test": TEST, **settings},
-    )
+def run(key, population, *, federation=FEDERATION, **settings):
+    settings = {"cohort_size": COHORT, "num_rounds": 3, "test": TEST, **settings}
+    return fmd.simulation.run_population(federation, population, PUBLIC, key, **settings)
+
+
+def transfer_learn(key, population, federation=FEDERATION, cohort_size=None):
+    cohort_size = cohort_size or COHORT
+    return fmd.simulation.transfer_learn_population(federation, population, PUBLIC, key, cohort_size=cohort_size)
 
 
 def by_client(groups, states):
-    return {
-        client_id: jax.tree.map(lambda leaf, k=k: np.array(leaf[k]), states[name])
-        for name, group in groups.items()
-        for k, client_id in enumerate(group.client_ids)
-    }
+    """Copies, since rounds write to the arrays of a population."""
+    return toys.by_client(groups, jax.tree.map(np.array, states))
 
 
 @pytest.mark.parametrize("storage", ["host", "device"])
 def test_cohorts_of_all_clients_equal_the_federation(key, storage):
     """Initialization, transfer learning, evaluation, and the rounds of a cohort of all clients."""
+
+    def same_states(**tolerance):
+        chex.assert_trees_all_close(jax.device_get(population.states), jax.device_get(states), **tolerance)
+
     population = start(storage=storage)
     states = FEDERATION.init(jax.random.key(1), PUBLIC, PRIVATE)
     assert all(isinstance(leaf, np.ndarray if storage == "host" else jax.Array) for leaf in jax.tree.leaves(population))
-    chex.assert_trees_all_close(jax.device_get(population.states), jax.device_get(states), **TOLERANCE)
+    same_states(**TOLERANCE)
 
-    population, _ = fmd.simulation.transfer_learn_population(FEDERATION, population, PUBLIC, key, cohort_size=COHORT)
-    states, _ = FEDERATION.transfer_learn(states, PUBLIC, PRIVATE, key)
-    chex.assert_trees_all_close(jax.device_get(population.states), jax.device_get(states), **TOLERANCE)
+    population, info = transfer_learn(key, population)
+    states, expected_info = FEDERATION.transfer_learn(states, PUBLIC, PRIVATE, key)
+    same_states(**TOLERANCE)
+    chex.assert_trees_all_close(info, jax.device_get(expected_info), rtol=1e-4, atol=1e-5)
     evaluation = fmd.simulation.evaluate_population(FEDERATION, population, TEST, cohort_size=COHORT)
     chex.assert_trees_all_close(evaluation, jax.device_get(FEDERATION.evaluate(states, TEST)), rtol=1e-5)
 
     population, history = run(key, population, cohort_size=9, num_rounds=2)
     states, plain = fmd.run_federation(FEDERATION, states, PUBLIC, PRIVATE, key, num_rounds=2, test=TEST)
-    chex.assert_trees_all_close(jax.device_get(population.states), jax.device_get(states), rtol=1e-4, atol=1e-5)
+    same_states(rtol=1e-4, atol=1e-5)
     for ours, theirs in zip(history, plain[1:], strict=True):
         assert [client[:2] for client in ours.clients] == [client[:2] for client in theirs.clients]
         assert ours.mean_accuracy == pytest.approx(theirs.mean_accuracy, abs=1e-2)
@@ -143,39 +145,30 @@ def test_rounds_go_on_where_they_stopped(key):
     assert first + rest == history
 
 
-def test_one_program_for_all_cohorts_and_a_test_set_of_ones_own(key):
-    traces = []
+def test_one_program_serves_all_cohorts_and_a_test_set_per_client(key):
+    traces, counts = [], []
 
     def apply(*args, **kwargs):
         traces.append(kwargs["train"])
         return toys.linear().apply(*args, **kwargs)
 
     groups = {"only": fmd.ArchitectureGroup(toys.linear()._replace(apply=apply), range(7))}
-    private = toys.private(groups)
-    federation = toys.federation(groups)
-    counts = []
-    run(
-        key,
-        start(federation, private, cohort_size=3),
-        federation=federation,
-        cohort_size=3,
-        test=private,
-        num_rounds=4,
-        callback=lambda *_: counts.append(len(traces)),
-    )
+    private, federation = toys.private(groups), toys.federation(groups)
+    settings = {"cohort_size": 3, "test": private, "num_rounds": 4, "callback": lambda *_: counts.append(len(traces))}
+    run(key, start(federation, private, cohort_size=3), federation=federation, **settings)
+    assert counts[0] > 0
     assert counts == [counts[0]] * 4
 
 
 def test_on_a_mesh(key):
-    """Twelve clients, cohorts of eight on four devices; the last, half full cohort of everybody included."""
+    """Twelve clients in cohorts of eight on four devices, also in the half full last cohort of transfer learning."""
     groups = {"mlp": fmd.ArchitectureGroup(toys.tanh_mlp(), range(12))}
     private = toys.private(groups)
 
     def end(mesh):
         federation = toys.federation(groups, mesh=mesh)
-        population = start(federation, private, cohort_size=8)
-        population, _ = fmd.simulation.transfer_learn_population(federation, population, PUBLIC, key, cohort_size=8)
-        return run(key, population, federation=federation, cohort_size=8, num_rounds=2)[0].states
+        population, info = transfer_learn(key, start(federation, private, cohort_size=8), federation, 8)
+        return run(key, population, federation=federation, cohort_size=8, num_rounds=2)[0].states, info
 
     chex.assert_trees_all_close(end(fmd.client_mesh(4)), end(None), rtol=1e-4, atol=1e-5)
 
@@ -185,6 +178,10 @@ def test_examples_may_stay_on_the_host():
     stacked = fmd.stack_private(GROUPS, data, storage="host")
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(stacked))
     chex.assert_trees_all_equal(stacked, jax.device_get(PRIVATE))
+
+
+def on_mesh(name):
+    return toys.federation({name: GROUPS[name]}, mesh=fmd.client_mesh(4))
 
 
 @pytest.mark.parametrize(
@@ -197,19 +194,14 @@ def test_examples_may_stay_on_the_host():
         (lambda: run(None, None, first_round=0), "first_round must be an integer of at least 1, got 0"),
         (lambda: run(None, None, cohort_size=1), "at least one client of each of the 2 groups"),
         (
-            lambda: start(toys.federation({"mlp": GROUPS["mlp"]}, mesh=fmd.client_mesh(4)), cohort_size=3),
+            lambda: start(on_mesh("mlp"), cohort_size=3),
             "group 'mlp': the clients of a cohort must be a multiple of the 4 devices of the mesh, got 3",
         ),
         (
-            lambda: start(toys.federation({"normed": GROUPS["normed"]}, mesh=fmd.client_mesh(4)), cohort_size=4),
+            lambda: start(on_mesh("normed"), cohort_size=4),
             "group 'normed': the clients of a population must be a multiple of the 4 devices of the mesh, got 5",
         ),
-        (
-            lambda: start(
-                toys.federation({"mlp": GROUPS["mlp"]}, mesh=fmd.client_mesh(4)), cohort_size=4, storage="device"
-            ),
-            "must be the host if there is a mesh",
-        ),
+        (lambda: start(on_mesh("mlp"), cohort_size=4, storage="device"), "must be the host if there is a mesh"),
         (lambda: fmd.fedmd(GROUPS, clients_per_chunk=0), "clients_per_chunk must be an integer of at least 1, got 0"),
         (
             lambda: fmd.fedmd(GROUPS, clients_per_chunk={"x": 1}),
@@ -217,29 +209,20 @@ def test_examples_may_stay_on_the_host():
         ),
     ],
 )
-def test_what_cannot_be_is_refused(call, message):
+def test_invalid_settings_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 
 
 @pytest.mark.parametrize("storage", ["host", "device"])
 def test_a_population_that_was_consumed_is_refused(storage, key):
-    population = fmd.simulation.init_population(FEDERATION, key, PUBLIC, PRIVATE, cohort_size=COHORT, storage=storage)
-    rounds = {"cohort_size": COHORT, "num_rounds": 1, "test": TEST}
-    after, _ = fmd.simulation.run_population(FEDERATION, population, PUBLIC, key, **rounds)
+    population = start(storage=storage)
+    after, _ = run(key, population, num_rounds=1)
     for again in (
-        lambda: fmd.simulation.run_population(FEDERATION, population, PUBLIC, key, **rounds),
-        lambda: fmd.simulation.transfer_learn_population(FEDERATION, population, PUBLIC, key, cohort_size=COHORT),
+        lambda: run(key, population, num_rounds=1),
+        lambda: transfer_learn(key, population),
         lambda: fmd.simulation.evaluate_population(FEDERATION, population, TEST, cohort_size=COHORT),
     ):
-        with pytest.raises(ValueError, match=r"(consumed by|donated to) an earlier call.*: use what it returned"):
+        with pytest.raises(ValueError, match="this population was consumed by an earlier call: use what it returned"):
             again()
     fmd.simulation.evaluate_population(FEDERATION, after, TEST, cohort_size=COHORT)
-
-
-def test_transfer_learning_of_a_population_reports_every_client(key):
-    population = fmd.simulation.init_population(FEDERATION, key, PUBLIC, PRIVATE, cohort_size=COHORT)
-    _, info = fmd.simulation.transfer_learn_population(FEDERATION, population, PUBLIC, key, cohort_size=COHORT)
-    states = FEDERATION.init(key, PUBLIC, PRIVATE)
-    _, expected = FEDERATION.transfer_learn(states, PUBLIC, PRIVATE, key)
-    chex.assert_trees_all_close(info, jax.device_get(expected), rtol=1e-4, atol=1e-5)

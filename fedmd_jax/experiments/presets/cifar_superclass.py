@@ -1,4 +1,4 @@
-"""CIFAR non-iid: CIFAR-10 is public, every client knows one kind of each of six superclasses of CIFAR-100.
+"""CIFAR non-iid: CIFAR-10 is public, every client owns one fine class of each of six superclasses of CIFAR-100.
 
 Command:   fedmd-jax run cifar-superclass[-released] [--width 0.25]
 Data:      fedmd-jax data prepare cifar10; fedmd-jax data prepare cifar100
@@ -8,7 +8,7 @@ Paper:     Li and Wang 2019, section 4 and Table 3: superclasses 0 to 5, 20 imag
 Expected:  at full width .565 pooled and a few points less at the end (Table 4); reproductions ended at .38-.41. What
            was measured here is in benchmarks/README.md.
 
-In the released code two clients with the same kinds may own the same images; here nobody shares.
+In the released code two clients with the same kinds may own the same images; here no image has two owners.
 """
 
 import dataclasses

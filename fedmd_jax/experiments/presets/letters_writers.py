@@ -8,9 +8,9 @@ Paper:     Li and Wang 2019, section 4 and Table 3; networks of the supplement's
 Expected:  at full width .53-.56 after transfer learning, .74-.81 at the end, .83-.90 pooled, on the released code's
            data. What was measured here is in benchmarks/README.md.
 
-The released code has writers of EMNIST with at least 18 images, and tests on the letters of everybody. Writers are not
-in EMNIST's ordinary files; here they are LEAF's, who wrote less: at least 12 images, and the test set are the letters
-of those who are no client. LEAF's letters are cut out and centred as MNIST's digits are.
+The released code has writers of EMNIST with at least 18 images, and tests on the letters of all writers. EMNIST's
+ordinary files do not name writers; here LEAF names them; they have fewer images: at least 12. The test set has
+the letters of the writers that are not clients. LEAF's letters are cut out and centred as MNIST's digits are.
 """
 
 import dataclasses

@@ -1,9 +1,11 @@
-"""A run's numbers for people: the summary and the table, from what the run directory holds."""
+"""Summaries of runs, and their tables for people."""
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from fedmd_jax.client.evaluation import class_accuracy
 from fedmd_jax.experiments.run_directory import Record, origin
 from fedmd_jax.experiments.settings import Experiment
 from fedmd_jax.simulation.communication import CommunicationCost
@@ -11,7 +13,7 @@ from fedmd_jax.simulation.metrics import OK
 
 _LOCAL_FAULT = "local only not finite"  # `local_status` of a round is not ok
 ACCURACIES = ("transfer_accuracy", "final_accuracy", "local_accuracy", "pooled_accuracy")
-# As they are named in tables, and in that order.
+# Columns of tables, in this order.
 TITLES = {
     "transfer_accuracy": "transfer",
     "local_accuracy": "local",
@@ -26,6 +28,7 @@ def summarize(
     metrics: Sequence[Record],
     *,
     pooled: Mapping[int, float | None] | None,
+    ensemble: float | None = None,
     communication: CommunicationCost,
     seconds: Mapping[str, float],
     interrupted: bool,
@@ -38,29 +41,29 @@ def summarize(
       experiment: its settings.
       metrics: records of at least round 0.
       pooled: the upper bound per client id, if it is known.
+      ensemble: accuracy of the ensemble of all clients after the last round, if it is known.
       communication: bytes of the rounds that are done.
       seconds: by phase.
       interrupted: whether the run is not finished.
       continued: where it was resumed with other versions or devices.
     """
-    last = max(record["round"] for record in metrics)
-    first, final = (
-        {record["client_id"]: record for record in metrics if record["round"] == round_} for round_ in (0, last)
-    )
-    faults = find_faults(metrics)
+    records = {(record["round"], record["client_id"]): record for record in metrics}
+    last, faults = max(round_ for round_, _ in records), find_faults(metrics)
     clients = [
         {
             "client_id": client_id,
-            "architecture": record["architecture"],
-            "transfer_accuracy": record["accuracy"],
-            "final_accuracy": final[client_id]["accuracy"],
-            "local_accuracy": final[client_id].get("local_accuracy"),
+            "architecture": records[0, client_id]["architecture"],
+            "transfer_accuracy": records[0, client_id]["accuracy"],
+            "final_accuracy": records[last, client_id]["accuracy"],
+            "local_accuracy": records[last, client_id].get("local_accuracy"),
             "pooled_accuracy": None if pooled is None else pooled[client_id],
             "faults": faults.get(client_id, {}),
         }
-        for client_id, record in sorted(first.items())
+        for round_, client_id in sorted(records)
+        if round_ == 0
     ]
-    mean = {key: _mean(clients, key) for key in ACCURACIES}
+    mean = {key: _mean([client[key] for client in clients]) for key in ACCURACIES}
+    stoppable = ("public_training", "private_training", "pooled_training")
     return {
         "experiment": name,
         "seed": experiment.seed,
@@ -68,13 +71,11 @@ def summarize(
         "num_clients": len(clients),
         "num_rounds": experiment.num_rounds,
         "num_rounds_done": last,
-        "early_stopping": {
-            phase: getattr(experiment, phase).monitored
-            for phase in ("public_training", "private_training", "pooled_training")
-        },
+        "early_stopping": {phase: getattr(experiment, phase).monitored for phase in stoppable},
         "clients": clients,
         "mean": {
             **mean,
+            "ensemble_accuracy": ensemble,
             "gain_points": _points(mean["final_accuracy"], mean["transfer_accuracy"]),
             "gain_over_local_points": _points(mean["final_accuracy"], mean["local_accuracy"]),
             "gap_to_pooled_points": _points(mean["pooled_accuracy"], mean["final_accuracy"]),
@@ -88,7 +89,7 @@ def summarize(
 
 
 def find_faults(metrics: Sequence[Record]) -> dict[int, dict[str, list[int]]]:
-    """What went wrong: client id -> what, such as "digest not finite" or "dropped" -> the rounds.
+    """What went wrong: client id -> fault, such as "digest not finite" or "dropped" -> the rounds.
 
     Args:
       metrics: records of metrics.jsonl.
@@ -98,43 +99,66 @@ def find_faults(metrics: Sequence[Record]) -> dict[int, dict[str, list[int]]]:
     """
     faults: dict[int, dict[str, list[int]]] = {}
     for record in metrics:
-        status = record.get("status") or OK
         local = [] if record.get("local_status", OK) == OK else [_LOCAL_FAULT]
-        for what in [*([] if status == OK else status.split(", ")), *local]:
-            faults.setdefault(record["client_id"], {}).setdefault(what, []).append(record["round"])
+        for fault in [*record["status"].split(", "), *local]:
+            if fault != OK:
+                faults.setdefault(record["client_id"], {}).setdefault(fault, []).append(record["round"])
     return faults
 
 
 def describe(summary: Record) -> str:
-    """The table, what went wrong if anything did, and what the run has cost, as text of several lines."""
-    sent, seconds = summary["communication"], summary["seconds"]
-    up, down, fedavg = (_bytes(sent[f"{kind}_bytes_per_client_round"]) for kind in ("upload", "download", "fedavg"))
-    return (
-        f"{table(summary)}\n{_describe_faults(summary)}\n"
-        f"{describe_evaluation(summary)}{_describe_continued(summary)}"
-        f"sent per client and round: {up} up, {down} down (FedAvg: {fedavg} each way)\n"
-        f"seconds: {', '.join(f'{phase} {value:.0f}' for phase, value in seconds.items())}"
-    )
+    """The table of a run or of several seeds, and remarks on it, as text of several lines."""
+    remarks = _remarks_on_seeds(summary) if "seeds" in summary else _remarks_on_run(summary)
+    if summary["evaluate_on"] != "test":
+        remarks.insert(-2, f"accuracy is on {measured_on(summary)}")
+    return "\n".join([*_table(summary), *remarks])
 
 
-def table(summary: Record) -> str:
-    """Client, architecture, accuracy after transfer learning, local only, FedMD and pooled, and FedMD's two gains."""
-    titles = [*(f"{title:>6}" for title in TITLES.values()), "  gain", "over local"]
-    return "\n".join(client_table(summary, titles, _cells))
+def brief(summary: Record) -> str:
+    """A run or several seeds in one line."""
+    seeds = f"{len(summary['seeds'])} seeds" if "seeds" in summary else f"seed {summary['seed']}"
+    known = {title: summary["mean"][key] for key, title in TITLES.items() if summary["mean"][key] is not None}
+    numbers = ", ".join(f"{title} {format_number(value)}" for title, value in known.items())
+    return f"{seeds}, mean accuracy: {numbers}"
 
 
-def client_table(summary: Record, titles: Sequence[str], cells: Callable[[Record], Sequence[str]]) -> list[str]:
-    """The lines of a table: a header, a row for each client, and the mean of all clients.
+def format_number(value: float | Mapping[str, Any] | None, form: str = ".3f") -> str:
+    """A number, or mean and standard deviation over seeds, or as much of it as there is.
+
+    >>> format_number({"mean": 8.5, "std": 1.2}, "+.1f")
+    '+8.5 ±1.2'
+    """
+    if isinstance(value, Mapping):
+        spread = "" if value["std"] is None else f" ±{format(value['std'], form.removeprefix('+'))}"
+        return format(value["mean"], form) + spread
+    return "-" if value is None else format(value, form)
+
+
+def describe_classes(data: Record, records: Sequence[Record]) -> str:
+    """A table of the accuracy of each client on each class, and of the class that is most often predicted instead.
 
     Args:
-      summary: of one run, or of several seeds.
-      titles: of the columns that follow client and architecture.
-      cells: the cells in these columns for a client of the summary, or for its mean.
+      data: settings of the data of the run.
+      records: of confusion.jsonl.
     """
-    rows = [[str(client["client_id"]), client["architecture"], *cells(client)] for client in summary["clients"]]
-    rows = [["client", "architecture", *titles], *rows, ["mean", "", *cells(summary["mean"])]]
-    *lines, mean = aligned(rows, left=[1])
-    return [*lines, "-" * len(mean), mean]
+    counts = np.array([record["confusion"] for record in records])  # [K, C, C]
+    num_public = counts.shape[-1] - len(data["private_classes"])
+    names = [f"{data['public']} {label}" for label in range(num_public)]
+    names += [f"{data['private']} {label}" for label in data["private_classes"]]
+    accuracies, total = class_accuracy(counts), counts.sum(axis=0)
+    rows = [["class", "examples", *(f"client {record['client_id']}" for record in records), "mean", "mistaken for"]]
+    tested = np.flatnonzero(total.any(axis=1))
+    for label in tested:
+        mistakes = np.where(np.arange(len(names)) == label, 0, total[label])
+        other, share = int(np.argmax(mistakes)), mistakes.max() / total[label].sum()
+        cells = [format_number(float(value)) for value in (*accuracies[:, label], accuracies[:, label].mean())]
+        mistaken = f"{names[other]} ({100 * share:.0f}%)" if share else "-"
+        rows.append([names[label], str(counts[0, label].sum()), *cells, mistaken])
+    untested = [name for label, name in enumerate(names) if label not in tested]
+    header = f"accuracy by class after round {records[0]['round']}, on private {data['evaluate_on']} data"
+    missing = [f"no test example of {', '.join(untested)}"] if untested else []
+    lines = [line.rstrip() for line in aligned(rows, left=[0, len(rows[0]) - 1])]
+    return "\n".join([header, *lines, *missing])
 
 
 def aligned(rows: Sequence[Sequence[str]], left: Container[int]) -> list[str]:
@@ -155,38 +179,68 @@ def aligned(rows: Sequence[Sequence[str]], left: Container[int]) -> list[str]:
 
 
 def measured_on(summary: Record) -> str:
-    """What accuracy is measured on, in words; a summary of an older version may not tell.
+    """What accuracy is measured on, in words.
 
     >>> measured_on({"evaluate_on": "validation"})
     'private validation data'
     """
-    return f"private {summary.get('evaluate_on') or 'test'} data"
+    return f"private {summary['evaluate_on']} data"
 
 
-def describe_evaluation(summary: Record) -> str:
-    """A line where accuracy is not of the test set."""
-    return "" if summary.get("evaluate_on") in (None, "test") else f"accuracy is on {measured_on(summary)}\n"
+def _table(summary: Record) -> list[str]:
+    """A row for each client, their mean and their ensemble: accuracies, and of a single run FedMD's two gains."""
+    several = "seeds" in summary
+
+    def cells(of_client: Record) -> list[str]:
+        numbers = [format_number(of_client.get(key)) for key in TITLES]
+        starts = [] if several else [of_client.get("transfer_accuracy"), of_client.get("local_accuracy")]
+        return numbers + [format_number(_points(of_client["final_accuracy"], start), "+.1f") for start in starts]
+
+    titles = [title.rjust(12 if several else 6) for title in TITLES.values()]
+    header = ["client", "architecture", *titles, *([] if several else ["  gain", "over local"])]
+    rows = [[str(client["client_id"]), client["architecture"], *cells(client)] for client in summary["clients"]]
+    means = [["mean", "", *cells(summary["mean"])]]
+    if (accuracy := summary["mean"].get("ensemble_accuracy")) is not None:
+        means.append(["ensemble", "", *cells({"final_accuracy": accuracy})])
+    lines = aligned([header, *rows, *means], left=[1])
+    return [*lines[: -len(means)], "-" * len(lines[0]), *lines[-len(means) :]]
 
 
-def _describe_continued(summary: Record) -> str:
-    """A line for each time that the run went on elsewhere."""
-    lines = []
-    for place in summary.get("continued", []):
-        after = "before round 0" if place["after_round"] is None else f"after round {place['after_round']}"
-        device, versions = place["device"], place["versions"]
-        where = f"{device['count']} x {device['kind']}, fedmd_jax {versions['fedmd_jax']}, jax {versions['jax']}"
-        lines.append(f"went on {after} on {where}: the same but for rounding\n")
-    return "".join(lines)
-
-
-def _describe_faults(summary: Record) -> str:
-    """A line for each client and each of its faults; empty if there are none."""
-    lines = [
-        f"client {client['client_id']} ({client['architecture']}): {what} in {_rounds(rounds, summary)}\n"
+def _remarks_on_run(summary: Record) -> list[str]:
+    """What went wrong, where the run was continued, and what it has cost."""
+    sent, seconds = summary["communication"], summary["seconds"]
+    up, down, fedavg = (_bytes(sent[f"{kind}_bytes_per_client_round"]) for kind in ("upload", "download", "fedavg"))
+    faults = [
+        f"client {client['client_id']} ({client['architecture']}): {fault} in {_rounds(rounds, summary)}"
         for client in summary["clients"]
-        for what, rounds in (client.get("faults") or {}).items()
+        for fault, rounds in client["faults"].items()
     ]
-    return "".join(["\n", *lines] if lines else [])
+    return [
+        *(["", *faults] if faults else []),
+        "",
+        *map(_describe_continued, summary.get("continued", [])),
+        f"sent per client and round: {up} up, {down} down (FedAvg: {fedavg} each way)",
+        f"seconds: {', '.join(f'{phase} {value:.0f}' for phase, value in seconds.items())}",
+    ]
+
+
+def _remarks_on_seeds(summary: Record) -> list[str]:
+    gains = {"gain_points": "over transfer learning", "gain_over_local_points": "over local only"}
+    known = {key: text for key, text in gains.items() if summary["mean"][key] is not None}
+    gained = [f"{format_number(summary['mean'][key], '+.1f')} points {text}" for key, text in known.items()]
+    seeds = summary["seeds"]
+    return [
+        "",
+        f"FedMD gains {', '.join(gained)}",
+        f"mean and standard deviation over {len(seeds)} seeds: {', '.join(map(str, seeds))}",
+    ]
+
+
+def _describe_continued(place: Record) -> str:
+    after = "before round 0" if place["after_round"] is None else f"after round {place['after_round']}"
+    device, versions = place["device"], place["versions"]
+    where = f"{device['count']} x {device['kind']}, fedmd_jax {versions['fedmd_jax']}, jax {versions['jax']}"
+    return f"continued {after} on {where}: the same but for rounding"
 
 
 def _rounds(rounds: Sequence[int], summary: Record) -> str:
@@ -195,20 +249,11 @@ def _rounds(rounds: Sequence[int], summary: Record) -> str:
     return f"round{'s' if len(rounds) > 1 else ''} {', '.join(map(str, rounds))}"
 
 
-def _cells(accuracies: Record) -> list[str]:
-    # A run of an older version has no local-only baseline.
-    transfer, local, final, pooled = (accuracies.get(key) for key in TITLES)
-    gains = [_points(final, before) for before in (transfer, local)]
-    shown = [(value, ".3f") for value in (transfer, local, final, pooled)] + [(gain, "+.1f") for gain in gains]
-    return ["-" if value is None else format(value, form) for value, form in shown]
-
-
 def _points(after: float | None, before: float | None) -> float | None:
     return None if after is None or before is None else 100 * (after - before)
 
 
-def _mean(clients: Sequence[Record], key: str) -> float | None:
-    values = [client[key] for client in clients]
+def _mean(values: Sequence[float | None]) -> float | None:
     return None if None in values else float(np.mean(values))
 
 

@@ -1,31 +1,37 @@
 """Several seeds of one experiment: a directory of run directories, with means and standard deviations."""
 
 import dataclasses
+import os
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
+from fedmd_jax.checks import one_line
 from fedmd_jax.experiments import run_directory as files
 from fedmd_jax.experiments.results.figures import Run, plot_seeds, write_plot
-from fedmd_jax.experiments.results.report import ACCURACIES, TITLES, client_table, describe_evaluation
+from fedmd_jax.experiments.results.report import ACCURACIES, brief
 from fedmd_jax.experiments.run_directory import Record
 from fedmd_jax.experiments.settings import Experiment
 
 MOST_SEEDS = 10_000
 
 
-def seed_jobs(path: pathlib.Path, experiment: Experiment, num_seeds: int) -> dict[pathlib.Path, Experiment]:
+def seed_jobs(path: pathlib.Path, experiment: Experiment, num_seeds: int | None) -> dict[pathlib.Path, Experiment]:
     """The runs of the experiment's seed and those that follow it, each in the directory of its seed.
+
+    Args:
+      path: the directory of all.
+      experiment: with the first seed.
+      num_seeds: how many there are; None for one run, in `path` itself.
 
     Raises:
       ValueError: a seed beyond the largest, none, or more than `MOST_SEEDS`.
     """
-    if num_seeds < 1:
-        raise ValueError(f"seeds must be an integer of at least 1, got {num_seeds}")
-    if num_seeds > MOST_SEEDS:
-        raise ValueError(f"seeds must be at most {MOST_SEEDS}, got {num_seeds}")
+    if num_seeds is None:
+        return {path: experiment}
+    if not 1 <= num_seeds <= MOST_SEEDS:
+        raise ValueError(f"seeds must be from 1 to {MOST_SEEDS}, got {num_seeds}")
     seeds = range(experiment.seed, experiment.seed + num_seeds)
     return {path / f"seed{seed}": dataclasses.replace(experiment, seed=seed) for seed in seeds}
 
@@ -52,27 +58,43 @@ def write_seeds(path: pathlib.Path, paths: Sequence[pathlib.Path], num_seeds: in
     return summary
 
 
-def read_seeds(path: pathlib.Path) -> tuple[Record, list[Run]] | None:
-    """Summary and runs of a directory of several seeds; None if it is not one.
+def read_results(path: pathlib.Path) -> tuple[Record, list[Run]]:
+    """The summary of a directory of one run or of several seeds, and all its runs.
 
     Raises:
-      RunDirectoryError: it is one, but damaged.
+      RunDirectoryError: it is unfinished or damaged.
     """
-    seeds = files.read_seed_list(path)
-    if seeds is None:
-        return None
-    runs = [files.read_run(path / f"seed{seed}") for seed in seeds]
-    kinds = {
-        (summary["num_rounds_done"], *((client["client_id"], client["architecture"]) for client in summary["clients"]))
-        for summary, _ in runs
-    }
-    if len(kinds) > 1:
-        raise files.RunDirectoryError(f"cannot read {path}: its seeds are of different rounds or clients")
-    return summarize_seeds([summary for summary, _ in runs], len(runs)), runs
+    summary = files.read_summary(path)
+    if "seeds" not in summary:
+        return summary, [files.read_run(path)]
+    with files.reading(path):
+        runs = [files.read_run(path / f"seed{seed}") for seed in summary["seeds"]]
+        return summarize_seeds([each for each, _ in runs], len(runs)), runs
+
+
+def list_runs(path: pathlib.Path) -> list[str]:
+    """Describes the runs directly in a folder, ordered by name.
+
+    Args:
+      path: the folder, such as `runs`.
+
+    Returns:
+      A line for each run, each directory of several seeds, and each that is damaged; none if there is no summary.
+    """
+    lines = []
+    for child in sorted(path.iterdir()) if os.path.isdir(path) else []:
+        if (child / files.SUMMARY).is_file():
+            try:
+                summary, _ = read_results(child)
+                with files.reading(child):
+                    lines.append(f"{child.name}: {summary['experiment']}, {brief(summary)}")
+            except files.RunDirectoryError as error:
+                lines.append(one_line(f"{child.name}: {error}"))
+    return lines
 
 
 def summarize_seeds(summaries: Sequence[Record], num_seeds: int) -> Record:
-    """The content of summary.json, without versions and device: `{mean, std}` wherever a run has a number.
+    """The content of summary.json, without versions and device: `{mean, std}` for each number of a run.
 
     The standard deviation is that of the sample, over seeds; null for one seed. That of `mean` is of the seeds' means
     over clients.
@@ -80,69 +102,38 @@ def summarize_seeds(summaries: Sequence[Record], num_seeds: int) -> Record:
     Args:
       summaries: of at least one run, all with the same clients.
       num_seeds: how many there are to be.
+
+    Raises:
+      ValueError: the runs differ in their clients or rounds.
     """
-    first = summaries[0]
+    first, *_ = summaries
+    names = ("client_id", "architecture")
+    kinds = [(each["num_rounds_done"], [[c[name] for name in names] for c in each["clients"]]) for each in summaries]
+    if kinds != kinds[:1] * len(kinds):
+        raise ValueError("its seeds are of different rounds or clients")
     clients = [
-        {key: client[key] for key in ("client_id", "architecture")}
-        | _spreads([summary["clients"][position] for summary in summaries], ACCURACIES)
-        for position, client in enumerate(first["clients"])
+        {name: of_seeds[0][name] for name in names} | _spreads(of_seeds, ACCURACIES)
+        for of_seeds in zip(*(summary["clients"] for summary in summaries), strict=True)
     ]
     return {
         "experiment": first["experiment"],
         "seeds": [summary["seed"] for summary in summaries],
         "num_seeds": num_seeds,
-        "evaluate_on": first.get("evaluate_on"),
+        "evaluate_on": first["evaluate_on"],
         "num_clients": len(clients),
         "num_rounds": first["num_rounds"],
         "clients": clients,
-        "mean": _spreads([summary["mean"] for summary in summaries], list(first["mean"])),
+        "mean": _spreads([summary["mean"] for summary in summaries], first["mean"]),
         "communication": first["communication"],
         "seconds": {"total": round(sum(summary["seconds"]["total"] for summary in summaries), 3)},
     }
 
 
-def describe_seeds(summary: Record) -> str:
-    """The table, as text of several lines."""
-    titles = [f"{title:>12}" for title in TITLES.values()]
-    table = client_table(summary, titles, lambda spreads: [format_spread(spreads[key]) for key in TITLES])
-    mean, seeds = summary["mean"], summary["seeds"]
-    gains = ("gain_points", "over transfer learning"), ("gain_over_local_points", "over local only")
-    gained = [f"{format_spread(mean[key], '+.1f')} points {what}" for key, what in gains if mean.get(key) is not None]
-    return "\n".join(
-        [
-            *table,
-            "",
-            f"FedMD gains {', '.join(gained)}",
-            f"{describe_evaluation(summary)}mean and standard deviation over {len(seeds)} seeds: "
-            f"{', '.join(map(str, seeds))}",
-        ]
-    )
-
-
-def brief(summary: Record) -> str:
-    """One run in one line."""
-    known = {title: summary["mean"][key] for key, title in TITLES.items()}
-    numbers = ", ".join(f"{title} {value:.3f}" for title, value in known.items() if value is not None)
-    return f"seed {summary['seed']}, mean accuracy: {numbers}"
-
-
-def format_spread(spread: Mapping[str, Any] | None, form: str = ".3f") -> str:
-    """Mean and standard deviation, or as much of it as there is.
-
-    >>> format_spread({"mean": 8.5, "std": 1.2}, "+.1f")
-    '+8.5 ±1.2'
-    """
-    if spread is None:
-        return "-"
-    mean = format(spread["mean"], form)
-    return mean if spread["std"] is None else f"{mean} ±{format(spread['std'], form.removeprefix('+'))}"
-
-
 def _spreads(records: Sequence[Record], keys: Sequence[str]) -> dict[str, dict[str, float | None] | None]:
-    return {key: _spread([record.get(key) for record in records]) for key in keys}
-
-
-def _spread(values: Sequence[float | None]) -> dict[str, float | None] | None:
-    if None in values:
-        return None
-    return {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)) if len(values) > 1 else None}
+    """Mean and standard deviation of each number; None if a record does not have it."""
+    spreads = {}
+    for key in keys:
+        values = [record[key] for record in records]
+        std = float(np.std(values, ddof=1)) if len(values) > 1 and None not in values else None
+        spreads[key] = None if None in values else {"mean": float(np.mean(values)), "std": std}
+    return spreads

@@ -1,22 +1,47 @@
-"""Experiments over a grid of settings: which there are, and the table and the plot of what came out."""
+"""Experiments over a grid of settings: the combinations, and table and plot of their results."""
 
 import csv
 import io
 import itertools
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from fedmd_jax.experiments.errors import UsageError
 from fedmd_jax.experiments.results.figures import new_axes, to_png
-from fedmd_jax.experiments.results.report import TITLES, aligned, measured_on
-from fedmd_jax.experiments.results.seeds import format_spread
+from fedmd_jax.experiments.results.report import TITLES, aligned, format_number, measured_on
 from fedmd_jax.experiments.run_directory import Record
+from fedmd_jax.plot import LABELS
 
 TABLE, PLOT = "sweep.csv", "sweep.png"
 # Numbers of every combination, each as mean and standard deviation over seeds.
 _NUMBERS = (*TITLES, "gain_points", "gain_over_local_points", "gap_to_pooled_points")
+_MARKERS = {
+    "transfer_accuracy": {"marker": "o", "color": "gray"},
+    "local_accuracy": {"marker": "^", "color": "tab:blue"},
+    "final_accuracy": {"marker": "D", "color": "black"},
+    "pooled_accuracy": {"marker": "|", "color": "tab:red", "markersize": 12, "mew": 2.5},
+}
 
 Combination = dict[str, str]  # setting -> value, both as on the command line
+
+
+class Row(NamedTuple):
+    """A combination in the table."""
+
+    settings: Combination
+    directory: str  #: name of its directory
+    summary: Record | None  #: of its seeds, if any of them is done
+    error: str | None  #: what went wrong, if anything
+
+    @property
+    def num_seeds(self) -> int:
+        """Number of seeds that are done."""
+        return len(self.summary["seeds"]) if self.summary else 0
+
+    def number(self, key: str) -> Mapping[str, Any] | None:
+        """Mean and standard deviation over seeds, if they are known."""
+        return self.summary["mean"][key] if self.summary else None
 
 
 def grid(overs: Sequence[str], known: Sequence[str]) -> list[Combination]:
@@ -80,80 +105,51 @@ def directory(number: int, combination: Mapping[str, str]) -> str:
     return f"{number:03d}-" + re.sub(r"[^\w.=-]+", "_", label(combination))[:80]
 
 
-def row(combination: Combination, place: str, summary: Record | None, error: str | None) -> Record:
-    """A combination in the table.
-
-    Args:
-      combination: its settings.
-      place: its directory.
-      summary: of its seeds, if any of them is done.
-      error: what went wrong, if anything.
-    """
-    return {
-        "settings": combination,
-        "num_seeds": len(summary["seeds"]) if summary else 0,
-        **{key: summary["mean"][key] if summary else None for key in _NUMBERS},
-        "measured_on": measured_on(summary) if summary else None,
-        "directory": place,
-        "error": error,
-    }
-
-
-def to_csv(rows: Sequence[Record]) -> bytes:
-    """The table as a file: a column per setting, mean and standard deviation of every number, empty where unknown."""
+def to_csv(rows: Sequence[Row]) -> bytes:
+    """The table as a file: a column per setting, mean and standard deviation of every number, empty if unknown."""
     parts = ("mean", "std")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    names = list(rows[0]["settings"])
-    writer.writerow(
-        [*names, "num_seeds", *(f"{key}_{part}" for key in _NUMBERS for part in parts), "directory", "error"]
-    )
-    for record in rows:
-        numbers = [record[key][part] if record[key] else None for key in _NUMBERS for part in parts]
-        cells = [*record["settings"].values(), record["num_seeds"], *numbers, record["directory"], record["error"]]
-        writer.writerow(["" if cell is None else cell for cell in cells])
+    numbers = [f"{key}_{part}" for key in _NUMBERS for part in parts]
+    writer.writerow([*rows[0].settings, "num_seeds", *numbers, "directory", "error"])
+    for row in rows:
+        spreads = [row.number(key) or dict.fromkeys(parts) for key in _NUMBERS]
+        numbers = [spread[part] for spread in spreads for part in parts]
+        writer.writerow([*row.settings.values(), row.num_seeds, *numbers, row.directory, row.error])
     return text.getvalue().encode()
 
 
-def describe_sweep(rows: Sequence[Record]) -> str:
+def describe_sweep(rows: Sequence[Row]) -> str:
     """The table as text of several lines."""
-    names = list(rows[0]["settings"])
+    names, gains = list(rows[0].settings), ("gain_points", "gain_over_local_points")
     cells = [[*names, "seeds", *TITLES.values(), "gain", "over local"]]
-    for record in rows:
-        numbers = [format_spread(record[key]) for key in TITLES]
-        numbers += [format_spread(record[key], "+.1f") for key in ("gain_points", "gain_over_local_points")]
-        cells.append([*record["settings"].values(), str(record["num_seeds"]), *numbers])
-    failed = [f"failed: {label(record['settings'])}: {record['error']}" for record in rows if record["error"]]
+    for row in rows:
+        numbers = [format_number(row.number(key)) for key in TITLES]
+        numbers += [format_number(row.number(key), "+.1f") for key in gains]
+        cells.append([*row.settings.values(), str(row.num_seeds), *numbers])
+    failed = [f"failed: {label(row.settings)}: {row.error}" for row in rows if row.error]
     return "\n".join([*aligned(cells, left=range(len(names))), *failed])
 
 
-def plot_sweep(rows: Sequence[Record], title: str) -> bytes:
+def plot_sweep(rows: Sequence[Row], title: str) -> bytes:
     """Mean accuracies of every combination as a PNG: a row each, from the first on top to the last.
 
     Args:
       rows: as in the table; those that failed have an empty row.
       title: of the plot.
     """
-    labels = [label(record["settings"]) + (" (failed)" if record["error"] else "") for record in rows]
+    labels = [label(row.settings) + (" (failed)" if row.error else "") for row in rows]
     axes = new_axes(6.5 + 0.07 * max(map(len, labels)), 1.6 + 0.32 * len(rows), title)
-    kinds = {
-        "transfer_accuracy": ("after transfer learning", {"marker": "o", "color": "gray"}),
-        "local_accuracy": ("local only (no digest)", {"marker": "^", "color": "tab:blue"}),
-        "final_accuracy": ("FedMD", {"marker": "D", "color": "black"}),
-        "pooled_accuracy": ("pooled upper bound", {"marker": "|", "color": "tab:red", "markersize": 12, "mew": 2.5}),
-    }
-    for key, (name, style) in kinds.items():
-        known = [(place, record[key]) for place, record in enumerate(rows) if record[key] is not None]
+    for key, style in _MARKERS.items():
+        known = {place: row.number(key) for place, row in enumerate(rows) if row.number(key)}
         if known:
-            places, spreads = zip(*known, strict=True)
-            bars = [spread["std"] or 0.0 for spread in spreads]
-            means = [spread["mean"] for spread in spreads]
-            axes.errorbar(means, places, xerr=bars, linestyle="none", elinewidth=1, capsize=2, label=name, **style)
+            means, bars = zip(*((spread["mean"], spread["std"] or 0.0) for spread in known.values()), strict=True)
+            axes.errorbar(means, list(known), xerr=bars, linestyle="none", capsize=2, label=LABELS[key], **style)
     axes.set_yticks(range(len(rows)), labels, fontsize=8)
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    measured = dict.fromkeys(f" on {record['measured_on']}" for record in rows if record["measured_on"])
+    measured = dict.fromkeys(f" on {measured_on(row.summary)}" for row in rows if row.summary)
     axes.set_xlabel(f"accuracy{' or'.join(measured)}, mean of all clients (bar: one standard deviation over seeds)")
-    if axes.get_legend_handles_labels()[0]:
+    if measured:
         axes.figure.legend(loc="outside upper center", ncols=4, fontsize=8, frameon=False)
     return to_png(axes.figure)
 

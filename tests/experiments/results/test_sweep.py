@@ -67,8 +67,8 @@ def rows(tmp_path):
         runs.write(path, experiment, pooled=None)
     summary = write_seeds(tmp_path, list(jobs), 2)
     return [
-        sweep.row({"distance": "mae", "weights": "1 1"}, "000", summary, None),
-        sweep.row({"distance": "kl", "weights": "1 1"}, "001", None, "out of memory"),
+        sweep.Row({"distance": "mae", "weights": "1 1"}, "000", summary, None),
+        sweep.Row({"distance": "kl", "weights": "1 1"}, "001", None, "out of memory"),
     ]
 
 
@@ -90,16 +90,11 @@ def test_the_table_for_people(rows):
     assert len(header) == len(first) == len(second)
 
 
-def test_the_plot_is_a_picture_also_where_all_have_failed(rows):
-    for shown in (rows, rows[1:]):
-        assert sweep.plot_sweep(shown, "made-up: sweep").startswith(b"\x89PNG")
-
-
-def test_the_plot_says_on_what_accuracy_is_measured(rows):
-    assert rows[0]["measured_on"] == "private test data"
-    both = [{**rows[0], "measured_on": "private validation data"}, rows[0]]
-    pictures = {sweep.plot_sweep(shown, "x") for shown in (both, both[:1] * 2, both[1:] * 2)}
-    assert len(pictures) == 3
+def test_the_plot_is_a_picture_also_if_all_have_failed_and_says_on_what_accuracy_is_measured(rows):
+    both = [rows[0]._replace(summary={**rows[0].summary, "evaluate_on": "validation"}), rows[0]]
+    pictures = {sweep.plot_sweep(shown, "x") for shown in (rows, rows[1:], both, both[:1] * 2, both[1:] * 2)}
+    assert len(pictures) == 5
+    assert all(picture.startswith(b"\x89PNG") for picture in pictures)
 
 
 def test_a_failure_is_one_line():

@@ -1,11 +1,10 @@
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedmd_jax.data import center, center_ink, mean_image, scale
-from fedmd_jax.data.prepare import _without_specks
+from fedmd_jax.data.transform import _without_specks
 
 PIXELS = hnp.arrays(np.uint8, st.tuples(st.integers(1, 9), st.just(3), st.just(2), st.just(1)))
 

@@ -18,8 +18,10 @@ def scale(images: np.ndarray) -> np.ndarray:
     Raises:
       ValueError: the images are not uint8 of rank 4 (so that images are not scaled twice).
 
-    >>> scale(np.array([0, 51, 255], np.uint8).reshape(1, 1, 3, 1)).ravel().tolist()
-    [0.0, 0.20000000298023224, 1.0]
+    Example:
+      >>> import numpy as np, fedmd_jax as fmd
+      >>> fmd.data.scale(np.array([0, 51, 255], np.uint8).reshape(1, 1, 3, 1)).ravel().tolist()
+      [0.0, 0.20000000298023224, 1.0]
     """
     images = as_array("images", images)
     if images.dtype != np.uint8 or images.ndim != 4:
@@ -48,11 +50,13 @@ def center_ink(images: np.ndarray) -> np.ndarray:
     References:
       LeCun, Cortes and Burges, The MNIST database of handwritten digits, on its preprocessing.
 
-    >>> image = np.zeros((1, 28, 28, 1), np.uint8)
-    >>> image[0, 2:7, 3:5] = 255
-    >>> rows, columns = np.nonzero(center_ink(image)[0, :, :, 0] > 127)
-    >>> (rows.min(), rows.max(), columns.min(), columns.max())
-    (np.int64(4), np.int64(23), np.int64(10), np.int64(17))
+    Example:
+      >>> import numpy as np, fedmd_jax as fmd
+      >>> image = np.zeros((1, 28, 28, 1), np.uint8)
+      >>> image[0, 2:7, 3:5] = 255
+      >>> rows, columns = np.nonzero(fmd.data.center_ink(image)[0, :, :, 0] > 127)
+      >>> (rows.min(), rows.max(), columns.min(), columns.max())
+      (np.int64(4), np.int64(23), np.int64(10), np.int64(17))
     """
     images = as_array("images", images)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 1 or 0 in images.shape[1:]:
@@ -117,8 +121,10 @@ def mean_image(images: np.ndarray) -> np.ndarray:
     Raises:
       ValueError: the images are not floats of rank 4, or there are none.
 
-    >>> mean_image(np.array([[[[0.25]]], [[[0.75]]]], np.float32)).tolist()
-    [[[0.5]]]
+    Example:
+      >>> import numpy as np, fedmd_jax as fmd
+      >>> fmd.data.mean_image(np.array([[[[0.25]]], [[[0.75]]]], np.float32)).tolist()
+      [[[0.5]]]
     """
     images = _as_floats(images)
     return images.mean(axis=0, dtype=np.float64).astype(images.dtype)
@@ -136,14 +142,16 @@ def center(public: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
       *others: any other sets (public test, private, private test), [N, H, W, C] each, floats.
 
     Returns:
-      All the sets in the order given, centred: `(public, *others)`.
+      All the sets in the order given, centred, as `(public, *others)`.
 
     Raises:
       ValueError: a set is not floats of rank 4, `public` is empty, or the sets differ in image shape.
 
-    >>> public, private = center(np.full((2, 1, 1, 1), 0.5, np.float32), np.ones((1, 1, 1, 1), np.float32))
-    >>> public.ravel().tolist(), private.ravel().tolist()
-    ([0.0, 0.0], [0.5])
+    Example:
+      >>> import numpy as np, fedmd_jax as fmd
+      >>> public, private = fmd.data.center(np.full((2, 1, 1, 1), 0.5, np.float32), np.ones((1, 1, 1, 1), np.float32))
+      >>> public.ravel().tolist(), private.ravel().tolist()
+      ([0.0, 0.0], [0.5])
     """
     mean = mean_image(public)
     public, *others = _as_floats(public), *(_as_floats(images, min_examples=0) for images in others)

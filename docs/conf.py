@@ -31,6 +31,7 @@ html_theme_options = {
     "path_to_docs": "docs",
     "use_repository_button": True,
     "show_toc_level": 2,
+    "navbar_persistent": [],  # the sidebar has a search field
 }
 
 # Types are in the docstrings; the expanded aliases of JAX fill half a page.

@@ -29,7 +29,7 @@ _MOST_IN_CELLS = 20  # classes with which the cells of a confusion matrix are la
 def accuracy(
     history: Metrics | Sequence[Metrics],
     *,
-    local: Metrics | None = None,
+    local: Metrics | Sequence[Metrics] | None = None,
     pooled: Mapping[int, Any] | None = None,
     ax: "Axes | None" = None,
 ) -> "Axes":
@@ -40,8 +40,8 @@ def accuracy(
     Args:
       history: from `run_federation`, or the records of a run's `metrics.jsonl`. A list of several histories, which
         differ in their seeds only, is drawn as means over seeds, in bands of one standard deviation.
-      local: history of the local-only baseline, whose mean over clients is a dashed line. The records of a run have it
-        already.
+      local: history of `run_local_only` with the same rounds, whose mean over clients is a dashed line; of several
+        histories a list of as many. The records of a run have it already.
       pooled: client id -> accuracy of the pooled upper bound, or a list of accuracies, one per seed; drawn behind the
         last round.
       ax: where to draw; by default in a new figure of pyplot.
@@ -145,29 +145,35 @@ class _Curve(NamedTuple):
 _Run = dict[int, dict[int, dict[str, Any]]]  # client id -> round -> record
 
 
-def _read_runs(history: Metrics | Sequence[Metrics], local: Metrics | None) -> list[_Run]:
+def _read_runs(history: Metrics | Sequence[Metrics], local: Metrics | Sequence[Metrics] | None) -> list[_Run]:
     """The records of each run, to which those of the local-only baseline are added."""
-    histories = as_list("history", history)
-    if histories and isinstance(histories[0], (RoundMetrics, Mapping)):
-        histories = [histories]
-    runs = [_by_client(each) for each in histories]
-    kinds = [{client_id: sorted(rounds) for client_id, rounds in run.items()} for run in runs]
-    if not kinds or not all(kinds) or kinds != kinds[:1] * len(kinds):
+    runs, baselines = _by_client("history", history), [] if local is None else _by_client("local", local)
+    rounds, of_local = [_rounds_of(run) for run in runs], [_rounds_of(run) for run in baselines]
+    if not rounds or not all(rounds) or rounds != rounds[:1] * len(rounds):
         raise ValueError("histories of at least one round are needed, all with the same clients and rounds")
-    for client_id, rounds in ({} if local is None else _by_client(local)).items():
-        for round_, record in rounds.items():
-            if len(runs) > 1 or round_ not in runs[0].get(client_id, {}):
-                raise ValueError(f"local has round {round_} of client {client_id}, which the one history does not have")
-            runs[0][client_id][round_]["local_accuracy"] = record["accuracy"]
+    if local is not None and of_local != rounds:
+        raise ValueError("local must have one history for each of history, with the same clients and rounds")
+    for run, baseline in zip(runs, baselines, strict=False):
+        for client_id, round_ in rounds[0]:
+            run[client_id][round_]["local_accuracy"] = baseline[client_id][round_]["accuracy"]
     return runs
 
 
-def _by_client(history: Metrics) -> _Run:
-    run: _Run = {}
-    for each in history:
-        for record in each.to_dicts() if isinstance(each, RoundMetrics) else [each]:
-            run.setdefault(record["client_id"], {})[record["round"]] = dict(record)
-    return run
+def _rounds_of(run: _Run) -> list[tuple[int, int]]:
+    return [(client_id, round_) for client_id in sorted(run) for round_ in sorted(run[client_id])]
+
+
+def _by_client(name: str, history: Metrics | Sequence[Metrics]) -> list[_Run]:
+    """The records of one history or of several, which are lists of histories."""
+    histories = as_list(name, history)
+    if histories and isinstance(histories[0], (RoundMetrics, Mapping)):
+        histories = [histories]
+    runs: list[_Run] = [{} for _ in histories]
+    for run, metrics in zip(runs, histories, strict=True):
+        for each in metrics:
+            for record in each.to_dicts() if isinstance(each, RoundMetrics) else [each]:
+                run.setdefault(record["client_id"], {})[record["round"]] = dict(record)
+    return runs
 
 
 def _curve(runs: Sequence[_Run], client_id: int, pooled: Mapping[int, Any] | None) -> _Curve:

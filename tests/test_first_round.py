@@ -44,18 +44,20 @@ def test_rounds_are_resumed_to_the_bit(federated, checkpointer, key):
 
 
 def test_the_local_only_baseline_is_resumed_to_the_bit(federated, checkpointer, key):
-    federation, public, private, _ = federated
+    federation, public, private, test = federated
     states = federation.init(key, public, private)
-    whole = fmd.run_local_only(
+    whole, history = fmd.run_local_only(
         federation,
         states,
         private,
         key,
         num_rounds=4,
-        callback=lambda round_, states: checkpointer.save(round_, fmd.gather_clients(states), force=True),
+        test=test,
+        callback=lambda metrics, states: checkpointer.save(metrics.round, fmd.gather_clients(states), force=True),
     )
     loaded = checkpointer.load(3, fmd.gather_clients(whole))
-    states = fmd.run_local_only(federation, loaded, private, key, num_rounds=1, first_round=4)
+    states, rest = fmd.run_local_only(federation, loaded, private, key, num_rounds=1, test=test, first_round=4)
+    assert rest == history[4:]
     chex.assert_trees_all_equal(dict(states), dict(whole))
 
 
@@ -86,4 +88,4 @@ def test_a_first_round_below_one_is_refused(federated, key):
     with pytest.raises(ValueError, match="first_round must be an integer of at least 1, got 0"):
         fmd.run_federation(federation, states, public, private, key, num_rounds=1, test=test, first_round=0)
     with pytest.raises(ValueError, match="first_round must be an integer of at least 1, got 0"):
-        fmd.run_local_only(federation, states, private, key, num_rounds=1, first_round=0)
+        fmd.run_local_only(federation, states, private, key, num_rounds=1, test=test, first_round=0)

@@ -82,7 +82,7 @@ def test_what_cannot_be_drawn():
     for given in ([], History(), [History()], [history(ACCURACIES), history(ACCURACIES[:2])]):
         with pytest.raises(ValueError, match="at least one round are needed, all with the same clients"):
             fmd.plot.accuracy(given)
-    with pytest.raises(ValueError, match="local has round 2 of client 10"):
+    with pytest.raises(ValueError, match="local must have one history for each of history"):
         fmd.plot.accuracy(history(ACCURACIES[:2]), local=history(ACCURACIES))
 
 

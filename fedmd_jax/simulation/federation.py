@@ -29,6 +29,7 @@ from fedmd_jax.mapping.packing import check_costs
 from fedmd_jax.mapping.sharding import replicate, shard_clients
 from fedmd_jax.simulation.federation_data import Private, check_data, check_optimizers
 from fedmd_jax.simulation.metrics import (
+    REVISIT_FAULT,
     History,
     RoundMetrics,
     reverted_clients,
@@ -536,24 +537,52 @@ def run_federation(
     """
     check_rounds(num_rounds, first_round)
     federation.check(public, private, test)
-    public, private, test = map(federation.put, (public, private, test))
-    client_ids = group_client_ids(federation.groups)
-    history = History()
+    public, private = map(federation.put, (public, private))
+
+    def step(round_, states):
+        participants = _participants(federation, participation, round_)
+        key_round = jax.random.fold_in(key, round_)
+        return federation.round(states, public, private, key_round, participants=participants)
+
+    def metrics_of(round_, evaluations, info):
+        return round_metrics(federation.groups, round_, evaluations, info)
+
+    rounds: dict[str, Any] = {
+        "num_rounds": num_rounds,
+        "first_round": first_round,
+        "test": test,
+        "transfer": transfer,
+    }
+    return _run(federation, states, step, metrics_of, **rounds, callback=callback, progress=progress)
+
+
+def _run(
+    federation: Federation,
+    states: States,
+    step: Callable[[int, States], tuple[States, Any]],
+    metrics_of: Callable[[int, Mapping[str, Evaluation], Any], RoundMetrics],
+    *,
+    num_rounds: int,
+    first_round: int,
+    test: PrivateDataset | Private,
+    transfer: TransferInfo | None,
+    callback: Callable[[RoundMetrics, States], Any] | None,
+    progress: bool,
+) -> tuple[States, History]:
+    """Runs rounds of a kind: `step` makes one, `metrics_of` gives what is recorded of it."""
+    test, history = federation.put(test), History()
     with show_rounds(progress, first_round, num_rounds) as shown:
         for round_ in range(0 if first_round == 1 else first_round, first_round + num_rounds):
             info = None
             if round_ <= first_round:
                 shown.phase("compiling ...")
             if round_ > 0:
-                participants = _participants(federation, participation, round_)
-                states, info = federation.round(
-                    states, public, private, jax.random.fold_in(key, round_), participants=participants
-                )
+                states, info = step(round_, states)
             evaluations = federation.evaluate(states, test)
             shown.phase("rounds")
-            metrics = round_metrics(federation.groups, round_, evaluations, info)
+            metrics = metrics_of(round_, evaluations, info)
             if round_ == 0 and transfer is not None:
-                metrics = with_faults(metrics, reverted_halves(client_ids, transfer))
+                metrics = with_faults(metrics, reverted_halves(group_client_ids(federation.groups), transfer))
             history.append(metrics)
             shown.round(metrics)
             if callback is not None:
@@ -568,11 +597,13 @@ def run_local_only(
     key: chex.PRNGKey,
     *,
     num_rounds: int,
+    test: PrivateDataset | Private,
     first_round: int = 1,
+    transfer: TransferInfo | None = None,
     participation: ParticipationPolicy | None = None,
-    on_reverted: Callable[[int, list[int]], Any] | None = None,
-    callback: Callable[[int, States], Any] | None = None,
-) -> States:
+    callback: Callable[[RoundMetrics, States], Any] | None = None,
+    progress: bool = False,
+) -> tuple[States, History]:
     """The local-only baseline of `run_federation`: the same rounds without digests.
 
     Every client makes the same private steps as there, on the same batches with the same dropout, and in the same
@@ -584,14 +615,16 @@ def run_local_only(
       private: per group, stacked private datasets.
       key: the key given to `run_federation`.
       num_rounds: number of rounds.
+      test: as in `run_federation`, and so are the other arguments.
       first_round: number of the first of these rounds; 1 + r continues after r rounds.
+      transfer: the `TransferInfo` of `transfer_learn`.
       participation: the policy given to `run_federation`.
-      on_reverted: called with the number of a round and the ids of the clients whose training was reverted in it
-        because it ended in NaN or infinity, if there are any; before `callback`.
-      callback: called with the number of each round and the states after it, which the next round donates.
+      callback: called with the metrics and the states after each evaluation.
+      progress: whether a bar is shown.
 
     Returns:
-      The clients.
+      The clients and the history, as `run_federation`. A client whose training ended in NaN or infinity and was
+      reverted has the status "revisit not finite". `fmd.plot.accuracy(history, local=...)` draws it.
 
     Raises:
       ValueError: a negative number of rounds, or a first round below 1.
@@ -602,25 +635,34 @@ def run_local_only(
       ...     lambda key, inputs: (jnp.zeros((inputs.shape[1], 2)), {}),
       ...     lambda params, state, inputs, **_: (inputs @ params, state))
       >>> groups = {"linear": fmd.ArchitectureGroup(linear, client_ids=(0, 1))}
-      >>> public = fmd.public_dataset(np.eye(4))
+      >>> public, test = fmd.public_dataset(np.eye(4)), fmd.labelled_dataset(np.eye(4), [0, 1, 1, 0])
       >>> private = fmd.stack_private(groups, {0: (np.eye(4)[:3], [0, 1, 1]), 1: (np.eye(4)[2:], [1, 0])})
       >>> federation = fmd.fedmd(groups, subset_size=2)
       >>> states = federation.init(jax.random.key(0), public, private)
-      >>> states = fmd.run_local_only(federation, states, private, jax.random.key(1), num_rounds=2)
+      >>> states, history = fmd.run_local_only(
+      ...     federation, states, private, jax.random.key(1), num_rounds=2, test=test)
       >>> states["linear"].revisit_opt_state.count.tolist(), states["linear"].digest_opt_state.count.tolist()
       ([4, 4], [0, 0])
+      >>> [metrics.round for metrics in history]
+      [0, 1, 2]
     """
     check_rounds(num_rounds, first_round)
-    private = federation.put(private)
-    client_ids = group_client_ids(federation.groups)
-    for round_ in range(first_round, first_round + num_rounds):
+    private, client_ids = federation.put(private), group_client_ids(federation.groups)
+
+    def step(round_, states):
         participants = _participants(federation, participation, round_)
-        states, info = federation.revisit(states, private, jax.random.fold_in(key, round_), participants=participants)
-        if on_reverted is not None:
-            # The training of a dropped client is discarded in any case.
-            completed = None if participants is None else participants.completed
-            if reverted := reverted_clients(client_ids, info, completed):
-                on_reverted(round_, reverted)
-        if callback is not None:
-            callback(round_, states)
-    return states
+        key_round = jax.random.fold_in(key, round_)
+        states, info = federation.revisit(states, private, key_round, participants=participants)
+        # The training of a dropped client is discarded in any case.
+        return states, reverted_clients(client_ids, info, None if participants is None else participants.completed)
+
+    def metrics_of(round_, evaluations, reverted):
+        return with_faults(round_metrics(federation.groups, round_, evaluations, None), {REVISIT_FAULT: reverted or []})
+
+    rounds: dict[str, Any] = {
+        "num_rounds": num_rounds,
+        "first_round": first_round,
+        "test": test,
+        "transfer": transfer,
+    }
+    return _run(federation, states, step, metrics_of, **rounds, callback=callback, progress=progress)

@@ -250,15 +250,15 @@ def test_other_phases_revert_nonfinite_training(plain, phase):
 
 def test_local_only_reports_reverted_clients(plain):
     def reported(federation, broken, **settings):
-        calls = []
         states = jax.tree.map(jnp.copy, faults.switched(GROUPS, plain.states, broken))
-        settings |= {"num_rounds": 2, "callback": lambda round_, _: calls.append(round_)}
-        settings["on_reverted"] = lambda round_, client_ids: calls.append((round_, client_ids))
-        fmd.run_local_only(federation, states, plain.private, KEY, **settings)
-        return calls
+        settings |= {"num_rounds": 2, "test": TEST}
+        _, history = fmd.run_local_only(federation, states, plain.private, KEY, **settings)
+        assert [metrics.round for metrics in history] == [0, 1, 2]
+        assert {client.status for metrics in history for client in metrics.clients} <= {"ok", "revisit not finite"}
+        return [[client.client_id for client in each.clients if client.status != "ok"] for each in history[1:]]
 
-    assert reported(plain.federation, {1: faults.REVISIT, 3: -faults.REVISIT}) == [(1, [1, 3]), 1, (2, [1, 3]), 2]
-    assert reported(plain.federation, {}) == [1, 2]
+    assert reported(plain.federation, {1: faults.REVISIT, 3: -faults.REVISIT}) == [[1, 3], [1, 3]]
+    assert reported(plain.federation, {}) == [[], []]
     # Dropped clients are not reported as reverted.
     finite = {"stack": jnp.array([True, False, True]), "alone": jnp.array([False])}
     info = {name: fmd.TrainingInfo(None, None, each) for name, each in finite.items()}
@@ -266,7 +266,7 @@ def test_local_only_reports_reverted_clients(plain):
     failing = dataclasses.replace(plain.federation, programs=programs)
     absent = {1: {"dropped": [3]}, 2: {"stragglers": [1]}}
     policy = lambda round_, _: faults.participation(GROUPS, **absent[round_])  # noqa: E731
-    assert reported(failing, {}, participation=policy) == [(1, [1]), 1, (2, [3]), 2]
+    assert reported(failing, {}, participation=policy) == [[1], [3]]
 
 
 def test_early_stopping_may_leave_out_losses(plain):

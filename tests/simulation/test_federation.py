@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import subprocess
 import sys
@@ -307,7 +308,7 @@ def test_optimizers_that_cannot_share_a_memory_are_refused(optimizer):
             "num_rounds must be an integer of at least 0, got -1",
         ),
         (
-            lambda: fmd.run_local_only(None, None, None, None, num_rounds=-1),
+            lambda: fmd.run_local_only(None, None, None, None, num_rounds=-1, test=None),
             "num_rounds must be an integer of at least 0, got -1",
         ),
         (lambda: fmd.public_dataset(np.zeros((0, 3))), "at least one example"),
@@ -323,7 +324,7 @@ def test_rounds_without_a_consensus_are_those_of_local_only(key):
     """There are no digests, which the history reports, also for clients that miss rounds."""
     federation = toys.federation(toys.groups(linear=(0, 0, 0), mlp=(0, 0)))
     rounds = {"num_rounds": 3, "participation": fmd.simulate_participation(key, availability=0.8, completion=0.7)}
-    alone = fmd.run_local_only(federation, start(federation), PRIVATE, key, **rounds)
+    alone, _ = fmd.run_local_only(federation, start(federation), PRIVATE, key, **rounds, test=TEST)
     states, history = fmd.run_federation(federation, start(federation), PUBLIC, PRIVATE, key, **rounds, test=TEST)
     clients = [client for metrics in history for client in metrics.clients]
     assert len({client.status for client in clients}) == 3
@@ -334,7 +335,7 @@ def test_rounds_without_a_consensus_are_those_of_local_only(key):
 
 
 def test_local_only_has_no_digests(key):
-    alone = fmd.run_local_only(FEDERATION, start(), PRIVATE, key, num_rounds=2)
+    alone, _ = fmd.run_local_only(FEDERATION, start(), PRIVATE, key, num_rounds=2, test=TEST)
     train = {
         name: jax.jit(partial(fmd.revisit, group.architecture, training=toys.sgd(3, 2)))
         for name, group in GROUPS.items()
@@ -348,7 +349,7 @@ def test_local_only_has_no_digests(key):
 
 def test_no_rounds_of_local_only_change_nothing(key):
     states = start()
-    assert fmd.run_local_only(FEDERATION, states, PRIVATE, key, num_rounds=0) is states
+    assert fmd.run_local_only(FEDERATION, states, PRIVATE, key, num_rounds=0, test=TEST)[0] is states
 
 
 def stacked(trees):
@@ -396,7 +397,7 @@ def test_states_that_were_donated_are_refused_in_one_clear_line(key):
         lambda: FEDERATION.round(states, PUBLIC, PRIVATE, key),
         lambda: FEDERATION.revisit(states, PRIVATE, key),
         lambda: FEDERATION.evaluate(states, TEST),
-        lambda: fmd.run_local_only(FEDERATION, states, PRIVATE, key, **rounds),
+        lambda: fmd.run_local_only(FEDERATION, states, PRIVATE, key, **rounds, test=TEST),
         lambda: fmd.run_federation(FEDERATION, states, PUBLIC, PRIVATE, key, **rounds, test=TEST),
     ):
         with pytest.raises(ValueError, match=r"these states were donated to an earlier call .*: use what it returned"):
@@ -426,3 +427,19 @@ def test_a_federation_is_shown_in_one_line():
     assert repr(FEDERATION) == "Federation(clients={'linear': 3, 'mlp': 2})"
     on_mesh = toys.federation(GROUPS, mesh=fmd.client_mesh(2))
     assert repr(on_mesh) == "Federation(clients={'linear': 3, 'mlp': 2}, devices=2)"
+
+
+def test_a_round_of_ones_own_takes_the_place_of_fedmds(key):
+    """As the documentation says. This one counts its calls."""
+    calls = []
+
+    def my_round(states, public, private, key, *, participants=None):
+        states, info = FEDERATION.round(states, public, private, key, participants)
+        calls.append(public.inputs.shape)
+        return states, info
+
+    mine = dataclasses.replace(FEDERATION, programs={**FEDERATION.programs, "round": my_round})
+    states, history = fmd.run_federation(mine, start(), PUBLIC, PRIVATE, key, num_rounds=2, test=TEST)
+    expected, same = fmd.run_federation(FEDERATION, start(), PUBLIC, PRIVATE, key, num_rounds=2, test=TEST)
+    assert (len(calls), history) == (2, same)
+    chex.assert_trees_all_equal(states, expected)

@@ -47,8 +47,8 @@ def load_run(path: str | pathlib.Path) -> "TrainedRun":
 
         run = fmd.load_run("runs/quickstart-seed0")
         inputs, labels, _ = run.test_data()
-        (client.predict(inputs) == labels).mean()  # run.summary["clients"][2]["final_accuracy"]
-        (run.ensemble().predict(inputs) == labels).mean()  # run.summary["mean"]["ensemble_accuracy"]
+        (client.predict(inputs) == labels).sum()  # len(labels) * run.summary["clients"][2]["final_accuracy"]
+        (run.ensemble().predict(inputs) == labels).sum()  # len(labels) * run.summary["mean"]["ensemble_accuracy"]
 
       `fmd.export_client(client, "client2")` writes files for programs that do not have this package.
     """

@@ -539,10 +539,8 @@ def run_federation(
     federation.check(public, private, test)
     public, private = map(federation.put, (public, private))
 
-    def step(round_, states):
-        participants = _participants(federation, participation, round_)
-        key_round = jax.random.fold_in(key, round_)
-        return federation.round(states, public, private, key_round, participants=participants)
+    def step(states, key, participants):
+        return federation.round(states, public, private, key, participants=participants)
 
     def metrics_of(round_, evaluations, info):
         return round_metrics(federation.groups, round_, evaluations, info)
@@ -553,19 +551,22 @@ def run_federation(
         "test": test,
         "transfer": transfer,
     }
-    return _run(federation, states, step, metrics_of, **rounds, callback=callback, progress=progress)
+    how: dict[str, Any] = {"participation": participation, "callback": callback, "progress": progress}
+    return _run(federation, states, key, step, metrics_of, **rounds, **how)
 
 
 def _run(
     federation: Federation,
     states: States,
-    step: Callable[[int, States], tuple[States, Any]],
+    key: chex.PRNGKey,
+    step: Callable[[States, chex.PRNGKey, Participants | None], tuple[States, Any]],
     metrics_of: Callable[[int, Mapping[str, Evaluation], Any], RoundMetrics],
     *,
     num_rounds: int,
     first_round: int,
     test: PrivateDataset | Private,
     transfer: TransferInfo | None,
+    participation: ParticipationPolicy | None,
     callback: Callable[[RoundMetrics, States], Any] | None,
     progress: bool,
 ) -> tuple[States, History]:
@@ -577,7 +578,8 @@ def _run(
             if round_ <= first_round:
                 shown.phase("compiling ...")
             if round_ > 0:
-                states, info = step(round_, states)
+                participants = _participants(federation, participation, round_)
+                states, info = step(states, jax.random.fold_in(key, round_), participants)
             evaluations = federation.evaluate(states, test)
             shown.phase("rounds")
             metrics = metrics_of(round_, evaluations, info)
@@ -649,10 +651,8 @@ def run_local_only(
     check_rounds(num_rounds, first_round)
     private, client_ids = federation.put(private), group_client_ids(federation.groups)
 
-    def step(round_, states):
-        participants = _participants(federation, participation, round_)
-        key_round = jax.random.fold_in(key, round_)
-        states, info = federation.revisit(states, private, key_round, participants=participants)
+    def step(states, key, participants):
+        states, info = federation.revisit(states, private, key, participants=participants)
         # The training of a dropped client is discarded in any case.
         return states, reverted_clients(client_ids, info, None if participants is None else participants.completed)
 
@@ -665,4 +665,5 @@ def run_local_only(
         "test": test,
         "transfer": transfer,
     }
-    return _run(federation, states, step, metrics_of, **rounds, callback=callback, progress=progress)
+    how: dict[str, Any] = {"participation": participation, "callback": callback, "progress": progress}
+    return _run(federation, states, key, step, metrics_of, **rounds, **how)

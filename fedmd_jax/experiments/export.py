@@ -1,8 +1,10 @@
 """One trained client in files that programs without this package read, and back."""
 
+import importlib
 import json
 import pathlib
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any, Literal
 
 import chex
@@ -87,11 +89,9 @@ def export_client(client: TrainedClient, path: str | pathlib.Path, *, format: Fo
     }
     content = {_ABOUT: json.dumps(about).encode()}  # on one line: a mean image has thousands of numbers
     if format == "safetensors":
-        import safetensors.numpy
-
         if any(array.dtype.kind not in "biuf" for array in arrays.values()):
             raise ValueError("safetensors does not read bfloat16 into NumPy: use format 'orbax'")
-        content[_SAFETENSORS] = safetensors.numpy.save(arrays)
+        content[_SAFETENSORS] = _safetensors().save(arrays)
 
     def save(folder: pathlib.Path) -> None:
         import orbax.checkpoint as ocp
@@ -153,12 +153,17 @@ def import_client(path: str | pathlib.Path, architecture: Architecture) -> Train
     return TrainedClient(architecture=architecture, state=state, inputs=inputs, **known)
 
 
+def _safetensors() -> ModuleType:
+    try:
+        return importlib.import_module("safetensors.numpy")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("the format needs safetensors: pip install 'fedmd_jax[safetensors]'") from error
+
+
 def _read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     """The variables by name, in either format."""
     if (path / _SAFETENSORS).exists():
-        import safetensors.numpy
-
-        return safetensors.numpy.load_file(path / _SAFETENSORS)
+        return _safetensors().load_file(path / _SAFETENSORS)
     import orbax.checkpoint as ocp
 
     with ocp.StandardCheckpointer() as checkpointer:

@@ -1,6 +1,7 @@
 """Exported clients, read back, and read by a program that has Flax alone."""
 
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -114,4 +115,13 @@ def test_an_export_that_fails_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(ocp.StandardCheckpointer, "save", lambda *_: (_ for _ in ()).throw(OSError(28, "no space")))
     with pytest.raises(RunDirectoryError, match="no space"):
         fmd.export_client(client, tmp_path / "client")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_format_whose_package_is_missing_says_how_to_install_it(tmp_path, monkeypatch):
+    client, _ = client_of(toys.linear(), (5,))
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'fedmd_jax\[safetensors\]'"):
+        fmd.export_client(client, tmp_path / "client", format="safetensors")
     assert not list(tmp_path.iterdir())

@@ -59,6 +59,7 @@ from fedmd_jax.simulation import (
     communication_bytes as communication_bytes,
     fedmd as fedmd,
     labelled_dataset as labelled_dataset,
+    make_federation as make_federation,
     public_dataset as public_dataset,
     run_federation as run_federation,
     run_local_only as run_local_only,
@@ -69,6 +70,7 @@ from fedmd_jax.simulation import (
 from fedmd_jax.types import (
     Architecture as Architecture,
     ClientState as ClientState,
+    FederationState as FederationState,
     Participants as Participants,
     Participation as Participation,
     PrivateDataset as PrivateDataset,

@@ -69,6 +69,22 @@ class ClientState(NamedTuple):
 States = Mapping[str, ClientState]  # of all groups, stacked
 
 
+class FederationState(NamedTuple):
+    """All clients and what the server remembers between rounds, for algorithms in which it remembers something.
+
+    Example:
+      >>> import jax.numpy as jnp, fedmd_jax as fmd
+      >>> clients = {"a": fmd.ClientState(jnp.zeros((2, 4, 3)), {}, (), ())}
+      >>> states = fmd.FederationState(clients, memory=jnp.zeros(3), model=())
+      >>> states.clients["a"].params.shape
+      (2, 4, 3)
+    """
+
+    clients: States  #: per group, stacked clients [K, ...]
+    memory: chex.ArrayTree  #: arrays of fixed shapes, of the algorithm; () if it remembers nothing
+    model: Any  #: the `ClientState` of the server's own network; () if it has none
+
+
 class TrainingInfo(NamedTuple):
     """Information on a training phase of one client. A group holds it stacked: every leaf gains a leading axis [K].
 

@@ -137,8 +137,8 @@ def sgd(batch_size: int, num_epochs: int = 1, shuffle: bool = True) -> fmd.Train
     )
 
 
-def federation(groups, *, shuffle: bool = True, **settings) -> fmd.Federation:
-    """A federation with partial last batches in every phase."""
+def federation(groups, *, shuffle: bool = True, algorithm=None, **settings) -> fmd.Federation:
+    """A federation with partial last batches in every phase; of FedMD or of another algorithm."""
     trainings = {
         "public_training": sgd(8, 2, shuffle),
         "private_training": sgd(4, 2, shuffle),
@@ -146,4 +146,5 @@ def federation(groups, *, shuffle: bool = True, **settings) -> fmd.Federation:
         "digest_training": sgd(5, 2, shuffle),
         "revisit_training": sgd(3, 2, shuffle),
     }
-    return fmd.fedmd(groups, **{"subset_size": 12, **trainings, **settings})
+    settings = {"subset_size": 12, **trainings, **settings}
+    return fmd.fedmd(groups, **settings) if algorithm is None else fmd.make_federation(groups, algorithm, **settings)

@@ -1,13 +1,36 @@
-"""Rounds of federated algorithms as pure functions: a file for each algorithm, and what their rounds share.
+"""Algorithms: what one round does, as pure functions. FedMD in `fedmd`, and its siblings, a file for each.
 
-A sibling of FedMD is a new file here with one function, `name_round(states, public, private, key, *, groups, ...) ->
-(states, RoundInfo)`, of the form of `fedmd.fedmd_round`: it maps functions of one client (from `client/`) with
-`map_groups`, aggregates their reports with an aggregator, and takes `participants`. `simulation.fedmd` makes the
-compiled program of the round: a sibling needs a function like it, which replaces the program "round". If a method
-differs from FedMD only in the loss, in what a client sends or in the consensus, it needs no file: pass `distance=`,
-`transforms=` (see `transforms`) or `aggregator=` (see `aggregators`) to `fedmd`.
+A federation of any of them is `fmd.make_federation(groups, fmd.algorithms.ds_fl(temperature=0.1))`. Most of them send
+reports that the server averages: they are a few functions given to `exchange_algorithm`, see `exchange`. FedAvg and its
+relatives send parameters, see `fedavg`. If a method differs from FedMD only in the loss, in what a client sends or in
+the consensus, it needs no algorithm of its own: pass `distance=`, `transforms=` or `aggregator=` to `fmd.fedmd`.
 """
 
+from fedmd_jax.algorithms.base import (
+    Algorithm as Algorithm,
+    Sizes as Sizes,
+    Traffic as Traffic,
+    scores_traffic as scores_traffic,
+)
+from fedmd_jax.algorithms.ds_fl import ds_fl as ds_fl, reduce_entropy as reduce_entropy
+from fedmd_jax.algorithms.exchange import (
+    Mean as Mean,
+    Report as Report,
+    digest_by as digest_by,
+    exchange_algorithm as exchange_algorithm,
+    exchange_round as exchange_round,
+    fedmd as fedmd,
+    probabilities_report as probabilities_report,
+    revisit_alone as revisit_alone,
+    scores_report as scores_report,
+    send_mean as send_mean,
+)
+from fedmd_jax.algorithms.fedavg import (
+    GroupNetwork as GroupNetwork,
+    fedavg as fedavg,
+    fedavg_round as fedavg_round,
+    parameters_algorithm as parameters_algorithm,
+)
 from fedmd_jax.algorithms.fedmd import fedmd_round as fedmd_round
 from fedmd_jax.algorithms.participation import ParticipationPolicy as ParticipationPolicy, all_clients as all_clients
 from fedmd_jax.algorithms.public_subset import (

@@ -2,7 +2,13 @@
 
 from fedmd_jax.client.early_stopping import EarlyStopping as EarlyStopping
 from fedmd_jax.client.evaluation import Evaluation as Evaluation, class_accuracy as class_accuracy, evaluate as evaluate
-from fedmd_jax.client.losses import cross_entropy as cross_entropy, kl as kl, mae as mae, mse as mse
+from fedmd_jax.client.losses import (
+    cross_entropy as cross_entropy,
+    kl as kl,
+    kl_of_probabilities as kl_of_probabilities,
+    mae as mae,
+    mse as mse,
+)
 from fedmd_jax.client.optimizers import adam as adam
 from fedmd_jax.client.phases import (
     digest as digest,

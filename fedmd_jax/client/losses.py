@@ -119,6 +119,32 @@ def cross_entropy(logits: chex.Array, labels: chex.Array) -> chex.Array:
     return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
+def kl_of_probabilities(logits: chex.Array, targets: chex.Array) -> chex.Array:
+    """KL(targets || softmax(logits)) of each example, in nats, for targets that are probabilities.
+
+    Its gradient is that of the cross entropy with such targets; it is zero if both agree.
+
+    Args:
+      logits: student scores, [..., C], unnormalised.
+      targets: probabilities, [..., C].
+
+    Returns:
+      Loss per example, [...].
+
+    Raises:
+      ValueError: scores and targets are not floats, or differ in shape.
+
+    Example:
+      >>> import jax.numpy as jnp, fedmd_jax as fmd
+      >>> fmd.client.kl_of_probabilities(jnp.zeros(2), jnp.array([0.5, 0.5])).tolist()
+      0.0
+      >>> round(float(fmd.client.kl_of_probabilities(jnp.zeros(2), jnp.array([1.0, 0.0]))), 4)
+      0.6931
+    """
+    _check_scores(logits, targets)
+    return optax.losses.kl_divergence(jax.nn.log_softmax(logits), targets)
+
+
 def _check_scores(logits, targets):
     """Requires floats: a negative difference of unsigned integers would wrap around."""
     check_numbers("scores", logits, kind=jnp.floating)

@@ -53,7 +53,7 @@ def digest(
     architecture: Architecture,
     state: ClientState,
     inputs: chex.Array,
-    consensus: chex.Array,
+    consensus: chex.ArrayTree,
     key: chex.PRNGKey,
     *,
     training: TrainingConfig,
@@ -67,7 +67,7 @@ def digest(
       architecture: the client's network.
       state: the client.
       inputs: the public subset, [M, ...].
-      consensus: targets, [M, C], constant during the digest.
+      consensus: targets, [M, C], constant during the digest; or a tuple of arrays [M, ...], if the distance takes one.
       key: shuffling and dropout.
       training: epochs, batches and the digest optimizer.
       distance: loss of (logits [B, C], targets [B, C]) -> [B], such as `mae` or `partial(kl, temperature=2.0)`.
@@ -90,7 +90,8 @@ def digest(
       >>> info.loss.tolist(), jnp.sign(client.params).tolist()  # one epoch; the scores move towards the consensus
       ([1.0], [[1.0, -1.0], [1.0, -1.0]])
     """
-    check_numbers("consensus", consensus, kind=jnp.floating, rank=2)
+    if not isinstance(consensus, tuple):
+        check_numbers("consensus", consensus, kind=jnp.floating, rank=2)
     learner = Learner(state.params, state.model_state, state.digest_opt_state)
     learner, info = fit(architecture, distance, learner, inputs, consensus, inputs.shape[0], key, training=training)
     return ClientState(learner.params, learner.model_state, learner.opt_state, state.revisit_opt_state), info
@@ -104,6 +105,8 @@ def revisit(
     validation: PrivateDataset | None = None,
     *,
     training: TrainingConfig,
+    loss: Distance = cross_entropy,
+    beside_labels: chex.ArrayTree = None,
 ) -> tuple[ClientState, TrainingInfo]:
     """Trains one client on its own labelled examples.
 
@@ -114,6 +117,9 @@ def revisit(
       key: key for shuffling and dropout.
       validation: validation data, if there is early stopping.
       training: epochs, batches and the revisit optimizer.
+      loss: (logits [B, C], labels [B]) -> [B].
+      beside_labels: more targets, a tree of [N, ...], such as a distribution for each example; `loss` is then given
+        (logits, (labels, tree of [B, ...])).
 
     Returns:
       The client, and the losses of the epochs.
@@ -134,7 +140,10 @@ def revisit(
       (0.6931, [[1.0, -1.0], [-1.0, 1.0]])
     """
     learner = Learner(state.params, state.model_state, state.revisit_opt_state)
-    learner, info = fit(architecture, cross_entropy, learner, *private, key, training=training, validation=validation)
+    inputs, labels, num_examples = private
+    targets = labels if beside_labels is None else (labels, beside_labels)
+    how: dict = {"training": training, "validation": validation}
+    learner, info = fit(architecture, loss, learner, inputs, targets, num_examples, key, **how)
     return ClientState(learner.params, learner.model_state, state.digest_opt_state, learner.opt_state), info
 
 

@@ -7,7 +7,8 @@ what differs between phases.
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -22,7 +23,7 @@ from fedmd_jax.client.optimizers import adam, with_hyperparameters_of
 from fedmd_jax.client.scoring import check_logits, compute_accuracy, score
 from fedmd_jax.types import Architecture, PrivateDataset, TrainingInfo
 
-Distance = Callable[[chex.Array, chex.Array], chex.Array]
+Distance = Callable[[chex.Array, Any], chex.Array]  # (logits [B, C], targets [B, ...]) -> [B]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,7 +79,7 @@ def fit(
     example_loss: Distance,
     learner: Learner,
     inputs: chex.Array,
-    targets: chex.Array,
+    targets: chex.ArrayTree,
     num_examples: int | chex.Array,
     key: chex.PRNGKey,
     *,
@@ -92,7 +93,7 @@ def fit(
       example_loss: (logits [B, C], targets [B, ...]) -> [B], one loss per example.
       learner: parameters, model state and optimizer state.
       inputs: [N, ...].
-      targets: [N, ...].
+      targets: [N, ...], or a tree of such arrays, of which the loss is given the rows of the batch.
       num_examples: number of real rows. The integer N says at trace time that there is no padding, and so no empty
         batch; with an array, clients with different numbers of examples share one program. The content of padding rows
         does not matter.
@@ -122,11 +123,12 @@ def fit(
       [1.0, 0.25, 0.0625]
     """
     check_validation(training, validation)
-    inputs, targets = jnp.asarray(inputs), jnp.asarray(targets)  # NumPy arrays cannot be indexed by traced rows
-    if not inputs.shape or inputs.shape[:1] != targets.shape[:1] or inputs.shape[0] == 0:
+    inputs, targets = jax.tree.map(jnp.asarray, (inputs, targets))  # NumPy arrays cannot be indexed by traced rows
+    lengths = {leaf.shape[:1] for leaf in jax.tree.leaves((inputs, targets))}
+    if len(lengths) != 1 or lengths & {(), (0,)} or not jax.tree.leaves(targets):
         raise ValueError(
             f"inputs and targets must be of one number of examples, at least 1, got shapes {inputs.shape} and "
-            f"{targets.shape}"
+            f"{jax.tree.map(jnp.shape, targets)}"
         )
     optimizer = optax.with_extra_args_support(training.optimizer)
     start = learner._replace(opt_state=with_hyperparameters_of(optimizer, learner.opt_state, learner.params))
@@ -136,7 +138,7 @@ def fit(
         rows, real, key_step = batch
 
         def batch_loss(params):
-            data = inputs[rows], targets[rows], real
+            data = inputs[rows], jax.tree.map(itemgetter(rows), targets), real
             return _batch_loss(architecture, example_loss, params, learner.model_state, *data, key_step)
 
         (loss, model_state), grads = jax.value_and_grad(batch_loss, has_aux=True)(learner.params)
@@ -260,9 +262,12 @@ def _check_example_loss(example_loss, logits, targets):
 
     It is asked for a number of rows that is the size of no other axis, so that [C] is not taken for [B].
     """
-    num_rows = max(*logits.shape, *targets.shape) + 1
-    logits, targets = (jax.ShapeDtypeStruct((num_rows, *rows.shape[1:]), rows.dtype) for rows in (logits, targets))
-    losses = jax.eval_shape(example_loss, logits, targets)
+    num_rows = max(size for rows in jax.tree.leaves((logits, targets)) for size in rows.shape) + 1
+
+    def with_rows(leaf):
+        return jax.ShapeDtypeStruct((num_rows, *leaf.shape[1:]), leaf.dtype)
+
+    losses = jax.eval_shape(example_loss, *jax.tree.map(with_rows, (logits, targets)))
     shape = getattr(losses, "shape", None)
     if shape != (num_rows,) or jnp.issubdtype(losses.dtype, jnp.complexfloating):
         raise ValueError(

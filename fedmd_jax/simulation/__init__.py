@@ -14,6 +14,7 @@ from fedmd_jax.simulation.communication import (
 from fedmd_jax.simulation.federation import (
     Federation as Federation,
     fedmd as fedmd,
+    make_federation as make_federation,
     run_federation as run_federation,
     run_local_only as run_local_only,
     vmap_federation as vmap_federation,

@@ -13,7 +13,9 @@ from jax.sharding import Mesh
 
 from fedmd_jax.aggregators.base import Aggregator
 from fedmd_jax.aggregators.mean import weighted_mean
-from fedmd_jax.algorithms.fedmd import fedmd_round, learn, report, round_keys
+from fedmd_jax.algorithms.base import Algorithm, split_states
+from fedmd_jax.algorithms.exchange import fedmd as fedmd_algorithm
+from fedmd_jax.algorithms.fedmd import learn, report, round_keys
 from fedmd_jax.algorithms.participation import ParticipationPolicy, all_clients, complete_participants
 from fedmd_jax.algorithms.public_subset import draw_public_subset
 from fedmd_jax.checks import check_count
@@ -26,7 +28,7 @@ from fedmd_jax.mapping.chunking import ClientsPerChunk, check_chunks
 from fedmd_jax.mapping.grouped import map_groups
 from fedmd_jax.mapping.groups import Groups, check_groups, group_client_ids, group_keys
 from fedmd_jax.mapping.packing import check_costs
-from fedmd_jax.mapping.sharding import replicate, shard_clients
+from fedmd_jax.mapping.sharding import gather_clients, replicate, shard_clients
 from fedmd_jax.simulation.federation_data import Private, check_data, check_optimizers
 from fedmd_jax.simulation.metrics import (
     REVISIT_FAULT,
@@ -39,7 +41,17 @@ from fedmd_jax.simulation.metrics import (
 )
 from fedmd_jax.simulation.progress import show_rounds
 from fedmd_jax.transforms.clipping import Transform
-from fedmd_jax.types import Participants, PrivateDataset, PublicDataset, RoundInfo, States, TrainingInfo, TransferInfo
+from fedmd_jax.types import (
+    Architecture,
+    FederationState,
+    Participants,
+    PrivateDataset,
+    PublicDataset,
+    RoundInfo,
+    States,
+    TrainingInfo,
+    TransferInfo,
+)
 
 Trained = tuple[States, Mapping[str, TrainingInfo]]
 Validation = PrivateDataset | Private  # one for all clients, or a stacked one per group
@@ -67,6 +79,8 @@ class Federation:
     Attributes:
       groups: the architecture groups.
       mesh: the mesh over which clients are sharded, or None.
+      algorithm: the algorithm of `round`.
+      server: the network of the server, or None.
       programs: the compiled functions by the name of the method; each has `lower`, as `jax.jit` has.
       public_training: settings of `pretrain`.
       private_training: settings of `train_private`.
@@ -90,6 +104,8 @@ class Federation:
 
     groups: Groups
     mesh: Mesh | None
+    algorithm: Algorithm
+    server: Architecture | None
     programs: Mapping[str, jax.stages.Wrapped]
     public_training: TrainingConfig
     private_training: TrainingConfig
@@ -98,8 +114,9 @@ class Federation:
 
     def __repr__(self) -> str:
         sizes = {name: group.num_clients for name, group in self.groups.items()}
+        algorithm = "" if self.algorithm.name == "fedmd" else f", algorithm={self.algorithm.name!r}"
         devices = "" if self.mesh is None else f", devices={self.mesh.size}"
-        return f"Federation(clients={sizes}{devices})"
+        return f"Federation(clients={sizes}{algorithm}{devices})"
 
     def check(self, public: PublicDataset, private: Private, *others: PrivateDataset | Private) -> None:
         """Raises ValueError if the data does not fit the networks or the settings; `others` are test or pooled data."""
@@ -143,15 +160,32 @@ class Federation:
         """The private half of the round with this key: the local-only baseline."""
         return self._call("revisit", states, private, key, participants)
 
+    @property
+    def has_server_state(self) -> bool:
+        """Whether the server remembers something between rounds or has a network, so that rounds need `start`."""
+        return self.server is not None or self.algorithm.new_memory is not None
+
+    def start(self, states: States, public: PublicDataset, key: chex.PRNGKey) -> States | FederationState:
+        """The states before the first round: the clients, and what the server has then, if it has something.
+
+        A network of the server is initialized, and trained on the public dataset as the clients are, if it has labels.
+        `run_federation` calls it.
+        """
+        if not self.has_server_state:
+            return states
+        return FederationState(states, *self.programs["new_server"](public, key))
+
     def round(
         self,
-        states: States,
+        states: States | FederationState,
         public: PublicDataset,
         private: Private,
         key: chex.PRNGKey,
         participants: Participants | None = None,
-    ) -> tuple[States, RoundInfo]:
-        """One round of FedMD, see `fedmd_round`."""
+    ) -> tuple[States | FederationState, RoundInfo]:
+        """One round of the algorithm, see `fedmd_round` and `algorithms`; states are those of `start`."""
+        if self.has_server_state and not isinstance(states, FederationState):
+            raise ValueError("the server has a state in this algorithm: call federation.start before the first round")
         return self._call("round", states, public, private, key, participants=participants)
 
     def score(
@@ -177,7 +211,7 @@ class Federation:
         return self._call("learn", states, public, private, consensus, key, participants)
 
     def evaluate(
-        self, states: States, test: PrivateDataset | Private, *, confusion: bool = False
+        self, states: States | FederationState, test: PrivateDataset | Private, *, confusion: bool = False
     ) -> Mapping[str, Evaluation]:
         """Accuracy and loss per group [K], on one unstacked dataset for all clients or a stacked one per group.
 
@@ -185,7 +219,11 @@ class Federation:
         mistakes for which others. `Evaluation.class_accuracy`, [K, C], is the accuracy of each client on each class;
         `fmd.plot.confusion_matrix` draws the counts.
         """
-        return self._call("confusion" if confusion else "evaluate", states, test)
+        return self._call("confusion" if confusion else "evaluate", split_states(states).clients, test)
+
+    def evaluate_server(self, states: States | FederationState, test: PrivateDataset) -> Evaluation | None:
+        """Accuracy and loss of the server's network, []; None if it has none."""
+        return None if self.server is None else self.programs["evaluate_server"](split_states(states).model, test)
 
     def shard(self, clients: Mapping[str, Any]) -> Mapping[str, Any]:
         """Moves stacked clients or data, [K, ...] per group, to their devices; returns them unchanged without a mesh.
@@ -249,9 +287,11 @@ class Federation:
             warnings.warn(f"{phase} for clients {reverted}: they stay as they were before it", stacklevel=2)
         return states, info
 
-    def _call(self, program: str, states: States, *arguments: Any, **settings: Any) -> Any:
+    def _call(self, program: str, states: States | FederationState, *arguments: Any, **settings: Any) -> Any:
         """Calls a program, and refuses states that were donated to an earlier call."""
-        if not isinstance(states, Mapping):
+        if program not in self.programs:
+            raise ValueError(f"{program} is a half of a round of FedMD, but the algorithm is {self.algorithm.name}")
+        if not isinstance(split_states(states).clients, Mapping):
             raise ValueError(f"the states of each group are needed, in a mapping, got a {type(states).__name__}")
         check_not_donated(states)
         return self.programs[program](states, *arguments, **settings)
@@ -333,11 +373,96 @@ def fedmd(
       >>> federation.new_states(jax.random.key(0), jnp.zeros((1, 4)))["small"].params["head"]["kernel"].shape
       (2, 4, 3)
     """
+    algorithm = fedmd_algorithm(distance=distance, aggregator=aggregator)
+    federation = make_federation(
+        groups,
+        algorithm,
+        subset_size=subset_size,
+        public_training=public_training,
+        private_training=private_training,
+        pooled_training=pooled_training,
+        digest_training=digest_training,
+        revisit_training=revisit_training,
+        draw_subset=draw_subset,
+        transforms=transforms,
+        clients_per_chunk=clients_per_chunk,
+        mesh=mesh,
+        costs=costs,
+    )
+    over: dict = {"groups": groups, "mesh": mesh, "clients_per_chunk": clients_per_chunk}
+
+    def score_groups(states, public, key, participants=None):
+        participants, keys = complete_participants(participants, groups, mesh), round_keys(key)
+        subset = draw_subset(keys.subset, public, subset_size)
+        score_clients = map_groups(partial(report, transforms=transforms), (0, None, 0), **over)
+        return score_clients(states, subset.inputs, group_keys(keys.transform, participants.client_ids))
+
+    def learn_groups(states, public, private, consensus, key, participants=None):
+        participants, keys = complete_participants(participants, groups, mesh), round_keys(key)
+        inputs = draw_subset(keys.subset, public, subset_size).inputs
+        training: dict = {"digest_training": digest_training, "revisit_training": revisit_training}
+        half = partial(learn, **training, distance=distance, **over)
+        return half(states, inputs, consensus, jnp.array(True), private, keys, participants)
+
+    halves = _compiled({"score": score_groups, "learn": learn_groups})
+    return dataclasses.replace(federation, programs={**federation.programs, **halves})
+
+
+def make_federation(
+    groups: Groups,
+    algorithm: Algorithm,
+    *,
+    server: Architecture | None = None,
+    subset_size: int = 5000,
+    public_training: TrainingConfig = TrainingConfig(num_epochs=20, batch_size=128),
+    private_training: TrainingConfig = TrainingConfig(num_epochs=25, batch_size=32),
+    pooled_training: TrainingConfig = TrainingConfig(num_epochs=50, batch_size=32),
+    digest_training: TrainingConfig = TrainingConfig(num_epochs=1, batch_size=256),
+    revisit_training: TrainingConfig = TrainingConfig(num_epochs=2, batch_size=5),
+    draw_subset: Callable = draw_public_subset,
+    transforms: Sequence[Transform] = (),
+    clients_per_chunk: ClientsPerChunk = "auto",
+    mesh: Mesh | None = None,
+    costs: Mapping[str, float] | None = None,
+) -> Federation:
+    """Makes a federation whose rounds are those of an algorithm, such as `fmd.algorithms.ds_fl(temperature=0.1)`.
+
+    Args:
+      groups: name -> architecture, client ids and weights.
+      algorithm: a member of the family, see `algorithms`.
+      server: network of the server, one more client without private data; None for none.
+      subset_size: as in `fedmd`, and so are the other arguments.
+      public_training: settings of transfer learning on the public dataset, also of the server's network.
+      private_training: settings of transfer learning on private data.
+      pooled_training: settings of the pooled upper bound.
+      digest_training: settings of the digest of each round, also of the server's network.
+      revisit_training: settings of the private training of each round.
+      draw_subset: (key, public, size) -> the public subset of a round.
+      transforms: functions that each client applies to what it sends.
+      clients_per_chunk: number of clients of a group that run at once on a device.
+      mesh: devices over which the clients are sharded.
+      costs: cost of a client of each group.
+
+    Returns:
+      The federation.
+
+    Raises:
+      ValueError: as in `fedmd`, or a network of the server that the algorithm has no use for.
+
+    Example:
+      >>> import fedmd_jax as fmd
+      >>> network = fmd.architecture_from_linen(fmd.models.MLP((4,), num_classes=3))
+      >>> groups = {"small": fmd.ArchitectureGroup(network, (0, 1))}
+      >>> fmd.make_federation(groups, fmd.algorithms.ds_fl(temperature=0.1), subset_size=100)
+      Federation(clients={'small': 2}, algorithm='ds-fl')
+    """
     check_groups(groups)
     check_count("subset_size", subset_size)
     check_chunks(clients_per_chunk, groups)
     if digest_training.early_stopping or revisit_training.early_stopping:
         raise ValueError("early stopping is for transfer learning and the pooled bound, not for digest and revisit")
+    if server is not None and not algorithm.takes_server_model:
+        raise ValueError(f"{algorithm.name} has no use for a network of the server, got one")
     if costs is not None:
         check_costs(costs, groups)
     over: dict = {"groups": groups, "mesh": mesh, "clients_per_chunk": clients_per_chunk}
@@ -350,13 +475,35 @@ def fedmd(
         of_groups = None if costs is None else {name: costs[name] for name in clients}
         return shard_clients(clients, mesh, costs=of_groups)
 
+    def start_keys(key, client_ids):
+        """Keys of networks that the public dataset alone trains."""
+        first = {name: jnp.full_like(ids, groups[name].client_ids[0]) for name, ids in client_ids.items()}
+        return group_keys(key, first if algorithm.common_start else client_ids)
+
     def new_states(key, inputs, client_ids=None):
         client_ids = group_client_ids(groups) if client_ids is None else client_ids
         init_one = partial(init_client, digest=digest_training, revisit=revisit_training)
         init_clients = map_groups(init_one, (0, None), groups=groups, mesh=mesh)
-        return init_clients(shard(group_keys(key, client_ids)), inputs)
+        return init_clients(shard(start_keys(key, client_ids)), inputs)
 
-    def train(one_client, data_axis, training, *, losses_count=False):
+    def new_server(public, key):
+        """What the server remembers, and its network."""
+        memory = ()
+        if algorithm.new_memory is not None:
+            memory = algorithm.new_memory(
+                groups, gather_clients(jax.eval_shape(new_states, key, public.inputs)), public
+            )
+        if server is None:
+            return memory, ()
+        key_init, key_train = jax.random.split(key)
+        how: dict = {"digest": digest_training, "revisit": revisit_training}
+        model = init_client(server, key_init, public.inputs[:1], **how)
+        if public.labels is not None:
+            training = dataclasses.replace(public_training, early_stopping=None)
+            model, _ = pretrain(server, model, public, key_train, training=training)
+        return memory, model
+
+    def train(one_client, data_axis, training, *, losses_count=False, keys=group_keys):
         """One training phase of all clients; `data` is shared (`data_axis` None), or per group and client (0)."""
         # Before the rounds an epoch may have a non-finite loss, if the client recovers from it.
         train_one = keep_if_finite(partial(one_client, training=training), losses_count=losses_count)
@@ -366,7 +513,7 @@ def fedmd(
             client_ids, _, _, completed = complete_participants(participants, given, mesh)
             validation_axis = None if validation is None or isinstance(validation, PrivateDataset) else 0
             train_clients = map_groups(train_one, (0, 0, data_axis, 0, validation_axis), **over)
-            return train_clients(completed, states, data, group_keys(key, client_ids), validation)
+            return train_clients(completed, states, data, keys(key, client_ids), validation)
 
         return train_groups
 
@@ -374,21 +521,9 @@ def fedmd(
         revisit_as_in_rounds = train(revisit, 0, revisit_training, losses_count=True)
         return revisit_as_in_rounds(states, private, round_keys(key).revisit, participants=participants)
 
-    to_learn: dict = {"digest_training": digest_training, "revisit_training": revisit_training, "distance": distance}
-    to_send: dict = {"subset_size": subset_size, "draw_subset": draw_subset, "transforms": transforms}
-    round_ = partial(fedmd_round, aggregator=aggregator, **to_send, **to_learn, **over)
-
-    def score_groups(states, public, key, participants=None):
-        participants, keys = complete_participants(participants, groups, mesh), round_keys(key)
-        subset = draw_subset(keys.subset, public, subset_size)
-        score_clients = map_groups(partial(report, transforms=transforms), (0, None, 0), **over)
-        return score_clients(states, subset.inputs, group_keys(keys.transform, participants.client_ids))
-
-    def learn_groups(states, public, private, consensus, key, participants=None):
-        participants, keys = complete_participants(participants, groups, mesh), round_keys(key)
-        inputs = draw_subset(keys.subset, public, subset_size).inputs
-        half = partial(learn, **to_learn, **over)
-        return half(states, inputs, consensus, jnp.array(True), private, keys, participants)
+    of_rounds: dict = {"digest_training": digest_training, "revisit_training": revisit_training}
+    of_rounds |= {"subset_size": subset_size, "draw_subset": draw_subset, "transforms": transforms, **over}
+    round_ = partial(algorithm.round, **of_rounds, **({} if server is None else {"server": server}))
 
     def evaluate_groups(states, test, confusion):
         evaluate_one = partial(evaluate, confusion=confusion)
@@ -397,19 +532,22 @@ def fedmd(
 
     programs = {
         "new_states": new_states,
-        "pretrain": train(pretrain, None, public_training),
+        "new_server": new_server,
+        "pretrain": train(pretrain, None, public_training, keys=start_keys),
         "train_private": train(revisit, 0, private_training),
         "train_pooled": train(revisit, None, pooled_training),
         "revisit": revisit_groups,
         "round": round_,
         "evaluate": partial(evaluate_groups, confusion=False),
         "confusion": partial(evaluate_groups, confusion=True),
-        "score": score_groups,
-        "learn": learn_groups,
     }
+    if server is not None:
+        programs["evaluate_server"] = partial(evaluate, server)
     return Federation(
         groups=groups,
         mesh=mesh,
+        algorithm=algorithm,
+        server=server,
         programs=_compiled(programs),
         public_training=public_training,
         private_training=private_training,
@@ -458,7 +596,9 @@ def _compiled(programs: Mapping[str, Callable]) -> dict[str, jax.stages.Wrapped]
     compiled: dict[str, jax.stages.Wrapped] = {
         name: jax.jit(fn, donate_argnums=0 if name in _DONATING else ()) for name, fn in programs.items()
     }
-    if jax.default_backend() == "cpu":  # it runs once, and random initializers compile six times faster so
+    if (
+        jax.default_backend() == "cpu" and "new_states" in programs
+    ):  # it runs once, and random initializers compile six times faster so
         options = {"xla_backend_optimization_level": 1}
         compiled["new_states"] = jax.jit(programs["new_states"], compiler_options=options)
     return compiled
@@ -468,6 +608,11 @@ def check_rounds(num_rounds: int, first_round: int) -> None:
     """Raises ValueError if the number of rounds or of the first one is impossible."""
     check_count("num_rounds", num_rounds, minimum=0)
     check_count("first_round", first_round)
+
+
+def server_key(key: chex.PRNGKey) -> chex.PRNGKey:
+    """The key of `Federation.start`, from the key of the rounds; cohorts have the other keys of `fold_in(key, 0)`."""
+    return jax.random.fold_in(jax.random.fold_in(key, 0), 0)
 
 
 def _participants(federation: Federation, policy: ParticipationPolicy | None, round_: int) -> Participants | None:
@@ -538,6 +683,8 @@ def run_federation(
     check_rounds(num_rounds, first_round)
     federation.check(public, private, test)
     public, private = map(federation.put, (public, private))
+    if first_round == 1 and not isinstance(states, FederationState):
+        states = federation.start(states, public, server_key(key))
 
     def step(states, key, participants):
         return federation.round(states, public, private, key, participants=participants)
@@ -580,9 +727,11 @@ def _run(
             if round_ > 0:
                 participants = _participants(federation, participation, round_)
                 states, info = step(states, jax.random.fold_in(key, round_), participants)
-            evaluations = federation.evaluate(states, test)
+            evaluations, server = federation.evaluate(states, test), federation.evaluate_server(states, test)
             shown.phase("rounds")
             metrics = metrics_of(round_, evaluations, info)
+            if server is not None:
+                metrics = metrics._replace(server_accuracy=float(server.accuracy))
             if round_ == 0 and transfer is not None:
                 metrics = with_faults(metrics, reverted_halves(group_client_ids(federation.groups), transfer))
             history.append(metrics)

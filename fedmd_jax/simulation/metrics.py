@@ -52,6 +52,7 @@ class RoundMetrics(NamedTuple):
     round: int  #: number of the round
     clients: tuple[ClientMetrics, ...]  #: the candidates of the round, ordered by client id
     digested: bool  #: False if all clients were excluded from the consensus
+    server_accuracy: float | None = None  #: accuracy of the server's network; None if it has none
 
     @property
     def mean_accuracy(self) -> float:

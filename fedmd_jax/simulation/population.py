@@ -11,13 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedmd_jax.algorithms.base import join_states, split_states
 from fedmd_jax.algorithms.participation import ParticipationPolicy
 from fedmd_jax.client.evaluation import Evaluation
 from fedmd_jax.mapping.chunking import chunk_rows
 from fedmd_jax.mapping.groups import Storage, check_storage
 from fedmd_jax.mapping.sharding import gather_clients
 from fedmd_jax.simulation.cohorts import Cohort, CohortSize, cohort_of, cohort_sizes, draw_cohort, get_rows, set_rows
-from fedmd_jax.simulation.federation import Federation, States, Validation, check_rounds
+from fedmd_jax.simulation.federation import Federation, States, Validation, check_rounds, server_key
 from fedmd_jax.simulation.federation_data import Private
 from fedmd_jax.simulation.metrics import History, RoundMetrics, round_metrics
 from fedmd_jax.simulation.progress import show_rounds
@@ -40,6 +41,8 @@ class Population(NamedTuple):
 
     states: States  #: per group, stacked clients [K, ...]
     private: Private  #: per group, stacked private datasets [K, N, ...]
+    memory: chex.ArrayTree = ()  #: what the server remembers, as in `FederationState`
+    model: Any = ()  #: the server's own network, as in `FederationState`
 
 
 def init_population(
@@ -149,7 +152,7 @@ def transfer_learn_population(
     _check_not_consumed(population)
     infos = []
     for cohort in _all_cohorts(federation, _sizes(federation, cohort_size)):
-        states, private = (_take(federation, tree, cohort) for tree in population)
+        states, private = (_take(federation, tree, cohort) for tree in population[:2])
         validation = (_take(federation, data, cohort) for data in (public_validation, private_validation))
         states, info = federation.transfer_learn(
             states, public, private, key, *validation, participants=_participants(cohort)
@@ -265,6 +268,9 @@ def run_population(
     federation.check(public, population.private, test)
     of_rounds: dict[str, Any] = {"cohort_size": cohort_size, "test": test, "participation": participation}
     history = History()
+    if first_round == 1 and federation.has_server_state:
+        _, *server = federation.start(population.states, public, server_key(key))
+        population = Population(population.states, population.private, *server)
     with show_rounds(progress, first_round, num_rounds) as shown:
         shown.phase("compiling ...")
         for round_ in range(first_round, first_round + num_rounds):
@@ -323,9 +329,9 @@ def population_round(
     _check_not_consumed(population)
     key_cohorts = jax.random.fold_in(key, 0)  # free, since rounds count from 1
     cohort = draw_cohort(jax.random.fold_in(key_cohorts, round_), federation.groups, cohort_size)
-    states, private = (_take(federation, tree, cohort) for tree in population)
+    states, private = (_take(federation, tree, cohort) for tree in population[:2])
     states, info = federation.round(
-        states,
+        join_states(states, population.memory, population.model),
         public,
         private,
         jax.random.fold_in(key, round_),
@@ -333,7 +339,8 @@ def population_round(
     )
     evaluations = federation.evaluate(states, _take(federation, test, cohort))
     metrics = round_metrics(federation.groups, round_, evaluations, info)
-    return _put(population, cohort, states), metrics
+    clients, memory, model = split_states(states)
+    return _put(population, cohort, clients)._replace(memory=memory, model=model), metrics
 
 
 def _sizes(federation: Federation, cohort_size: CohortSize) -> dict[str, int]:

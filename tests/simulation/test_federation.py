@@ -15,6 +15,7 @@ import toys
 from flax import nnx
 
 import fedmd_jax as fmd
+from fedmd_jax.algorithms.fedmd import round_keys
 from fedmd_jax.mapping.groups import group_client_ids
 
 TRACES = []
@@ -342,7 +343,7 @@ def test_local_only_has_no_digests(key):
     }
     for name, client_id, one, mine, found in toys.clients(GROUPS, start(), PRIVATE, alone):
         for round_ in (1, 2):
-            key_revisit = fmd.algorithms.fedmd.round_keys(jax.random.fold_in(key, round_)).revisit
+            key_revisit = round_keys(jax.random.fold_in(key, round_)).revisit
             one, _ = train[name](one, mine, jax.random.fold_in(key_revisit, client_id))
         chex.assert_trees_all_close(found, one, **TOLERANCE)
 

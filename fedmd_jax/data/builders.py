@@ -45,16 +45,7 @@ EMNIST Letters: handwritten letters from NIST Special Database 19 in the format 
 with both cases merged, 124,800 and 20,800 images. This builder reads all of them; the stock builder of TensorFlow
 Datasets stops after the first 88,800 and 14,800. Images are as NIST ships them, transposed.
 """
-    CITATION = """\
-@inproceedings{cohen2017emnist,
-  title={EMNIST: Extending MNIST to handwritten letters},
-  author={Cohen, Gregory and Afshar, Saeed and Tapson, Jonathan and van Schaik, Andr{\\'e}},
-  booktitle={International Joint Conference on Neural Networks (IJCNN)},
-  pages={2921--2926},
-  year={2017},
-  doi={10.1109/IJCNN.2017.7966217}
-}
-"""
+    CITATION = "Cohen et al., EMNIST: Extending MNIST to handwritten letters, 2017, doi:10.1109/IJCNN.2017.7966217"
     HOMEPAGE = "https://www.nist.gov/itl/products-and-services/emnist-dataset"
 
     def _features(self):
@@ -83,15 +74,7 @@ FEMNIST of the LEAF benchmark: handwritten digits, capitals and small letters fr
 the name of its writer. LEAF scales the whole field down, so characters are smaller than EMNIST's. Train and test are
 LEAF's own split of each writer's images.
 """
-    CITATION = """\
-@article{caldas2018leaf,
-  title={LEAF: A Benchmark for Federated Settings},
-  author={Caldas, Sebastian and Duddu, Sai Meher Karthik and Wu, Peter and Li, Tian and Kone{\\v{c}}n{\\'y}, Jakub and
-    McMahan, H. Brendan and Smith, Virginia and Talwalkar, Ameet},
-  journal={arXiv preprint arXiv:1812.01097},
-  year={2018}
-}
-"""
+    CITATION = "Caldas et al., LEAF: A Benchmark for Federated Settings, 2018, arXiv:1812.01097"
     HOMEPAGE = "https://leaf.cmu.edu"
 
     def _features(self):
@@ -102,26 +85,14 @@ LEAF's own split of each writer's images.
         return {split: self._generate_examples(table) for split, table in original.tables.items()}
 
 
-_BUILDERS = {
+# The builders that download the data sets of the catalogue; stock ones need tensorflow for it.
+BUILDERS = {
     "mnist": mnist.MNIST,
     "cifar10": cifar.Cifar10,
     "cifar100": cifar.Cifar100,
     "emnist/letters": EmnistLetters,
     "leaf/femnist": LeafFemnist,
 }
-
-
-def builder_of_download(name: str, data_dir: pathlib.Path) -> tfds.core.DatasetBuilder:
-    """The builder that downloads a data set; stock ones need tensorflow.
-
-    Args:
-      name: name of a data set in the catalogue.
-      data_dir: where to write.
-
-    Returns:
-      A builder that writes array_record.
-    """
-    return _BUILDERS[name](data_dir=data_dir, file_format="array_record")
 
 
 def builder_of_files(name: str, original: Original, data_dir: pathlib.Path) -> tfds.core.DatasetBuilder:
@@ -135,7 +106,7 @@ def builder_of_files(name: str, original: Original, data_dir: pathlib.Path) -> t
     Returns:
       A builder that writes array_record.
     """
-    base = _BUILDERS[name]
+    base = BUILDERS[name]
 
     class Local(base, skip_registration=True):
         def _split_generators(self, dl_manager):

@@ -54,12 +54,8 @@ def split_by_class(
     """
     labels, classes = _check_request(labels, classes, num_clients, rng)
     check_count("examples_per_class", examples_per_class)
-    _check_supply(
-        labels,
-        classes,
-        needed=num_clients * examples_per_class,
-        request=f"{num_clients} clients with {examples_per_class} examples per class",
-    )
+    request = f"{num_clients} clients with {examples_per_class} examples per class"
+    _check_supply(labels, classes, num_clients * examples_per_class, request)
     shuffled = [rng.permutation(np.flatnonzero(labels == c)) for c in classes]
     starts = range(0, num_clients * examples_per_class, examples_per_class)
     return [np.concatenate([indices[start : start + examples_per_class] for indices in shuffled]) for start in starts]
@@ -114,13 +110,9 @@ def split_k_classes(
         raise ValueError(f"classes_per_client is {classes_per_client}, but there are {len(classes)} classes")
     # The largest number of clients of a class; some classes have one less.
     most = -(-num_clients * classes_per_client // len(classes))
-    _check_supply(
-        labels,
-        classes,
-        needed=most * examples_per_class,
-        request=f"{num_clients} clients with {examples_per_class} examples of each of {classes_per_client} classes, "
-        f"up to {most} clients to a class,",
-    )
+    what = f"{examples_per_class} examples of each of {classes_per_client} classes"
+    request = f"{num_clients} clients with {what}, up to {most} clients to a class,"
+    _check_supply(labels, classes, most * examples_per_class, request)
     shuffled = [rng.permutation(np.flatnonzero(labels == c)) for c in classes]
     num_owners = np.zeros(len(classes), int)
     shares = []
@@ -246,14 +238,9 @@ def split_by_superclass(
         raise ValueError(f"fine and coarse must be of one length, got {len(fine)} and {len(coarse)}")
     families = _families(fine, coarse, superclasses)
     for superclass, family in families.items():
-        most = -(-num_clients // len(family))
-        _check_supply(
-            fine,
-            family,
-            needed=most * examples_per_class,
-            request=f"{num_clients} clients with {examples_per_class} examples each of one of the {len(family)} fine "
-            f"classes of superclass {superclass}",
-        )
+        what = f"one of the {len(family)} fine classes of superclass {superclass}"
+        request = f"{num_clients} clients with {examples_per_class} examples each of {what}"
+        _check_supply(fine, family, -(-num_clients // len(family)) * examples_per_class, request)
     shares = [[] for _ in range(num_clients)]
     for family in families.values():
         shuffled = [rng.permutation(np.flatnonzero(fine == c)) for c in rng.permutation(family)]
@@ -269,11 +256,10 @@ def _families(fine, coarse, superclasses):
     missing = [superclass for superclass, family in families.items() if not family]
     if missing:
         raise ValueError(f"no examples of the superclasses {missing}, there are {np.unique(coarse).tolist()}")
-    pairs = np.unique(np.stack([fine, coarse]), axis=1)
-    repeated = pairs[0, 1:][pairs[0, 1:] == pairs[0, :-1]]
-    if len(repeated):
-        own = pairs[1, pairs[0] == repeated[0]].tolist()
-        raise ValueError(f"a fine class has one superclass, but class {repeated[0]} has {own}")
+    for label in np.unique(fine).tolist():
+        own = np.unique(coarse[fine == label]).tolist()
+        if len(own) > 1:
+            raise ValueError(f"a fine class has one superclass, but class {label} has {own}")
     return families
 
 
@@ -467,7 +453,7 @@ def _check_labels(name, labels):
     return labels
 
 
-def _check_supply(labels: np.ndarray, classes: Iterable[int], *, needed: int, request: str) -> None:
+def _check_supply(labels: np.ndarray, classes: Iterable[int], needed: int, request: str) -> None:
     """Checks that every class has as many examples as are needed; `request` begins the error message."""
     supply = {c: int(np.sum(labels == c)) for c in classes}
     short = one_line(", ".join(f"class {c} has {supply[c]}" for c in supply if supply[c] < needed), longest=400)

@@ -80,13 +80,9 @@ def prepare_data(
         made = _download(name, work, folder / "downloads") if original is None else _write(name, original, work)
         path = folder / made.relative_to(work)
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        is_new = not path.exists()  # another process may have been faster
+        if is_new:
             made.rename(path)
-            is_new = True
-        except OSError:
-            if not path.exists():  # else another process has been faster
-                raise
-            is_new = False
     return Prepared(path, _check_usable(path, data_set), is_new)
 
 
@@ -156,9 +152,9 @@ def _download(name: str, work: pathlib.Path, downloads: pathlib.Path) -> pathlib
     """Downloads records with the builder, and writes arrays of their rows."""
     import tensorflow_datasets as tfds
 
-    from fedmd_jax.data.builders import builder_of_download
+    from fedmd_jax.data.builders import BUILDERS
 
-    builder = builder_of_download(name, work)
+    builder = BUILDERS[name](data_dir=work, file_format="array_record")
     try:
         builder.download_and_prepare(
             download_dir=downloads, download_config=tfds.download.DownloadConfig(try_download_gcs=False)

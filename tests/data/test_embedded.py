@@ -77,7 +77,7 @@ def source_folder(tmp_path, write_idx):
 def test_build_is_deterministic_and_balanced(source_folder, tmp_path, capsys):
     outs = [tmp_path / "a.npz", tmp_path / "b" / "b.npz"]
     for out in outs:
-        build.main([str(source_folder), "--out", str(out)])
+        build.main(source_folder, out)
     assert "a.npz: " in capsys.readouterr().out
     assert outs[0].read_bytes() == outs[1].read_bytes()
     arrays = np.load(outs[0], allow_pickle=False)

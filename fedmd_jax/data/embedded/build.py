@@ -5,10 +5,10 @@
 FOLDER holds `mnist/*.gz` and `emnist_letters/*.gz`, see `fedmd_jax.data.sources`. LICENSE.md says what is chosen.
 """
 
-import argparse
 import pathlib
 
 import numpy as np
+import tyro
 
 from fedmd_jax.data.files import write_npz
 from fedmd_jax.data.partition import split_by_class
@@ -48,19 +48,16 @@ def choose(folder: str | pathlib.Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Reads the folder named on the command line and writes the file.
+def main(folder: tyro.conf.Positional[pathlib.Path], out: pathlib.Path = PATH) -> None:
+    """Draws the data set and writes the file.
 
     Args:
-      argv: the arguments; those of the process if None.
+      folder: The data folder with the original files.
+      out: The file to write.
     """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", help="the data folder with the original files")
-    parser.add_argument("--out", type=pathlib.Path, default=PATH, help="the file to write; default: in the package")
-    args = parser.parse_args(argv)
-    write_npz(args.out, **choose(args.folder))
-    print(f"{args.out.name}: {args.out.stat().st_size:,} bytes")
+    write_npz(out, **choose(folder))
+    print(f"{out.name}: {out.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

@@ -20,6 +20,7 @@ import tyro
 import fedmd_jax
 from fedmd_jax import checks
 from fedmd_jax.data.catalogue import find_data_set
+from fedmd_jax.data.files import DataError, user_path
 from fedmd_jax.data.listing import describe_sizes, files_of, table
 from fedmd_jax.data.preparing import prepare_data
 from fedmd_jax.experiments import EXPERIMENTS, Experiment, distributed, run_directory as files, settings_from, smoke
@@ -152,9 +153,44 @@ class Prepare:
         """Prepares the data set and prints its sizes."""
         data_set = find_data_set(self.name)
         print(f"preparing {self.name} ...", flush=True)
-        done = prepare_data(self.name, source=self.source, data_dir=self.data_dir, checksums=not self.no_checksums)
+        options = {"source": self.source, "data_dir": self.data_dir, "checksums": not self.no_checksums}
+        try:
+            done = prepare_data(self.name, **options)
+        except OSError as error:
+            raise files.WriteError(f"cannot write the data set: {error}") from error
         how = "prepared in" if done.is_new else "there already, nothing is changed (delete it to prepare it again):"
         print(f"{self.name} {how} {done.path}: {describe_sizes(done.sizes, data_set)}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+    """Print the table of a finished run, or of several seeds, and redraw its plot; of a folder of runs a line for each.
+
+    Attributes:
+      directory: The run directory, or a folder of them.
+      per_class: Print the accuracy of each client of one run on each class after the last round, and the class that
+        its examples are most often taken for.
+    """
+
+    directory: tyro.conf.Positional[str]
+    per_class: tyro.conf.FlagCreatePairsOff[bool] = False
+
+    def act(self) -> None:
+        """Prints one of the three."""
+        path = user_path(self.directory)
+        if self.per_class:
+            counts, config = files.read_confusion(path), files.read_config(path)
+            with files.reading(path):
+                text = report.describe_classes(config["settings"]["data"], counts)
+            print(text)
+        elif not os.path.isfile(path / files.SUMMARY) and (lines := seeds.list_runs(path)):
+            print("\n".join(lines))
+        else:
+            summary, runs = seeds.read_results(path)
+            with files.reading(path):
+                text = f"{_SMOKE_NOTE * files.is_smoke(path)}{report.describe(summary)}"
+            print(text)
+            figures.write_plot(path / files.PLOT, figures.plot_seeds, runs)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -169,13 +205,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if argv is None:
         sys.unraisablehook = lambda _: None  # Ctrl-C in a destructor, and callbacks of Orbax after a full disk
+        os.environ["MPLBACKEND"] = "agg"  # plots are files; the backend of Jupyter or Colab may not be installed here
     with Signals() as signals:
         try:
             code = _parse(list(sys.argv[1:] if argv is None else argv))(signals)
             sys.stdout.flush()
         except SystemExit as end:  # tyro has printed the help, or what is wrong
             code = end.code if isinstance(end.code, int) else 0
-        except (UsageError, files.RunDirectoryError, CheckpointError, files.WriteError) as error:
+        except (UsageError, DataError, files.RunDirectoryError, CheckpointError, files.WriteError) as error:
             code = _complain(error)
         except KeyboardInterrupt:
             signals.hold()
@@ -219,9 +256,10 @@ def _parse(argv: list[str]) -> Callable[[Signals], int]:
     app = tyro.extras.SubcommandApp()
     for name, (kind, _) in _COMMANDS.items():
         app.command(_presets_command(kind), name=name)
-    app.command(_report_command, name="report")
+    app.command(Report, name="report")
     app.command(_data_command, name="data")
-    return app.cli(args=words, prog="fedmd-jax", description=fedmd_jax.__doc__.partition("\n")[0])
+    command = app.cli(args=words, prog="fedmd-jax", description=fedmd_jax.__doc__.partition("\n")[0])
+    return lambda _: command.act() or 0
 
 
 def _defaults(argv: list[str]) -> files.Record:
@@ -230,7 +268,7 @@ def _defaults(argv: list[str]) -> files.Record:
     early.add_argument("--config")
     early.add_argument("--smoke", action="store_true")
     given, _ = early.parse_known_args(argv[1:])
-    config = {} if given.config is None else files.read_config_file(pathlib.Path(given.config).expanduser())
+    config = {} if given.config is None else files.read_config_file(user_path(given.config))
     is_named = len(argv) > 1 and not argv[1].startswith("-")
     name = argv[1] if is_named else config.get("experiment", "quickstart")
     if name not in EXPERIMENTS:
@@ -252,20 +290,9 @@ def _presets_command(kind: type[_Options]) -> Callable:
     return command
 
 
-def _report_command(directory: tyro.conf.Positional[str], per_class: tyro.conf.FlagCreatePairsOff[bool] = False):
-    """Print the table of a finished run, or of several seeds, and redraw its plot; of a folder of runs a line for each.
-
-    Args:
-      directory: The run directory, or a folder of them.
-      per_class: Print the accuracy of each client of one run on each class after the last round, and the class that
-        its examples are most often taken for.
-    """
-    return partial(_report, directory, per_class)
-
-
 def _data_command(command: tyro.conf.OmitSubcommandPrefixes[Annotated[List | Prepare, tyro.conf.arg(name="")]]):
     """List the known data sets, or prepare one."""
-    return partial(_data, command)
+    return command
 
 
 def _run(argv: Sequence[str], options: Run, signals: Signals) -> int:
@@ -276,7 +303,7 @@ def _run(argv: Sequence[str], options: Run, signals: Signals) -> int:
     if options.resume is None:
         path = _output_path(options)
     else:
-        path = files.user_path(options.resume)
+        path = user_path(options.resume)
         options, words = _resumed(path, options, words)
     experiment, hint = options.experiment, f"to resume: {options.resuming(path)}"
     if options.has_many_processes:
@@ -345,11 +372,11 @@ def _train(path: pathlib.Path, command: Command, experiment: Experiment, summari
     with bad_input():
         jobs = seeds.seed_jobs(path, experiment, num_seeds)
         at_once = choose_seeds_at_once(experiment, len(jobs))
-    finished = [job for job in jobs if files.is_finished(job)]
-    if len(finished) == len(jobs):
+    if all(map(files.is_finished, jobs)):
         print(f"nothing to do: the run in {path} is finished")
 
     def summarize_finished() -> None:
+        finished = [job for job in jobs if files.is_finished(job)]
         if num_seeds is not None and finished and distributed.is_first():
             summaries.append(seeds.write_seeds(path, finished, num_seeds))
 
@@ -361,8 +388,6 @@ def _train(path: pathlib.Path, command: Command, experiment: Experiment, summari
             summaries.append(summary)
         elif not summary["interrupted"]:
             print(f"\n{report.brief(summary)}\nresults in {job}")
-            if job not in finished:  # a batch of seeds may be resumed when some of them are finished
-                finished.append(job)
             summarize_finished()
 
     summarize_finished()
@@ -427,41 +452,12 @@ def _combinations(argv: Sequence[str], options: Sweep) -> list[tuple[sweeps.Comb
     return combinations
 
 
-def _report(directory: str, per_class: bool, signals: Signals) -> int:
-    path = files.user_path(directory)
-    if per_class:
-        counts, config = files.read_confusion(path), files.read_config(path)
-        with files.reading(path):
-            print(report.describe_classes(config["settings"]["data"], counts))
-        return 0
-    if not os.path.isfile(path / files.SUMMARY) and (lines := seeds.list_runs(path)):
-        print("\n".join(lines))
-        return 0
-    summary, runs = seeds.read_results(path)
-    with files.reading(path):
-        text = f"{_SMOKE_NOTE * files.is_smoke(path)}{report.describe(summary)}"
-    print(text)
-    figures.write_plot(path / files.PLOT, figures.plot_seeds, runs)
-    return 0
-
-
-def _data(command: List | Prepare, signals: Signals) -> int:
-    try:
-        with bad_input():
-            command.act()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise files.WriteError(f"cannot write the data set: {error}") from error
-    return 0
-
-
 def _output_path(options: _Options) -> pathlib.Path:
     """A directory that does not exist; its name tells a smoke run from the experiment."""
     with bad_input():
         seeds.seed_jobs(pathlib.Path(), options.experiment, options.num_seeds)
     if options.out is not None:
-        path = files.user_path(options.out)
+        path = user_path(options.out)
         files.check_new(path)  # before the data is read
         return path
     if isinstance(options, Run) and options.has_many_processes:

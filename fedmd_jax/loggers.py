@@ -69,7 +69,6 @@ class Logger:
 
     def close(self) -> None:
         """Writes what is not written yet. Nothing can be logged after it."""
-        raise NotImplementedError
 
     def _write(self, step: int, scalars: Mapping[str, float]) -> None:
         raise NotImplementedError

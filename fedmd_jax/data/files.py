@@ -189,6 +189,25 @@ def read_idx(path: pathlib.Path, rank: int) -> np.ndarray:
         return np.frombuffer(content, np.uint8).reshape(shape)
 
 
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
+    """Opens a file that takes the place of `path` when it is written whole; after an error `path` is as it was before.
+
+    Args:
+      path: the file to write or replace.
+    """
+    # In the same folder, so that the replacement is a rename. Not `tempfile`, whose files other users cannot read.
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())  # so that the file survives the machine
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def write_npz(path: pathlib.Path, **arrays: np.ndarray) -> None:
     """Writes a compressed NumPy archive atomically; folders are created as needed.
 
@@ -197,11 +216,5 @@ def write_npz(path: pathlib.Path, **arrays: np.ndarray) -> None:
       **arrays: the arrays by key, any shape and dtype.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, so that the replacement is a rename. Not `tempfile`, whose files other users cannot read.
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with partial.open("wb") as file:
-            np.savez_compressed(file, **arrays)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as file:
+        np.savez_compressed(file, **arrays)

@@ -3,7 +3,6 @@
 import importlib
 import json
 import pathlib
-from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedmd_jax.checks import unknown
+from fedmd_jax.data.files import user_path
 from fedmd_jax.experiments import run_directory as files
 from fedmd_jax.simulation.trained import Preprocessing, TrainedClient
 from fedmd_jax.types import Architecture, ClientState
@@ -77,7 +77,7 @@ def export_client(client: TrainedClient, path: str | pathlib.Path, *, format: Fo
     """
     if format not in ("orbax", "safetensors"):
         raise ValueError(unknown("format", str(format), ("orbax", "safetensors")))
-    path, arrays = files.user_path(str(path)), {name: np.asarray(leaf) for name, leaf in _named(client.state).items()}
+    path, arrays = user_path(path), {name: np.asarray(leaf) for name, leaf in _named(client.state).items()}
     about = {
         "architecture": client.name,
         "client_id": client.client_id,
@@ -97,7 +97,7 @@ def export_client(client: TrainedClient, path: str | pathlib.Path, *, format: Fo
         import orbax.checkpoint as ocp
 
         with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save((folder / _ORBAX).absolute(), _nested(arrays))
+            checkpointer.save((folder / _ORBAX).absolute(), ocp.tree.from_flat_dict(arrays, sep="/"))
 
     return files.create(path, content, save) if format == "orbax" else files.create(path, content)
 
@@ -137,7 +137,7 @@ def import_client(path: str | pathlib.Path, architecture: Architecture) -> Train
         network = architecture_from_name("2conv:n1=128,n2=256", num_classes=16, width=0.25)
         client = fmd.import_client("client2", network)
     """
-    path = files.user_path(str(path))
+    path = user_path(path)
     with files.reading(path):
         about = json.loads((path / _ABOUT).read_bytes())
         inputs = jax.ShapeDtypeStruct((1, *about["input_shape"]), jnp.dtype(about["input_dtype"]))
@@ -186,15 +186,3 @@ def _flat(tree: chex.ArrayTree) -> dict[str, Any]:
     """Leaves by path: `{"a": {"b": 1}}` becomes `{"a/b": 1}`."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `_flat`, in dictionaries."""
-    tree: dict[str, Any] = {}
-    for name, leaf in flat.items():
-        *parents, last = name.split("/")
-        branch = tree
-        for parent in parents:
-            branch = branch.setdefault(parent, {})
-        branch[last] = leaf
-    return tree

@@ -19,6 +19,7 @@ import jax
 import fedmd_jax
 from fedmd_jax.checks import one_line
 from fedmd_jax.client.evaluation import Evaluation
+from fedmd_jax.data.files import replacing
 from fedmd_jax.experiments.settings import Experiment
 from fedmd_jax.mapping.groups import Groups
 from fedmd_jax.simulation.metrics import RoundMetrics
@@ -97,11 +98,6 @@ def check_new(path: pathlib.Path) -> None:
         raise RunDirectoryError(f"the output directory must be new, but {path} exists")
 
 
-def user_path(text: str) -> pathlib.Path:
-    """A path from the command line."""
-    return pathlib.Path(os.path.normpath(os.path.expanduser(text)))
-
-
 def fresh_path(stem: pathlib.Path) -> pathlib.Path:
     """`stem`, or the first of `stem-2`, `stem-3`, ... that does not exist."""
     path, numbers = stem, itertools.count(2)
@@ -116,16 +112,8 @@ def replace_file(path: pathlib.Path, content: bytes) -> None:
     Raises:
       WriteError: it cannot be written; the file is as it was before.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with writing(f"cannot write {path}"):
-        try:
-            with partial.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+    with writing(f"cannot write {path}"), replacing(path) as file:
+        file.write(content)
 
 
 def append_lines(path: pathlib.Path, records: Sequence[Record]) -> None:

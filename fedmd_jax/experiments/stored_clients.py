@@ -3,14 +3,13 @@
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from fedmd_jax.experiments.checkpoint import CheckpointError, load_checkpoint, read_record
+from fedmd_jax.experiments.checkpoint import load_checkpoint, read_record
 from fedmd_jax.experiments.run_directory import CHECKPOINTS
 from fedmd_jax.experiments.settings import Experiment
 from fedmd_jax.experiments.setup import group_clients
-from fedmd_jax.simulation.federation import fedmd, vmap_federation
+from fedmd_jax.simulation.federation import fedmd
 from fedmd_jax.simulation.trained import Preprocessing, TrainedClient, trained_clients
 
 
@@ -51,8 +50,6 @@ def load_clients(path: pathlib.Path, experiment: Experiment) -> dict[int, Traine
     record = read_record(path)
     seeds, batched = record["identity"]["seeds"], record["identity"]["environment"]["batched"]
     seed = seeds.index(experiment.seed)
-    if "inputs" not in record:
-        raise CheckpointError(f"the checkpoint {path} is of an older version, which did not say what its networks take")
     preprocess = Preprocessing.from_record(record["inputs"]["preprocessing"][seed])
     groups = group_clients(experiment, record["inputs"]["num_classes"])
     inputs = np.zeros((1, *preprocess.mean.shape), np.float32)
@@ -60,12 +57,9 @@ def load_clients(path: pathlib.Path, experiment: Experiment) -> dict[int, Traine
     federation = fedmd(
         groups, digest_training=experiment.digest.training(), revisit_training=experiment.revisit.training()
     )
-    key = jax.random.key(0)
-    arguments = key, inputs
+    shapes = jax.eval_shape(federation.programs["new_states"], jax.random.key(0), inputs)
     if batched:
-        federation = vmap_federation(federation)
-        arguments = jax.random.split(key, len(seeds)), jnp.stack([inputs] * len(seeds))
-    shapes = jax.eval_shape(federation.programs["new_states"], *arguments)
+        shapes = jax.tree.map(lambda leaf: leaf.update(shape=(len(seeds), *leaf.shape)), shapes)
     names = ("fedmd", "local") if experiment.local else ("fedmd",)
     states, _ = load_checkpoint(path, dict.fromkeys(names, shapes))
     of_seed = jax.tree.map(lambda leaf: leaf[seed], states["fedmd"]) if batched else states["fedmd"]

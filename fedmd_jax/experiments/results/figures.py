@@ -1,8 +1,6 @@
 """Plots of runs, from what their directories hold."""
 
-import contextlib
 import io
-import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -62,7 +60,6 @@ def draw_seeds(runs: Sequence[Run]) -> Any:
     Args:
       runs: at least one, all of the same number of rounds.
     """
-    _import_matplotlib()
     summary = runs[0][0]
     # The legend stands beside the axes: a row per architecture, as wide as the longest name.
     names = {client["architecture"] for client in summary["clients"]}
@@ -85,33 +82,10 @@ def new_axes(width: float, height: float, title: str) -> Any:
 
 
 def new_figure(width: float, height: float) -> Any:
-    """An empty figure, in inches, that is drawn by Agg whatever backend is set."""
-    _import_matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    """An empty figure, in inches. It belongs to no backend: saving as PNG takes Agg."""
+    from matplotlib.figure import Figure  # takes half a second, which the help does not need
 
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _import_matplotlib() -> None:
-    """Takes half a second, which the help does not need; works if MPLBACKEND names a backend that is not there.
-
-    Programs that are started from Jupyter or Colab inherit the name of a backend of their kernels, and an import that
-    has failed cannot be repeated.
-    """
-    if "matplotlib" in sys.modules:
-        return
-    backend = os.environ.pop("MPLBACKEND", None)
-    try:
-        import matplotlib
-    finally:
-        if backend is not None:
-            os.environ["MPLBACKEND"] = backend
-    if backend is not None:
-        with contextlib.suppress(ValueError):
-            matplotlib.rcParams["backend"] = backend  # as its import does it: others may show figures later
+    return Figure(figsize=(width, height), dpi=150, layout="constrained")
 
 
 def to_png(figure: Any) -> bytes:

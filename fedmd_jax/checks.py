@@ -3,9 +3,10 @@
 Every error is a `ValueError` of one line: what was wanted and what came.
 """
 
+import contextlib
 import difflib
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -45,6 +46,21 @@ def one_line(text: str, *, longest: int = 1000) -> str:
     line = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
     half = longest // 2
     return line if len(line) <= longest else f"{line[:half]} ... {line[-half:]}"
+
+
+@contextlib.contextmanager
+def value_errors_as(kind: type[ValueError]) -> Iterator[None]:
+    """A context, and a decorator, in which a `ValueError` becomes one of a kind with the same message.
+
+    >>> with value_errors_as(UnicodeError):
+    ...     raise ValueError("wanted this, got that")
+    Traceback (most recent call last):
+    UnicodeError: wanted this, got that
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise kind(str(error)) from error
 
 
 def check_examples(what: str, inputs: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:

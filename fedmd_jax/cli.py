@@ -153,9 +153,8 @@ class Prepare:
         """Prepares the data set and prints its sizes."""
         data_set = find_data_set(self.name)
         print(f"preparing {self.name} ...", flush=True)
-        options = {"source": self.source, "data_dir": self.data_dir, "checksums": not self.no_checksums}
         try:
-            done = prepare_data(self.name, **options)
+            done = prepare_data(self.name, source=self.source, data_dir=self.data_dir, checksums=not self.no_checksums)
         except OSError as error:
             raise files.WriteError(f"cannot write the data set: {error}") from error
         how = "prepared in" if done.is_new else "there already, nothing is changed (delete it to prepare it again):"

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from fedmd_jax.checks import as_array, check_channels_last, one_line
+from fedmd_jax.checks import as_array, check_channels_last, one_line, value_errors_as
 
 
 class DataError(ValueError):
@@ -40,16 +40,7 @@ class Images(NamedTuple):
     labels: np.ndarray  #: [N], int32, from 0
 
 
-@contextlib.contextmanager
-def data_errors() -> Iterator[None]:
-    """A context, and a decorator, that converts a `ValueError` into a `DataError`."""
-    try:
-        yield
-    except ValueError as error:
-        raise DataError(str(error)) from error
-
-
-@data_errors()
+@value_errors_as(DataError)
 def check_images(images: np.ndarray, labels: np.ndarray, where: Any) -> Images:
     """Checks arrays and returns them as `Images`.
 
@@ -74,7 +65,7 @@ def check_images(images: np.ndarray, labels: np.ndarray, where: Any) -> Images:
     return Images(np.require(images, requirements=["C", "W"]), labels.astype(np.int32))
 
 
-@data_errors()
+@value_errors_as(DataError)
 def check_columns(columns: dict[str, np.ndarray], num_rows: int, where: Any) -> dict[str, np.ndarray]:
     """Checks columns of further information on each image and returns them as arrays.
 

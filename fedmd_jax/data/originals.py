@@ -34,11 +34,9 @@ def read_idx_files(paths: list[pathlib.Path]) -> Original:
     Raises:
       DataError: a file is damaged.
     """
-    pairs = zip(SPLITS, zip(paths[::2], paths[1::2], strict=True), strict=True)
-    tables = {
-        split: {"image": read_idx(images, 3)[..., None], "label": read_idx(labels, 1)}
-        for split, (images, labels) in pairs
-    }
+    tables = {}
+    for split, images, labels in zip(SPLITS, paths[::2], paths[1::2], strict=True):
+        tables[split] = {"image": read_idx(images, 3)[..., None], "label": read_idx(labels, 1)}
     return Original(tables, {})
 
 

@@ -307,7 +307,6 @@ def split_dirichlet(
       (True, True)
     """
     labels, classes = _check_request(labels, classes, num_clients, rng)
-    check_count("min_examples", min_examples)
     check_positive("alpha", alpha)
     _check_total(int(np.isin(labels, classes).sum()), num_clients, min_examples)
     pieces = []
@@ -358,7 +357,6 @@ def split_by_quantity(
       [12, 16, 24, 48]
     """
     labels, classes = _check_request(labels, classes, num_clients, rng)
-    check_count("min_examples", min_examples)
     wanted = np.flatnonzero(np.isin(labels, classes))
     _check_total(len(wanted), num_clients, min_examples)
     drawn = np.asarray(weights(rng, num_clients), np.float64)
@@ -425,6 +423,7 @@ def _raise_to_minimum(shares, min_examples, rng):
 
 
 def _check_total(total, num_clients, min_examples):
+    check_count("min_examples", min_examples)
     if total < num_clients * min_examples:
         raise ValueError(
             f"{num_clients} clients with at least {min_examples} examples need {num_clients * min_examples}, "

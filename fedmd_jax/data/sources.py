@@ -31,6 +31,7 @@ import re
 
 import numpy as np
 
+from fedmd_jax.checks import value_errors_as
 from fedmd_jax.data import files
 from fedmd_jax.data.adapters import arrays_from_folder, class_names, image_files
 from fedmd_jax.data.files import DataError, Images
@@ -175,7 +176,7 @@ def _split_folder(folder, split):
     return path if path.is_dir() and any(image_files(path / name) for name in class_names(path)) else None
 
 
-@files.data_errors()
+@value_errors_as(DataError)
 def _read_images_by_class(folder, split, columns):
     path, train = _split_folder(folder, split), _split_folder(folder, "train")
     if path is None or train is None:

@@ -1,12 +1,11 @@
 """Errors in what the user asks for, as opposed to bugs."""
 
-import contextlib
 import os
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 import jax
 
-from fedmd_jax.checks import one_line
+from fedmd_jax.checks import one_line, value_errors_as
 
 
 class UsageError(ValueError):
@@ -17,13 +16,9 @@ class SettingsError(UsageError):
     """Settings that do not fit each other or the data."""
 
 
-@contextlib.contextmanager
-def bad_input() -> Iterator[None]:
+def bad_input() -> AbstractContextManager:
     """A `ValueError` of the checks of settings and data becomes a `SettingsError`; anywhere else it is a bug."""
-    try:
-        yield
-    except ValueError as error:
-        raise SettingsError(str(error)) from error
+    return value_errors_as(SettingsError)
 
 
 def check_backend() -> None:

@@ -225,16 +225,14 @@ def round_records(metrics: RoundMetrics, local: RoundMetrics | None = None) -> l
       metrics: of FedMD.
       local: of the local-only baseline, if there is one.
     """
-    records = []
-    for position, client in enumerate(metrics.to_dicts()):
-        record = {"event": "round", **client}
+    records = [{"event": "round", **client} for client in metrics.to_dicts()]
+    for record in records:
         for loss in ("digest_loss", "revisit_loss"):
             if not math.isfinite(record[loss] or 0.0):
                 record[loss] = None
-        if local is not None:
-            own = local.clients[position]
+    if local is not None:
+        for record, own in zip(records, local.clients, strict=True):
             record |= {"local_accuracy": own.accuracy, "local_status": own.status}
-        records.append(record)
     return records
 
 

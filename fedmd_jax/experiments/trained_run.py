@@ -58,7 +58,8 @@ def load_run(path: str | pathlib.Path) -> "TrainedRun":
         raise RunDirectoryError(f"{path} has several seeds, load one of them: load_run({str(seeds[0])!r})")
     config = files.read_config_file(path / files.CONFIG)
     with files.reading(path):
-        experiment = settings_from(Experiment, _of_this_version(config["settings"]))
+        default = dataclasses.asdict(EXPERIMENTS["quickstart"])
+        experiment = settings_from(Experiment, _of_this_version(config["settings"], default))
     return TrainedRun(path, config, experiment)
 
 
@@ -139,12 +140,8 @@ class TrainedRun:
         return draw_seeds([files.read_run(self.path)])
 
 
-def _of_this_version(settings: Record) -> Record:
+def _of_this_version(content: Any, default: Any) -> Any:
     """Settings of a run of another version: unknown ones are dropped, missing ones have their defaults."""
-
-    def adapt(default, content):
-        if not (isinstance(default, dict) and isinstance(content, dict)):
-            return content
-        return {name: adapt(value, content[name]) if name in content else value for name, value in default.items()}
-
-    return adapt(dataclasses.asdict(EXPERIMENTS["quickstart"]), settings)
+    if not (isinstance(content, dict) and isinstance(default, dict)):
+        return content
+    return {name: _of_this_version(content.get(name, value), value) for name, value in default.items()}

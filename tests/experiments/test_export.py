@@ -22,7 +22,8 @@ FORMATS = ("orbax", "safetensors")
 
 class WithBatchNorm(nnx.Module):
     def __init__(self, rngs):
-        self.layers = nnx.List([nnx.Linear(5, 3, rngs=rngs), nnx.BatchNorm(3, rngs=rngs)])
+        layers = [nnx.Linear(5, 3, rngs=rngs), nnx.BatchNorm(3, rngs=rngs)]
+        self.layers = nnx.List(layers) if hasattr(nnx, "List") else layers  # flax 0.11
 
     def __call__(self, x):
         return self.layers[1](self.layers[0](x))

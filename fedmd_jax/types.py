@@ -48,6 +48,13 @@ class Architecture(NamedTuple):
     apply: Callable[..., tuple[chex.Array, chex.ArrayTree]]
     #: `(params) -> scalar`, added to the digest and to the revisit loss (the reference has L2 on its head).
     penalty: Callable[[chex.ArrayTree], Any] = no_penalty
+    #: As `apply`, with `(logits [B, C], features [B, D])` in the place of the logits, for FedProto and FedTGP; None if
+    #: the network has none. The adapters take what a network has sown as "features". If you replace `apply`, replace
+    #: it, too.
+    features: Callable[..., tuple[tuple[chex.Array, chex.Array], chex.ArrayTree]] | None = None
+    #: `(params, model_state, inputs [B, ...], *, mask=None) -> model_state` whose batch statistics are those of this
+    #: batch, without dropout; None if it is not known how to compute them. See `estimate_statistics`.
+    statistics: Callable[..., chex.ArrayTree] | None = None
 
 
 class ClientState(NamedTuple):
@@ -61,7 +68,7 @@ class ClientState(NamedTuple):
     """
 
     params: chex.ArrayTree  #: parameters of the network
-    model_state: chex.ArrayTree  #: batch statistics; never communicated
+    model_state: chex.ArrayTree  #: batch statistics; only algorithms that average parameters send them
     digest_opt_state: chex.ArrayTree  #: state of the optimizer of the digests
     revisit_opt_state: chex.ArrayTree  #: state of the optimizer of private training, another one as in the reference
 
@@ -198,7 +205,7 @@ class RoundInfo(NamedTuple):
       ([0.5, 0.25], True)
     """
 
-    digest_loss: Mapping[str, chex.Array]  #: per group [K, E]: epoch means, penalty included; 0 without a digest
+    digest_loss: Mapping[str, chex.Array]  #: per group [K, E]: epoch means; E = 0 if the algorithm has no digest
     revisit_loss: Mapping[str, chex.Array]  #: per group [K, E]
     client_ids: dict[str, chex.Array]  #: per group [K]: the candidates of the round
     digested: chex.Array  #: [], bool: False if all clients were excluded from the consensus, so that none digested

@@ -14,22 +14,33 @@ NUM_CLASSES = 4
 NUM_FEATURES = 5
 
 
+def _network(init, features, **more) -> fmd.Architecture:
+    """An architecture from a function that gives logits and features."""
+
+    def apply(*arguments, **how):
+        (logits, _), model_state = features(*arguments, **how)
+        return logits, model_state
+
+    return fmd.Architecture(init, apply, features=features, **more)
+
+
 def linear() -> fmd.Architecture:
-    """Logits = x W + b."""
+    """Logits = x W + b; features are x W."""
 
     def init(key, inputs):
         shape = (inputs.shape[-1], NUM_CLASSES)
         return {"w": 0.3 * jax.random.normal(key, shape), "b": jnp.zeros(NUM_CLASSES)}, {}
 
-    def apply(params, model_state, inputs, *, train, mask=None, key=None):
+    def features(params, model_state, inputs, *, train, mask=None, key=None):
         del train, mask, key
-        return inputs @ params["w"] + params["b"][None], model_state
+        units = inputs @ params["w"]
+        return (units + params["b"][None], units), model_state
 
-    return fmd.Architecture(init, apply)
+    return _network(init, features)
 
 
 def tanh_mlp(hidden: int = 6) -> fmd.Architecture:
-    """Logits = tanh(x U) V, with an L2 penalty on V."""
+    """Logits = tanh(x U) V, with an L2 penalty on V; features are tanh(x U)."""
 
     def init(key, inputs):
         key_u, key_v = jax.random.split(key)
@@ -38,11 +49,12 @@ def tanh_mlp(hidden: int = 6) -> fmd.Architecture:
             "v": 0.5 * jax.random.normal(key_v, (hidden, NUM_CLASSES)),
         }, {}
 
-    def apply(params, model_state, inputs, *, train, mask=None, key=None):
+    def features(params, model_state, inputs, *, train, mask=None, key=None):
         del train, mask, key
-        return jnp.tanh(inputs @ params["u"]) @ params["v"], model_state
+        units = jnp.tanh(inputs @ params["u"])
+        return (units @ params["v"], units), model_state
 
-    return fmd.Architecture(init, apply, penalty=lambda params: 1e-2 * jnp.sum(params["v"] ** 2))
+    return _network(init, features, penalty=lambda params: 1e-2 * jnp.sum(params["v"] ** 2))
 
 
 def normed(noise: float = 0.0) -> fmd.Architecture:
@@ -52,7 +64,7 @@ def normed(noise: float = 0.0) -> fmd.Architecture:
         params, _ = linear().init(key, inputs)
         return params, {"mean": jnp.zeros(inputs.shape[-1]), "num_batches": jnp.zeros((), jnp.int32)}
 
-    def apply(params, model_state, inputs, *, train, mask=None, key=None):
+    def features(params, model_state, inputs, *, train, mask=None, key=None):
         mean = model_state["mean"]
         if train:
             mask = jnp.ones(inputs.shape[0], bool) if mask is None else mask
@@ -62,14 +74,14 @@ def normed(noise: float = 0.0) -> fmd.Architecture:
                 "num_batches": model_state["num_batches"] + 1,
             }
             inputs = inputs + noise * jax.random.normal(key, inputs.shape)
-        logits, _ = linear().apply(params, {}, inputs - mean[None], train=train)
-        return logits, model_state
+        outputs, _ = linear().features(params, {}, inputs - mean[None], train=train)
+        return outputs, model_state
 
-    return fmd.Architecture(init, apply)
+    return _network(init, features)
 
 
 def convolutional(filters: int = 2) -> fmd.Architecture:
-    """Logits = mean over positions of relu(x * U), times V: a convolution along the features."""
+    """Logits = mean over positions of relu(x * U), the features, times V: a convolution along the inputs."""
 
     def init(key, inputs):
         key_u, key_v = jax.random.split(key)
@@ -78,12 +90,12 @@ def convolutional(filters: int = 2) -> fmd.Architecture:
             "v": 0.5 * jax.random.normal(key_v, (filters, NUM_CLASSES)),
         }, {}
 
-    def apply(params, model_state, inputs, *, train, mask=None, key=None):
+    def features(params, model_state, inputs, *, train, mask=None, key=None):
         del train, mask, key
-        positions = jax.lax.conv(inputs[:, None], params["u"], (1,), "SAME")
-        return jax.nn.relu(positions).mean(axis=2) @ params["v"], model_state
+        units = jax.nn.relu(jax.lax.conv(inputs[:, None], params["u"], (1,), "SAME")).mean(axis=2)
+        return (units @ params["v"], units), model_state
 
-    return fmd.Architecture(init, apply)
+    return _network(init, features)
 
 
 def collectives(program: str) -> dict[str, int]:

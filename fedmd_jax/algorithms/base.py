@@ -84,6 +84,8 @@ class Algorithm:
       common_start: whether the clients of a group start from the same network, trained on the public dataset in the
         same way. Averages of parameters mean nothing otherwise.
       takes_server_model: whether the server may have a network of its own.
+      check: `(groups, inputs [P, ...])`, raises ValueError for networks that the algorithm cannot use; called before
+        anything is trained. None if it can use all.
 
     Example:
       >>> import fedmd_jax as fmd
@@ -97,6 +99,7 @@ class Algorithm:
     new_memory: Callable[[Groups, States, Any], chex.ArrayTree] | None = None
     common_start: bool = False
     takes_server_model: bool = False
+    check: Callable[[Groups, Any], Any] | None = None
 
 
 def split_states(states: States | FederationState) -> FederationState:
@@ -125,7 +128,8 @@ def with_names(groups: Groups) -> dict[str, Any]:
     >>> with_names({"a": ArchitectureGroup("network", (0,))})["a"].architecture
     ('a', 'network')
     """
-    return {name: dataclasses.replace(group, architecture=(name, group.architecture)) for name, group in groups.items()}
+    named: dict[str, Any] = {name: (name, group.architecture) for name, group in groups.items()}
+    return {name: dataclasses.replace(group, architecture=named[name]) for name, group in groups.items()}
 
 
 def keep_unless(changed: chex.Array, new: chex.ArrayTree, old: chex.ArrayTree) -> chex.ArrayTree:

@@ -1,5 +1,6 @@
 """DS-FL: clients send probabilities, the server sharpens their mean (entropy reduction aggregation)."""
 
+from collections.abc import Callable
 from functools import partial
 
 import chex
@@ -67,8 +68,13 @@ def reduce_entropy(probabilities: chex.Array, *, temperature: float | None) -> c
 
 
 def send_sharpened(
-    mean: Mean, subset: PublicDataset, memory: chex.ArrayTree, key: chex.PRNGKey, *, sharpen
+    mean: Mean,
+    subset: PublicDataset,
+    memory: chex.ArrayTree,
+    key: chex.PRNGKey,
+    *,
+    sharpen: Callable[[chex.Array], chex.Array],
 ) -> tuple[chex.Array, chex.ArrayTree]:
-    """The server: the mean of the probabilities, sharpened."""
+    """The server: the targets are `sharpen(mean)`, [M, C]."""
     del subset, key
     return sharpen(mean.values), memory

@@ -10,7 +10,7 @@ aggregate_all(reports, subset, memory, key) -> (targets, memory)            # or
 personal_target(targets, own, mean) -> targets                              # one client, such as the mean of the others
 digest(architecture, state, inputs, targets, key, *, training)              # one client, on the public subset
 revisit(architecture, state, private, targets, key, *, training)            # one client, on its private data
-answer(architecture, model, subset, targets) -> targets                     # a server with a network of its own
+answer(server, model, subset, targets) -> targets                           # server, after its network's digest
 ```
 
 All are pure functions of arrays; `exchange_round` maps those of a client over groups, chunks and devices. The defaults
@@ -19,7 +19,7 @@ are FedMD, and then this round is `fedmd_round` to the bit.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
 
 import chex
@@ -94,7 +94,7 @@ class Mean(NamedTuple):
 
 
 def scores_report(
-    architecture: Architecture, state: ClientState, subset: PublicDataset, private: PrivateDataset
+    architecture: Architecture, state: ClientState, subset: PublicDataset, private: PrivateDataset | None
 ) -> Report:
     """The logits of the public subset, [M, C], as in FedMD.
 
@@ -111,9 +111,14 @@ def scores_report(
 
 
 def probabilities_report(
-    architecture: Architecture, state: ClientState, subset: PublicDataset, private: PrivateDataset
+    architecture: Architecture,
+    state: ClientState,
+    subset: PublicDataset,
+    private: PrivateDataset | None,
+    *,
+    temperature: float = 1.0,
 ) -> Report:
-    """The softmax of the logits of the public subset, [M, C].
+    """The softmax of the logits of the public subset over a temperature, [M, C].
 
     Example:
       >>> import jax.numpy as jnp, fedmd_jax as fmd
@@ -123,7 +128,7 @@ def probabilities_report(
       [[0.5, 0.5]]
     """
     report = scores_report(architecture, state, subset, private)
-    return report._replace(values=jax.nn.softmax(_float32(report.values)))
+    return report._replace(values=jax.nn.softmax(_float32(report.values) / temperature))
 
 
 def send_mean(
@@ -209,7 +214,9 @@ def exchange_algorithm(
 
 
 def fedmd(*, distance: Distance = mae, aggregator: Aggregator = weighted_mean) -> Algorithm:
-    """FedMD as an `Algorithm`; its round is `fedmd_round`, or `exchange_round` if the server has a network.
+    """FedMD: each client digests the mean of the clients' logits.
+
+    The round of this `Algorithm` is `fedmd_round`, or `exchange_round` if the server has a network.
 
     Args:
       distance: distance of scores and consensus in the digest.
@@ -224,12 +231,13 @@ def fedmd(*, distance: Distance = mae, aggregator: Aggregator = weighted_mean) -
       'fedmd'
     """
 
-    def round_(*arguments, server=None, **settings):
-        if server is None:
+    def round_(*arguments, server=None, statistics=None, **settings):
+        if server is None and statistics is None:
             return fedmd_round(*arguments, distance=distance, aggregator=aggregator, **settings)
         if aggregator is not weighted_mean:
-            raise ValueError("a server model needs the weighted mean as aggregator")
-        return exchange_round(*arguments, digest=digest_by(distance), server=server, **settings)
+            raise ValueError("a server model and statistics of the public subset need the weighted mean as aggregator")
+        how = {"digest": digest_by(distance), "server": server, "statistics": statistics}
+        return exchange_round(*arguments, **how, **settings)
 
     return Algorithm(name="fedmd", round=round_, traffic=scores_traffic, takes_server_model=True)
 
@@ -252,6 +260,8 @@ def exchange_round(
     revisit: Callable = revisit_alone,
     answer: Callable | None = None,
     server: Architecture | None = None,
+    statistics: Callable | None = None,
+    keep_statistics: bool = True,
     draw_subset: Callable = draw_public_subset,
     transforms: Sequence[Transform] = (),
     participants: Participants | None = None,
@@ -284,13 +294,17 @@ def exchange_round(
         [K, R, ...], in the order of the groups.
       personal_target: (targets, own report, `Mean`) -> targets of one client; by default all have the same. The weights
         of the own report are times that of the client.
-      digest: (architecture, state, inputs [M, ...], targets, key, *, training) -> (state, `TrainingInfo`); None for
+      digest: `(architecture, state, inputs [M, ...], targets, key, *, training) -> (state, TrainingInfo)`; None for
         algorithms without.
-      revisit: (architecture, state, private, targets, key, *, training) -> (state, `TrainingInfo`).
-      answer: (architecture, model, subset, targets) -> targets that a server with a network sends, after its own
-        digest; by default the targets themselves.
+      revisit: `(architecture, state, private, targets, key, *, training) -> (state, TrainingInfo)`.
+      answer: (server, model, subset, targets) -> targets that the server sends, after the digest of its own network
+        if it has one; without, `server` is None and `model` (). By default the targets themselves.
       server: architecture of the server's own network, which digests as the clients do, the common targets or, with
         `aggregate_all`, the mean of the reports; None if it has none.
+      statistics: (architecture, state, inputs) -> state, such as `estimate_statistics`: each client reports with the
+        batch statistics of the public subset. None: with its moving ones, as in the paper.
+      keep_statistics: whether these statistics replace the moving ones, so that digest and evaluation have them, too;
+        otherwise they are for the report only.
       draw_subset: (key, public, size) -> the public subset.
       transforms: functions that each client applies to the values of its report before it sends them, in this order.
       participants: as in `fedmd_round`.
@@ -325,31 +339,35 @@ def exchange_round(
     keys, key_server = round_keys(key), jax.random.fold_in(key, 4)
     subset = draw_subset(keys.subset, public, subset_size)
 
+    if statistics is not None:
+        report = _with_statistics(statistics, report, inputs_of=attrgetter("inputs"))
+        digest = _with_statistics(statistics, digest) if keep_statistics else digest
     # 1. communicate
     send = partial(_send, report=report, transforms=transforms)
     sent = clients, subset, private, group_keys(keys.transform, client_ids)
-    weights, sent_axes = scale_weights(participants.weights), (0, None, 0, 0)
-    # 2. aggregate
+    weights, sent_axes = constrain_replicated(scale_weights(participants.weights), mesh), (0, None, 0, 0)
     own, mean = None, None
-    if aggregate_all is not None:
+    if aggregate_all is not None or personal_target is not None:
         own = map_groups(send, sent_axes, **over)(*sent)
+    # 2. aggregate
+    if aggregate_all is not None:
         reports, exists, finite = _gather(own, weights)
         targets, new_memory = aggregate_all(reports, subset, memory, key_server)
         of_server = _mean_of_all(reports)
     else:
-        if personal_target is not None:
-            own = map_groups(send, sent_axes, **over)(*sent)
-            send, sent, sent_axes = _forward, (own,), (0,)
-        sums = sum_groups(send, sent_axes, **over)(weights, *sent)
+        if own is None:
+            sums = sum_groups(send, sent_axes, **over)(weights, *sent)
+        else:
+            sums = sum_groups(lambda _, sent: sent, (0,), **over)(weights, own)
         mean, finite = _unpack(all_reduce(sums.total, mesh)), sums.finite
         exists = jnp.any(mean.weights > 0)
         targets, new_memory = aggregate(mean, subset, memory, key_server)
         of_server = targets
     memory = keep_unless(exists, new_memory, memory)
-    if server is not None:
+    if server is not None and digest is not None:
         digest_server = partial(keep_if_finite(partial(digest, training=digest_training)), server)
         model, _ = digest_server(exists, model, subset.inputs, of_server, jax.random.fold_in(key_server, 1))
-        targets = targets if answer is None else answer(server, model, subset, targets)
+    targets = targets if answer is None else answer(server, model, subset, targets)
     # 3. distribute
     targets, axis = constrain_replicated(targets, mesh), None
     if aggregate_all is not None:
@@ -358,9 +376,9 @@ def exchange_round(
         personal = map_groups(partial(_personal, personal_target=personal_target), (None, 0, 0, None), **over)
         targets, axis = personal(targets, own, weights, mean), 0
     # 4. digest
-    digest_loss, digest_finite = no_digest(client_ids, digest_training)
+    digest_loss, digest_finite = no_digest(client_ids)
     if digest is not None:
-        digest_one = partial(_digest, digest=partial(digest, training=digest_training))
+        digest_one = partial(digest_completed, digest=partial(digest, training=digest_training))
         digest_clients = map_groups(digest_one, (0, 0, None, axis, None, 0), **over)
         digest_keys = group_keys(keys.digest, client_ids)
         clients, digest_loss, digest_finite = digest_clients(
@@ -375,7 +393,18 @@ def exchange_round(
     participation = Participation(available, completed)  # type: ignore[arg-type]  # the record is complete
     finite = finite, digest_finite, revisit_finite
     info = RoundInfo(digest_loss, revisit_loss, client_ids, exists, participation, *finite)
+    memory, model = constrain_replicated((memory, model), mesh)  # as the next round takes them
     return join_states(clients, memory, model), info
+
+
+def _with_statistics(statistics, fn, inputs_of=lambda inputs: inputs):
+    """`fn`, a report or a digest, of a client that has the batch statistics of the public subset."""
+
+    def of_client(architecture, state, subset, *arguments, **settings):
+        state = statistics(architecture, state, inputs_of(subset))
+        return fn(architecture, state, subset, *arguments, **settings)
+
+    return of_client
 
 
 def _send(architecture, state, subset, private, key, *, report, transforms):
@@ -384,11 +413,9 @@ def _send(architecture, state, subset, private, key, *, report, transforms):
     values, weights = _float32(values), _float32(weights)
     for number, transform in enumerate(transforms):
         values = transform(values, jax.random.fold_in(key, number))
-    return jnp.concatenate([values * weights[:, None], weights[:, None]], axis=1)
-
-
-def _forward(architecture, sent):
-    return sent
+    weights = weights[:, None]
+    counted = jnp.where(weights == 0, 0.0, values * weights)  # a row that does not count may have any value
+    return jnp.concatenate([counted, weights], axis=1)
 
 
 def _unpack(sent, weight=1.0):
@@ -427,15 +454,18 @@ def _personal(architecture, targets, sent, weight, mean, *, personal_target):
     return personal_target(targets, Report(*_unpack(sent, weight)), mean)
 
 
-def no_digest(client_ids, training):
-    """The digest losses, zeros [K, E] per group, and whether they are finite, of a round without digests."""
+def no_digest(client_ids):
+    """The digest losses, of no epoch, [K, 0] per group, and whether they are finite, of a round without digests."""
     sizes = {name: len(ids) for name, ids in client_ids.items()}
-    losses = {name: jnp.zeros((size, training.num_epochs)) for name, size in sizes.items()}
+    losses = {name: jnp.zeros((size, 0)) for name, size in sizes.items()}
     return losses, {name: jnp.ones(size, bool) for name, size in sizes.items()}
 
 
-def _digest(architecture, completed, state, inputs, targets, exists, key, *, digest):
-    """The digest of one client; without targets the client does not change, and its losses are zero."""
+def digest_completed(architecture, completed, state, inputs, targets, exists, key, *, digest):
+    """The digest of one client; without targets the client does not change, and its losses are zero.
+
+    It is reverted if it does not complete: (state, losses [E], whether finite).
+    """
     state, info = keep_if_finite(digest)(architecture, completed & exists, state, inputs, targets, key)
     return state, jnp.where(exists, info.loss, 0.0), info.finite | ~exists
 

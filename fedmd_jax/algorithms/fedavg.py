@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -22,6 +23,7 @@ from fedmd_jax.mapping.groups import Groups, group_keys
 from fedmd_jax.mapping.sharding import constrain_replicated
 from fedmd_jax.transforms.clipping import Transform
 from fedmd_jax.types import (
+    ClientState,
     FederationState,
     Participants,
     Participation,
@@ -42,34 +44,41 @@ class GroupNetwork(NamedTuple):
       (4, 3)
     """
 
-    params: chex.ArrayTree
-    model_state: chex.ArrayTree  #: batch statistics; leaves that are not floats stay those of the clients
+    params: chex.ArrayTree  #: at least float32
+    model_state: chex.ArrayTree  #: batch statistics; integers and keys are not averaged, zeros [] take their places
     exists: chex.Array  #: [], bool: False before the first mean
 
 
 def fedavg() -> Algorithm:
-    """FedAvg: each group of clients with equal networks trains one network.
+    """FedAvg within each architecture group: clients with equal networks train one network.
 
-    Parameters and batch statistics are averaged with the weights of the clients; each client keeps its own optimizer
-    state from round to round. A group of one client trains alone. All clients of a group start from one network, which
-    the public dataset has trained; clients are evaluated with the network of their group.
+    In a round each client loads the network of its group, trains it on its private data, and sends parameters and batch
+    statistics; the server averages them with the weights of the clients. A group of one client trains alone: its rounds
+    are those of `run_local_only` to the bit.
 
-    Bytes: parameters and batch statistics, up and down. No public data is needed but for the start.
+    Clients of a group have the same network after `init` and `pretrain`. If a private half of transfer learning
+    follows, each client begins the first round with its own result of it. After a round, all clients of a group that
+    completed it have the network of the group and are evaluated with it. The others do not change; they load the
+    network of the group in the next round that they complete.
+
+    Bytes: parameters and batch statistics, up and down. Rounds need no public data.
 
     References:
-      McMahan et al. 2017 (arXiv 1602.05629), Algorithm 1, whose clients begin each round with a fresh optimizer.
+      McMahan et al. 2017 (arXiv 1602.05629), Algorithm 1. There a client begins each round with a fresh optimizer; here
+      it keeps its own, which is the same for plain SGD. The weights there are the numbers of examples; here they are
+      those of the `ArchitectureGroup`.
 
     Example:
       >>> import fedmd_jax as fmd
       >>> network = fmd.architecture_from_linen(fmd.models.MLP((4,), num_classes=3))
-      >>> groups = {"small": fmd.ArchitectureGroup(network, (0, 1))}
+      >>> groups = {"small": fmd.ArchitectureGroup(network, (0, 1), weights=(500, 200))}
       >>> fmd.make_federation(groups, fmd.algorithms.fedavg())
       Federation(clients={'small': 2}, algorithm='fedavg')
     """
     return parameters_algorithm("fedavg")
 
 
-def parameters_algorithm(name: str, **functions: Callable) -> Algorithm:
+def parameters_algorithm(name: str, **functions: Any) -> Algorithm:
     """Makes an algorithm whose round is `fedavg_round`.
 
     Args:
@@ -105,8 +114,12 @@ def fedavg_round(
 ) -> tuple[FederationState, RoundInfo]:
     """One round: distribute, revisit, communicate, aggregate within each group, distribute.
 
-    A client that does not complete the round, or whose revisit ends in NaN or infinity, is left out of the mean. The
-    only collective of the mean is one all-reduce of the parameters of one network per group.
+    A client that does not complete the round does not change. It is left out of the mean, and so is a client whose
+    revisit ends in NaN or infinity; that client has the network of its group after the round. If all clients of a group
+    are left out, the server keeps the network of the group.
+
+    The mean is streamed over clients. Its only collective is one all-reduce of the networks of all groups, in at least
+    float32.
 
     Args:
       states: clients, and as `memory` the `GroupNetwork` of each group.
@@ -117,9 +130,12 @@ def fedavg_round(
       subset_size: number of public examples of `fuse`.
       digest_training: training of `fuse`.
       revisit_training: the local training.
-      revisit: (architecture, state, private, None, key, *, training) -> (state, `TrainingInfo`) of one client.
-      fuse: (networks, clients, subset, weights, key, *, training, **over) -> (networks, losses [E] by group), what the
-        server does with the means; None if nothing.
+      revisit: `(architecture, state, private, None, key, *, training) -> (state, TrainingInfo)` of one client; `state`
+        has the network of the group.
+      fuse: what the server does with the means, such as `fuse_groups`; None if nothing: `(means, weights, clients,
+        finite, subset, key, *, training, groups, mesh, clients_per_chunk) -> (means, losses [E], finite [])`, all of
+        them per group. Weights [K] are zero for clients that did not complete; `finite` [K] is False for clients that
+        were reverted.
       draw_subset: (key, public, size) -> the public subset, for `fuse`.
       transforms: must be empty: they are for scores.
       participants: as in `fedmd_round`.
@@ -127,7 +143,9 @@ def fedavg_round(
       mesh: as in `fedmd_round`.
 
     Returns:
-      The states after the round, and a `RoundInfo`, in which `scores_finite` is about the parameters.
+      The states after the round, and a `RoundInfo`. `scores_finite` is False for clients that were left out of the mean
+      since their parameters or their revisit were not finite. Digest losses are those of `fuse`, the same for all
+      clients of a group.
 
     Raises:
       ValueError: there are transforms.
@@ -136,7 +154,6 @@ def fedavg_round(
       McMahan et al. 2017, Algorithm 1.
 
     Example:
-      >>> from functools import partial
       >>> import jax, jax.numpy as jnp, numpy as np, fedmd_jax as fmd
       >>> linear = fmd.Architecture(
       ...     lambda key, inputs: (jnp.zeros((inputs.shape[1], 2)), {}),
@@ -152,33 +169,36 @@ def fedavg_round(
       True
     """
     if transforms:
-        raise ValueError("transforms are for scores, and this algorithm sends parameters, got some")
-    over: dict = {"groups": with_names(groups), "mesh": mesh, "clients_per_chunk": clients_per_chunk}
+        raise ValueError(
+            f"transforms are for scores, but this algorithm sends parameters, got {len(transforms)} of them"
+        )
+    over: dict = {"mesh": mesh, "clients_per_chunk": clients_per_chunk}
     clients, networks, model = states
     participants = complete_participants(participants, groups, mesh)
     client_ids, weights, available, completed = participants
-    keys = round_keys(key)
+    assert completed is not None  # the record is complete
+    weights = {name: jnp.where(completed[name], weights[name], 0.0) for name in groups}
+    keys, named = round_keys(key), with_names(groups)
 
     # 1. distribute
-    load_clients = map_groups(_load, (0, 0, None), **over)
+    load_clients = map_groups(_load, (0, 0, None), groups=named, **over)
     clients = load_clients(completed, clients, networks)
     # 2. revisit
     revisit_one = partial(revisit_completed, revisit=partial(revisit, training=revisit_training))
-    revisit_clients = map_groups(_without_name(revisit_one), (0, 0, 0, None, 0), **over)
+    revisit_clients = map_groups(revisit_one, (0, 0, 0, None, 0), groups=groups, **over)
     revisit_keys = group_keys(keys.revisit, client_ids)
-    clients, losses, finite = revisit_clients(completed, clients, private, (), revisit_keys)
+    clients, losses, finite = revisit_clients(completed, clients, private, None, revisit_keys)
     # 3. communicate, 4. aggregate
-    reported = constrain_replicated({name: finite[name] for name in groups}, mesh)
-    weights = scale_weights({name: jnp.where(completed[name] & reported[name], weights[name], 0.0) for name in groups})
-    sums = sum_groups(_send, (0, None), **over)(weights, clients, networks)
+    sum_networks = sum_groups(_send, (0, 0), groups=groups, by_group=True, **over)
+    sums = sum_networks(_within_groups(weights), clients, finite)
     means = {name: _mean(*sent) for name, sent in all_reduce(sums.total, mesh).items()}
-    networks = {name: keep_unless(means[name].exists, means[name], networks[name]) for name in groups}
-    digest_losses, digest_finite = no_digest(client_ids, digest_training)
+    digest_losses, digest_finite = no_digest(client_ids)
     if fuse is not None:
         subset = draw_subset(keys.subset, public, subset_size)
-        how: dict = {"training": digest_training, **over}
-        networks, of_groups = fuse(networks, clients, subset, weights, keys.digest, **how)
-        digest_losses = {name: digest_losses[name] + of_groups[name] for name in groups}
+        how: dict = {"training": digest_training, "groups": groups, **over}
+        means, *of_groups = fuse(means, weights, clients, finite, subset, keys.digest, **how)
+        digest_losses, digest_finite = (_of_clients(each, client_ids) for each in of_groups)
+    networks = {name: keep_unless(means[name].exists, means[name], networks[name]) for name in groups}
     networks = constrain_replicated(networks, mesh)
     # 5. distribute
     clients = load_clients(completed, clients, networks)
@@ -189,57 +209,66 @@ def fedavg_round(
     return FederationState(clients, networks, model), info
 
 
-def _without_name(fn):
-    return lambda named, *arguments: fn(named[1], *arguments)
-
-
-def _load(named, completed, state, networks):
-    """The client with the parameters of its group; unchanged if it does not complete the round or there are none."""
-    network = networks[named[0]]
-    loaded = completed & network.exists
+def load_network(state: ClientState, network: GroupNetwork, if_taken: chex.Array | bool = True) -> ClientState:
+    """The client with the parameters and batch statistics of a network, in its own dtypes, if `if_taken`, []."""
 
     def load(own, mean):
-        return jnp.where(loaded, mean.astype(own.dtype), own) if _is_float(own) else own
+        return jnp.where(if_taken, mean.astype(own.dtype), own) if _is_averaged(own) else own
 
     params, model_state = jax.tree.map(load, (state.params, state.model_state), network[:2])
     return state._replace(params=params, model_state=model_state)
 
 
-def _send(named, state, networks):
-    """The parameters of one client in the place of its group, zeros in those of the others, and 1 as its weight."""
+def network_of(state: ClientState, exists: chex.Array) -> GroupNetwork:
+    """The network of a client, to be averaged."""
 
-    def send(own, mean):
-        return own.astype(mean.dtype) if _is_float(own) else mean
+    def take(leaf):
+        return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) if _is_averaged(leaf) else jnp.zeros(())
 
-    def of_group(name, network):
-        if name != named[0]:
-            return jax.tree.map(jnp.zeros_like, network[:2]), jnp.zeros(())
-        return jax.tree.map(send, (state.params, state.model_state), network[:2]), jnp.ones(())
-
-    return {name: of_group(name, network) for name, network in networks.items()}
+    return GroupNetwork(jax.tree.map(take, state.params), jax.tree.map(take, state.model_state), exists)
 
 
-def _mean(total, weight):
-    params, model_state = jax.tree.map(lambda leaf: leaf / jnp.where(weight > 0, weight, 1.0), total)
+def _load(named, completed, state, networks):
+    """The client with the network of its group; unchanged if it does not complete the round or there is none."""
+    network = networks[named[0]]
+    return load_network(state, network, completed & network.exists)
+
+
+def _send(architecture, state, finite):
+    """The network of one client, and 1 as its weight: NaN if its revisit was reverted, so that the sum leaves it out.
+
+    The flag is on the device of the client. As a weight, which is replicated, it would have to be gathered.
+    """
+    return network_of(state, jnp.where(finite, 1.0, jnp.nan))
+
+
+def _within_groups(weights):
+    """Weights scaled in each group; 1 for the only client of a group, whose mean then is its network to the bit."""
+    scaled = {name: scale_weights({name: own})[name] for name, own in weights.items()}
+    return {name: own if len(own) > 1 else jnp.sign(own) for name, own in scaled.items()}
+
+
+def _mean(params, model_state, weight):
+    params, model_state = jax.tree.map(lambda leaf: leaf / jnp.where(weight > 0, weight, 1.0), (params, model_state))
     return GroupNetwork(params, model_state, weight > 0)
+
+
+def _of_clients(of_groups, client_ids):
+    """[...] per group -> [K, ...]."""
+    return {name: jnp.broadcast_to(one, (len(client_ids[name]), *one.shape)) for name, one in of_groups.items()}
 
 
 def _new_memory(groups: Groups, states: States, public: PublicDataset) -> dict[str, GroupNetwork]:
     """No network yet: zeros."""
 
-    def empty(leaf):  # what is not averaged takes one number, so that sums are of floats only
-        return (
-            jnp.zeros(leaf.shape[1:], jnp.promote_types(leaf.dtype, jnp.float32)) if _is_float(leaf) else jnp.zeros(())
-        )
+    def of_one(state):
+        return network_of(jax.tree.map(itemgetter(0), state), jnp.array(False))
 
-    def network(state):
-        return GroupNetwork(*jax.tree.map(empty, (state.params, state.model_state)), jnp.array(False))
-
-    return {name: network(state) for name, state in states.items()}
+    return {name: jax.tree.map(jnp.zeros_like, jax.eval_shape(of_one, state)) for name, state in states.items()}
 
 
-def _is_float(leaf):
-    return jnp.issubdtype(leaf.dtype, jnp.floating)
+def _is_averaged(leaf):
+    return jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
 def _traffic(sizes: Sizes) -> Traffic:

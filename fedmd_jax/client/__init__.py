@@ -2,6 +2,7 @@
 
 from fedmd_jax.client.early_stopping import EarlyStopping as EarlyStopping
 from fedmd_jax.client.evaluation import Evaluation as Evaluation, class_accuracy as class_accuracy, evaluate as evaluate
+from fedmd_jax.client.features import pool_features as pool_features, with_features as with_features
 from fedmd_jax.client.losses import (
     cross_entropy as cross_entropy,
     kl as kl,
@@ -18,4 +19,5 @@ from fedmd_jax.client.phases import (
     transfer_learn as transfer_learn,
 )
 from fedmd_jax.client.scoring import score as score
+from fedmd_jax.client.statistics import estimate_statistics as estimate_statistics
 from fedmd_jax.client.training import TrainingConfig as TrainingConfig, fit as fit

@@ -4,11 +4,12 @@ What happens to a client with NaN or infinity in a round: if its scores are non-
 so that the consensus is that of the other clients; the client still receives the consensus, digests it and revisits
 its private data like all others. If its digest or its revisit ends in NaN or infinity, in the state or (in a round)
 in the loss of an epoch, `keep_if_finite` reverts the client to its state from before that phase, optimizer memory
-included; the next phase, and the next round, start from there. So a client whose stored parameters are NaN is
-excluded and reverted in every round, and a client with one bad phase is back in the consensus of the next round. The
-results of the other clients are bitwise those of a round without it. The `RoundInfo` and the status in the metrics
-say for each round which of the three was non-finite: scores, digest or revisit. In the phases before the rounds only
-the state is checked, and the `TrainingInfo` says whether it was finite.
+included; the next phase, and the next round, start from there. So a client with one bad phase is back in the
+consensus of the next round. A client whose stored parameters are NaN is excluded and reverted in every round if the
+NaN reaches its scores and losses; entries that were non-finite before a phase, such as a mask of infinities, are
+ignored. The results of the other clients are bitwise those of a round without it. The `RoundInfo` and the status in
+the metrics say for each round which of the three was non-finite: scores, digest or revisit. In the phases before the
+rounds only the state is checked, and the `TrainingInfo` says whether it was finite.
 """
 
 from collections.abc import Callable

@@ -18,6 +18,7 @@ def init_client(
     architecture: Architecture,
     key: chex.PRNGKey,
     inputs: chex.Array,
+    key_optimizers: chex.PRNGKey | None = None,
     *,
     digest: TrainingConfig,
     revisit: TrainingConfig,
@@ -28,11 +29,13 @@ def init_client(
       architecture: the client's network.
       key: seeds the parameters.
       inputs: [B, ...], of which only shape and dtype are used.
+      key_optimizers: makes the random keys in the states of its optimizers the client's own; `key` by default. Clients
+        that start with equal parameters need different ones.
       digest: settings of digest, with the optimizer of the distillation steps.
       revisit: settings of revisit, with the optimizer of the private steps.
 
     Returns:
-      The client. Random keys in the states of its optimizers are its own, those of the optimizer folded with `key`.
+      The client. Random keys in the states of its optimizers are those of the optimizer folded with `key_optimizers`.
 
     Example:
       >>> import jax, jax.numpy as jnp, fedmd_jax as fmd
@@ -45,7 +48,8 @@ def init_client(
       ((2, 2), 0)
     """
     params, model_state = architecture.init(key, inputs)
-    optimizers = [init_optimizer(training.optimizer, params, key) for training in (digest, revisit)]
+    own = key if key_optimizers is None else key_optimizers
+    optimizers = [init_optimizer(training.optimizer, params, own) for training in (digest, revisit)]
     return ClientState(params, model_state, *optimizers)
 
 
@@ -58,6 +62,7 @@ def digest(
     *,
     training: TrainingConfig,
     distance: Distance = mae,
+    num_examples: int | chex.Array | None = None,
 ) -> tuple[ClientState, TrainingInfo]:
     """Distils the consensus on the public subset into one client.
 
@@ -71,6 +76,7 @@ def digest(
       key: shuffling and dropout.
       training: epochs, batches and the digest optimizer.
       distance: loss of (logits [B, C], targets [B, C]) -> [B], such as `mae` or `partial(kl, temperature=2.0)`.
+      num_examples: number of rows, from the first, that are digested, as in `fit`; by default all M.
 
     Returns:
       The client, and the losses of the epochs.
@@ -93,7 +99,8 @@ def digest(
     if not isinstance(consensus, tuple):
         check_numbers("consensus", consensus, kind=jnp.floating, rank=2)
     learner = Learner(state.params, state.model_state, state.digest_opt_state)
-    learner, info = fit(architecture, distance, learner, inputs, consensus, inputs.shape[0], key, training=training)
+    num_examples = inputs.shape[0] if num_examples is None else num_examples
+    learner, info = fit(architecture, distance, learner, inputs, consensus, num_examples, key, training=training)
     return ClientState(learner.params, learner.model_state, learner.opt_state, state.revisit_opt_state), info
 
 

@@ -87,7 +87,7 @@ def map_groups(
             for name, one, chunk, given in _stacked_groups(fn, groups, stacked, clients_per_chunk, mesh)
         }
         rows, packed = [], []
-        for _, row, given in _rows(fn, in_axes, groups, placement, arguments, packed=True):
+        for _, row, given in _rows(fn, in_axes, groups, placement, arguments, _packed):
             packed.append(map_clients(row, (0, *in_axes), mesh)(row.kinds, *given))
             rows.append(row)
         return _by_part(placement, results, packed, rows)
@@ -102,19 +102,21 @@ def sum_groups(
     groups: Groups,
     mesh: Mesh | None = None,
     clients_per_chunk: ClientsPerChunk = None,
+    by_group: bool = False,
 ) -> Callable[..., PartialSums]:
-    """The weighted sum of the results of `fn` over all clients of all groups.
+    """The weighted sum of the results of `fn` over all clients of all groups, or over those of each group.
 
     Args:
-      fn: `(architecture, *arguments) -> tree`, of the same shapes for every network.
+      fn: `(architecture, *arguments) -> tree`, of the same shapes for every network, unless `by_group`.
       in_axes: as in `map_groups`.
       groups: as in `map_groups`.
       mesh: as in `map_groups`.
       clients_per_chunk: as in `map_groups`.
+      by_group: whether to sum each group apart.
 
     Returns:
       A function of weights, per group [K], and of arguments as in `map_groups` that returns `PartialSums` over all
-      groups: one sum per device, and `finite` per group.
+      groups: one sum per device, and `finite` per group. If `by_group`, `total` is a mapping of groups.
 
     Example:
       >>> import jax.numpy as jnp, fedmd_jax as fmd
@@ -134,8 +136,8 @@ def sum_groups(
             if placement is not None:
                 own = jnp.pad(own, (0, placement.stacked[name] - own.shape[0]))
             sums[name] = weighted_sum_clients(one, in_axes, mesh, clients_per_chunk=chunk)(own, *given)
-        rows = []
-        for slots, row, given in _rows(fn, in_axes, groups, placement, arguments, packed=False):
+        rows, finish = [], _in_its_place if by_group else _as_it_is
+        for slots, row, given in _rows(fn, in_axes, groups, placement, arguments, finish):
             own = jnp.stack([jnp.float32(0) if slot is None else weights[slot[0]][slot[1]] for slot in slots])
             rows.append(weighted_sum_clients(row, (0, *in_axes), mesh)(own, row.kinds, *given))
         finite = {name: each.finite for name, each in sums.items()}
@@ -143,7 +145,12 @@ def sum_groups(
             shapes = {name: jax.ShapeDtypeStruct((), bool) for name, _ in placement.sizes if name not in sums}
             finite = ShardedClients(finite, [{"bool": row.finite[:, None]} for row in rows], placement, shapes)
         parts = [*sums.values(), *rows]
-        return PartialSums(_add([each.total for each in parts]), _add([each.weight for each in parts]), finite)
+        if by_group:
+            totals = [*({name: each.total} for name, each in sums.items()), *(row.total for row in rows)]
+            total = {name: _add([each[name] for each in totals if name in each]) for name in finite}
+        else:
+            total = _add([each.total for each in parts])
+        return PartialSums(total, _add([each.weight for each in parts]), finite)
 
     return summed
 
@@ -151,14 +158,15 @@ def sum_groups(
 class _Row:
     """`fn` for the clients of one row, one client per device, as a function that `map_clients` can map.
 
-    Its argument `kind` is the number of the group of a device's client.
+    Its argument `kind` is the number of the group of a device's client. `finish` (shapes by group, group, result) gives
+    the results of all groups the same shapes.
     """
 
-    def __init__(self, fn, in_axes, groups, slots, arguments, *, packed):
+    def __init__(self, fn, in_axes, groups, slots, arguments, finish):
         self.names = list(dict.fromkeys(slot[0] for slot in slots if slot is not None))
         self.kinds = np.asarray([len(self.names) if slot is None else self.names.index(slot[0]) for slot in slots])
         self.shapes = {}  # shapes of the results of one client, known after tracing
-        self._packed = packed
+        self._finish = finish
         self._ones = {}
         for name in self.names:
             shapes = [None if axis is None else a.shapes[name] for axis, a in zip(in_axes, arguments, strict=True)]
@@ -167,8 +175,11 @@ class _Row:
 
     def __call__(self, kind, *arguments):
         self.shapes = {name: jax.eval_shape(one, *arguments) for name, one in self._ones.items()}
-        finish = self._pack if self._packed else lambda result: result
-        results = [partial(lambda one, *arguments: finish(one(*arguments)), one) for one in self._ones.values()]
+
+        def finished(name, *arguments):
+            return self._finish(self.shapes, name, self._ones[name](*arguments))
+
+        results = [partial(finished, name) for name in self._ones]
         nothing = jax.eval_shape(results[0], *arguments)
 
         def idle(*_):
@@ -176,9 +187,20 @@ class _Row:
 
         return jax.lax.switch(kind, [*results, idle] if (self.kinds == len(results)).any() else results, *arguments)
 
-    def _pack(self, result):
-        parts = zip(*map(_parts, self.shapes.values()), strict=True)
-        return tuple(pack(part, buffer_lengths(shapes)) for part, shapes in zip(_parts(result), parts, strict=True))
+
+def _packed(shapes, name, result):
+    parts = zip(*map(_parts, shapes.values()), strict=True)
+    return tuple(pack(part, buffer_lengths(of_all)) for part, of_all in zip(_parts(result), parts, strict=True))
+
+
+def _as_it_is(shapes, name, result):
+    return result
+
+
+def _in_its_place(shapes, name, result):
+    """The result of a group beside zeros for the other groups of the row."""
+    zeros = {other: jax.tree.map(jnp.zeros_like, shape) for other, shape in shapes.items() if other != name}
+    return {**zeros, name: result}
 
 
 def _of_packed(fn, shapes, *arguments):
@@ -212,11 +234,11 @@ def _stacked_groups(fn, groups, stacked, clients_per_chunk, mesh):
         yield name, partial(fn, groups[name].architecture), chunk_of(clients_per_chunk, name, params, mesh), given
 
 
-def _rows(fn, in_axes, groups, placement, arguments, *, packed):
+def _rows(fn, in_axes, groups, placement, arguments, finish):
     """Yields slots, `_Row` and arguments of each row of clients; nothing without a mesh."""
     for number, slots in enumerate(() if placement is None else placement.device_rows):
         given = per_client(lambda clients, number=number: clients.rows[number], in_axes, arguments)
-        yield slots, _Row(fn, in_axes, groups, slots, arguments, packed=packed), given
+        yield slots, _Row(fn, in_axes, groups, slots, arguments, finish), given
 
 
 def _shard_here(clients, placement, mesh):

@@ -1,4 +1,9 @@
-"""Networks and layers in Flax, and adapters from Flax modules to an `Architecture`."""
+"""Networks and layers in Flax, and adapters from Flax modules to an `Architecture`.
+
+For FedProto and FedTGP a network sows its features, such as the input of its last layer or its last feature map:
+`self.sow("intermediates", "features", x)` in linen, `self.sow(nnx.Intermediate, "features", x)` in nnx. The networks of
+this package do. What is sown costs nothing in other algorithms.
+"""
 
 from fedmd_jax.models.cnn import (
     CNN as CNN,

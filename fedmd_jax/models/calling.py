@@ -51,6 +51,8 @@ class Watch:
     Attributes:
       train: whether the network is traced as in training.
       mask: the row mask [B] of a training batch, or None.
+      statistics_only: whether batch norms alone are traced as in training, without dropout.
+      kept: weight of the old statistics after all calls of a batch norm, by its path.
       layers: names of layers that differ between training and scoring, with whether they were active.
       seen: paths of modules that were called, but for those whose statistics are of their weights.
       handled: paths of modules whose statistics padding rows cannot reach.
@@ -58,8 +60,9 @@ class Watch:
       leading: whether a batch norm got a leading axis that is yet to be verified as the batch.
     """
 
-    def __init__(self, train: bool, mask: chex.Array | None):
-        self.train, self.mask = train, mask if train else None
+    def __init__(self, train: bool, mask: chex.Array | None, *, statistics_only: bool = False):
+        self.train, self.mask, self.statistics_only = train, mask if train else None, statistics_only
+        self.kept: dict[tuple, float] = {}
         self.batch_first = self.leading = False
         self.layers: dict[str, bool] = {}
         self.seen: set[tuple] = set()
@@ -71,11 +74,11 @@ class Watch:
         self.layers.setdefault(name, False)
         return name
 
-    def observe(self, layer: Any, path: tuple, rule: Rule, call: inspect.BoundArguments) -> dict[str, chex.Array]:
-        """Records the call of a layer that differs between training and scoring.
+    def observe(self, layer: Any, path: tuple, rule: Rule, call: inspect.BoundArguments) -> None:
+        """Records the call of a layer that differs between training and scoring, and changes its arguments.
 
-        Returns:
-          Further keyword arguments: the row mask for a batch norm that is active and gets no mask.
+        A batch norm that is active and gets no mask is given the row mask; a dropout is switched off if only statistics
+        are wanted.
 
         Raises:
           ValueError: the layer is active in scoring, or the batch is not the leading axis of a masked batch norm.
@@ -91,11 +94,17 @@ class Watch:
                 'name the flag of your network with train_argument="..."'
             )
         self.layers[name] = self.layers[name] or active
-        if rate is not None or "mask" not in call.signature.parameters:
-            return {}
+        if rate is not None:
+            if self.statistics_only:
+                given[flag] = not FLAGS[flag]
+            return
+        if active:
+            self.kept[path] = self.kept.get(path, 1.0) * layer.momentum
+        if "mask" not in call.signature.parameters:
+            return
         self.handled.add(path)
-        masked = active and self.mask is not None and given.get("mask") is None
-        return {"mask": self._mask_for(given["x"], path, ours=flag == "train")} if masked else {}
+        if active and self.mask is not None and given.get("mask") is None:
+            given["mask"] = self._mask_for(given["x"], path, ours=flag == "train")
 
     def _mask_for(self, x, path, *, ours):
         if x.shape[:1] != self.mask.shape:
@@ -253,6 +262,72 @@ def watched(convention: Convention, run: Callable[..., tuple[chex.Array, chex.Ar
         return logits, new_state
 
     return apply
+
+
+def batch_statistics(convention: Convention, run: Callable, prefix: tuple = ()) -> Callable:
+    """`Architecture.statistics` of a network.
+
+    A batch norm moves its statistics from old to new ones by `old + (1 - momentum) * (new - old)`, so that zeros as old
+    ones give the new ones.
+
+    Args:
+      convention: as of `watched`.
+      run: as of `watched`.
+      prefix: where in the model state the statistics of all modules are.
+    """
+
+    def statistics(params, model_state, inputs, *, mask=None):
+        def attempt(args, kwargs):
+            watch = Watch(True, mask, statistics_only=True)
+            key = jax.random.key(0)  # no layer draws from it
+            return *run(params, jax.tree.map(_zero_if_float, model_state), inputs, args, kwargs, watch, key), watch
+
+        _, moved, watch = convention.call(attempt, True, mask, {})
+        for path, kept in watch.kept.items():
+            if kept == 1.0:  # such statistics never move
+                continue
+            model_state = _replaced(model_state, (*prefix, *path), moved, 1.0 - kept)
+        return model_state
+
+    return statistics
+
+
+def _is_float(leaf):
+    return jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def _zero_if_float(leaf):
+    return jnp.zeros_like(leaf) if _is_float(leaf) else leaf
+
+
+def _replaced(old, path, moved, step):
+    """A copy of nested dictionaries in which mean and variance at a path are those of `moved`, divided by the step."""
+    if not path:
+        return {name: moved[name] / step if name in ("mean", "var") else leaf for name, leaf in old.items()}
+    return {**old, path[0]: _replaced(old[path[0]], path[1:], moved[path[0]], step)}
+
+
+def sown_features(sown: Mapping[str, Any], num_rows: int, network: str) -> chex.Array:
+    """The features among what a network has sown, [num_rows, D]; axes between are averaged.
+
+    Args:
+      sown: nested mapping of what was sown, in tuples.
+      num_rows: number of examples.
+      network: its name, for the error message.
+
+    Raises:
+      ValueError: there is not exactly one value of the name "features", or it is of another shape or dtype.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(sown)
+    found = [leaf for path, leaf in leaves if getattr(path[-2], "key", None) == "features"]
+    if [leaf.shape[:1] for leaf in found] != [(num_rows,)] or found[0].ndim < 2 or not _is_float(found[0]):
+        raise ValueError(
+            f"{network} must sow its features once, floats [B, D] or [B, ..., D], such as the input of its last layer: "
+            'self.sow("intermediates", "features", x) in linen, self.sow(nnx.Intermediate, "features", x) in nnx; got '
+            f"{[f'{leaf.dtype} of shape {leaf.shape}' for leaf in found] or 'none'}"
+        )
+    (features,) = found
+    return features if features.ndim == 2 else features.mean(axis=tuple(range(1, features.ndim - 1)))
 
 
 def _active_layers(call):

@@ -74,7 +74,7 @@ class CNN(nn.Module):
     """The network of the paper with two, three or four convolutions. Returns logits.
 
     Parameters are named conv1, bn1, conv2, bn2, ..., head. Convolutions have biases, the head has none; kernels start
-    Glorot-uniform. The head sees the last feature map flattened, [H * W * filters].
+    Glorot-uniform. The head sees the last feature map flattened, [H * W * filters]. The map is sown as "features".
 
     Attributes:
       filters: number of filters of each of the two, three or four convolutions.
@@ -132,6 +132,7 @@ class CNN(nn.Module):
             x = ReLUDropout(self.dropout)(x, train=train)
             if layer.pool is not None:
                 x = avg_pool(x, (2, 2), *layer.pool)
+        self.sow("intermediates", "features", x)
         x = x.reshape(x.shape[0], -1)
         return nn.Dense(self.num_classes, use_bias=False, kernel_init=glorot_uniform, name="head")(x)
 

@@ -3,11 +3,20 @@
 import inspect
 import itertools
 from collections.abc import Callable
+from functools import partial
 
 import jax
 from flax import linen as nn
 
-from fedmd_jax.models.calling import Convention, Watch, find_rule, training_values, watched
+from fedmd_jax.models.calling import (
+    Convention,
+    Watch,
+    batch_statistics,
+    find_rule,
+    sown_features,
+    training_values,
+    watched,
+)
 from fedmd_jax.models.cnn import CNN
 from fedmd_jax.models.layers import BatchNorm, Dropout
 from fedmd_jax.models.resnet import ResNet
@@ -41,7 +50,8 @@ def architecture_from_linen(
     of flax and of this package on [B, ...] leave padding rows out of their statistics, and so does a module that takes
     the row mask [B] itself, `mask_argument`. A `mask` that the module itself gives to a batch norm is left alone.
 
-    All variable collections except `params` form the model state; sown collections are dropped. Random streams
+    All variable collections except `params` form the model state; sown collections are dropped, but for the features
+    [B, D], or [B, ..., D] with axes that are averaged: `self.sow("intermediates", "features", x)`. Random streams
     (`dropout` and others) are derived from `key` and exist in training only.
 
     Args:
@@ -82,10 +92,11 @@ def architecture_from_linen(
         params = variables.pop("params", {})
         return params, {name: tree for name, tree in variables.items() if not _is_sown(tree)}
 
-    def run(params, model_state, inputs, args, kwargs, watch, key):
+    def run(params, model_state, inputs, args, kwargs, watch, key, *, features=False):
         # `nn.jit` keeps what it traced, with the mask of that trace: a new name among the mutable collections makes it
         # trace again.
         mutable = [f"trace {next(_traces)}", *(model_state if watch.train else ())]
+        mutable += ["intermediates"] if features else []
         rngs = _streams(key) if watch.train and key is not None else None
         variables = {"params": params, **model_state}
         switched = module.clone(**{name: value == watch.train for name, value in fields.items()}) if fields else module
@@ -94,9 +105,13 @@ def architecture_from_linen(
             logits, new_state = switched.apply(variables, inputs, *args, **kwargs, rngs=rngs, mutable=mutable)
         if mask_argument is None:
             watch.check_statistics(convention.network, watch.seen & _owners(model_state.get("batch_stats", {})))
+        if features:
+            logits = logits, sown_features(new_state.pop("intermediates", {}), len(inputs), convention.network)
         return logits, {**model_state, **new_state}
 
-    return Architecture(init, watched(convention, run), penalty)
+    with_features = watched(convention, partial(run, features=True))
+    statistics = batch_statistics(convention, run, ("batch_stats",))
+    return Architecture(init, watched(convention, run), penalty, with_features, statistics)
 
 
 def _streams(key):
@@ -116,7 +131,7 @@ def _owners(collection):
 
 
 def _interceptor(watch: Watch):
-    """An interceptor that reports calls to `watch` and passes the mask to active batch norms without one."""
+    """An interceptor that reports calls to `watch`, which may change their arguments."""
 
     def intercept(call, args, kwargs, context):
         layer = context.module
@@ -125,7 +140,10 @@ def _interceptor(watch: Watch):
         rule = find_rule(layer, _RULES) if context.method_name == "__call__" else None
         if rule is None:
             return call(*args, **kwargs)
-        signature = inspect.signature(context.orig_method)  # of a base class, if a subclass calls it
-        return call(*args, **kwargs | watch.observe(layer, layer.path, rule, signature.bind(*args, **kwargs)))
+        given = inspect.signature(context.orig_method).bind(*args, **kwargs)  # of a base class, if a subclass calls it
+        watch.observe(layer, layer.path, rule, given)
+        if watch.statistics_only and isinstance(layer, nn.Dropout):  # its flag may be fixed by its constructor
+            return given.arguments["inputs"]
+        return call(*given.args, **given.kwargs)
 
     return intercept

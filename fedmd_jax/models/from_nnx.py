@@ -10,7 +10,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fedmd_jax.models.calling import FLAGS, Convention, Watch, find_rule, training_values, watched
+from fedmd_jax.models.calling import (
+    FLAGS,
+    Convention,
+    Watch,
+    batch_statistics,
+    find_rule,
+    sown_features,
+    training_values,
+    watched,
+)
 from fedmd_jax.types import Architecture, no_penalty
 
 _RULES = (
@@ -41,7 +50,9 @@ def architecture_from_nnx(
 
     `params` are the values of its `nnx.Param`s, the model state those of all other variables, both as plain nested
     dictionaries. Random streams are no part of the state: each call seeds them from its `key`. What the module sows is
-    dropped. Arrays that are in no variable are constants: those of one module, shared by all clients.
+    dropped, but for the features [B, D], or [B, ..., D] with axes that are averaged:
+    `self.sow(nnx.Intermediate, "features", x)`. Arrays that are in no variable are constants: those of one module,
+    shared by all clients.
 
     Args:
       make: rngs -> a module that returns raw scores [B, C]; always the same layers, whatever the random numbers. It is
@@ -88,19 +99,30 @@ def architecture_from_nnx(
         _, params, _, model_state, _ = _split(_make(make, nnx.Rngs(key)))
         return params, model_state
 
-    def run(params, model_state, inputs, args, kwargs, watch, key):
+    def run(params, model_state, inputs, args, kwargs, watch, key, *, features=False):
         module = nnx.merge(graphdef, params, _seed(streams, key, watch.train), model_state, constants)
         module = _switch(module, {name: value == watch.train for name, value in flags.items()}, watch.train)
         _watch_layers(module, watch)
-        logits = module(inputs, *args, **kwargs)
+        logits, sown = _call(module, inputs, *args, **kwargs)
         new_state = _keep_structure(_split(module)[3], model_state)
         if mask_argument is None:
             at = functools.partial(functools.reduce, operator.getitem)
             moved = {owner for path, owner in statistics.items() if at(path, new_state) is not at(path, model_state)}
             watch.check_statistics(convention.network, moved)
-        return logits, new_state
+        return (logits, sown_features(sown, len(inputs), convention.network)) if features else logits, new_state
 
-    return Architecture(init, watched(convention, run), penalty)
+    with_features = watched(convention, functools.partial(run, features=True))
+    of_batch = batch_statistics(convention, run)
+    return Architecture(init, watched(convention, run), penalty, with_features, of_batch)
+
+
+def _call(module, *args, **kwargs):
+    """The result of a module, and what it has sown, as plain dictionaries."""
+    if hasattr(nnx, "capture"):
+        result, sown = nnx.capture(module, nnx.Intermediate)(*args, **kwargs)
+    else:  # flax 0.11
+        result, sown = module(*args, **kwargs), nnx.state(module, nnx.Intermediate)
+    return result, nnx.to_pure_dict(sown)
 
 
 def _make(make, rngs):
@@ -176,7 +198,7 @@ def _switch(module, flags, train):
 
 
 def _watch_layers(module: nnx.Module, watch: Watch):
-    """Makes `watch` observe the layers of this module object and pass its mask to their batch norms."""
+    """Makes `watch` observe the calls of the layers of this module object, whose arguments it may change."""
     for path, layer in _modules(module):
         if find_rule(layer, _RULES):
             layer.__class__ = _watched_class(type(layer))
@@ -190,8 +212,8 @@ def _hook(base):
 
     def observed(layer, *args, **kwargs):
         call = inspect.signature(base.__call__).bind(layer, *args, **kwargs)
-        more = layer._observe(layer, rule=find_rule(layer, _RULES), call=call)
-        return base.__call__(layer, *args, **kwargs | more)
+        layer._observe(layer, rule=find_rule(layer, _RULES), call=call)
+        return base.__call__(*call.args, **call.kwargs)
 
     return type(base)(base.__name__, (base,), {"__call__": observed})
 

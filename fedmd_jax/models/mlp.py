@@ -11,7 +11,7 @@ from fedmd_jax.models.layers import ReLUDropout, check_positive, check_rate
 class MLP(nn.Module):
     """Dense layers with ReLU and dropout, then the head. Inputs of any shape are flattened.
 
-    Parameters are named dense1, dense2, ..., head.
+    Parameters are named dense1, dense2, ..., head. The input of the head is sown as "features".
 
     Attributes:
       hidden: number of units of each hidden layer; may be empty (multinomial logistic regression).
@@ -42,4 +42,5 @@ class MLP(nn.Module):
         for number, units in enumerate(self.hidden, start=1):
             x = nn.Dense(units, name=f"dense{number}")(x)
             x = ReLUDropout(self.dropout)(x, train=train)
+        self.sow("intermediates", "features", x)
         return nn.Dense(self.num_classes, name="head")(x)

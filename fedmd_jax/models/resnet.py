@@ -20,7 +20,7 @@ class ResNet(nn.Module):
 
     A 3x3 stem is followed by stages of residual blocks of two 3x3 convolutions; each stage but the first halves the
     image. Shortcuts have no parameters: they skip pixels and pad channels with zeros (option A of the paper). The mean
-    over the image and the head come last.
+    over the image and the head come last. The last feature map is sown as "features".
 
     Attributes:
       num_blocks: number of residual blocks per stage.
@@ -64,6 +64,7 @@ class ResNet(nn.Module):
             for block in range(1, self.num_blocks + 1):
                 stride = 2 if stage > 1 and block == 1 else 1
                 x = self._block(f"stage{stage}_block{block}", x, filters, stride, train)
+        self.sow("intermediates", "features", x)
         return nn.Dense(self.num_classes, name="head")(jnp.mean(x, axis=(1, 2)))
 
     def _block(self, name, x, filters, stride, train):

@@ -4,7 +4,7 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import chex
 import jax
@@ -28,7 +28,7 @@ from fedmd_jax.mapping.chunking import ClientsPerChunk, check_chunks
 from fedmd_jax.mapping.grouped import map_groups
 from fedmd_jax.mapping.groups import Groups, check_groups, group_client_ids, group_keys
 from fedmd_jax.mapping.packing import check_costs
-from fedmd_jax.mapping.sharding import gather_clients, replicate, shard_clients
+from fedmd_jax.mapping.sharding import constrain_replicated, gather_clients, replicate, shard_clients
 from fedmd_jax.simulation.federation_data import Private, check_data, check_optimizers
 from fedmd_jax.simulation.metrics import (
     REVISIT_FAULT,
@@ -38,6 +38,7 @@ from fedmd_jax.simulation.metrics import (
     reverted_halves,
     round_metrics,
     with_faults,
+    with_server,
 )
 from fedmd_jax.simulation.progress import show_rounds
 from fedmd_jax.transforms.clipping import Transform
@@ -53,6 +54,7 @@ from fedmd_jax.types import (
     TransferInfo,
 )
 
+AnyStates = TypeVar("AnyStates", bound=States | FederationState)
 Trained = tuple[States, Mapping[str, TrainingInfo]]
 Validation = PrivateDataset | Private  # one for all clients, or a stacked one per group
 
@@ -165,7 +167,7 @@ class Federation:
         """Whether the server remembers something between rounds or has a network, so that rounds need `start`."""
         return self.server is not None or self.algorithm.new_memory is not None
 
-    def start(self, states: States, public: PublicDataset, key: chex.PRNGKey) -> States | FederationState:
+    def start(self, states: States, public: PublicDataset, key: chex.PRNGKey) -> Any:
         """The states before the first round: the clients, and what the server has then, if it has something.
 
         A network of the server is initialized, and trained on the public dataset as the clients are, if it has labels.
@@ -173,16 +175,17 @@ class Federation:
         """
         if not self.has_server_state:
             return states
-        return FederationState(states, *self.programs["new_server"](public, key))
+        # Replicated as a round returns it, which is then compiled once.
+        return FederationState(states, *replicate(self.programs["new_server"](public, key), self.mesh))
 
     def round(
         self,
-        states: States | FederationState,
+        states: AnyStates,
         public: PublicDataset,
         private: Private,
         key: chex.PRNGKey,
         participants: Participants | None = None,
-    ) -> tuple[States | FederationState, RoundInfo]:
+    ) -> tuple[AnyStates, RoundInfo]:
         """One round of the algorithm, see `fedmd_round` and `algorithms`; states are those of `start`."""
         if self.has_server_state and not isinstance(states, FederationState):
             raise ValueError("the server has a state in this algorithm: call federation.start before the first round")
@@ -221,9 +224,11 @@ class Federation:
         """
         return self._call("confusion" if confusion else "evaluate", split_states(states).clients, test)
 
-    def evaluate_server(self, states: States | FederationState, test: PrivateDataset) -> Evaluation | None:
-        """Accuracy and loss of the server's network, []; None if it has none."""
-        return None if self.server is None else self.programs["evaluate_server"](split_states(states).model, test)
+    def evaluate_server(self, states: States | FederationState, test: PrivateDataset | Private) -> Evaluation | None:
+        """Accuracy and loss of the server's network, []; None if it has none or each client has its own test data."""
+        if self.server is None or isinstance(test, Mapping):
+            return None
+        return self.programs["evaluate_server"](split_states(states).model, test)
 
     def shard(self, clients: Mapping[str, Any]) -> Mapping[str, Any]:
         """Moves stacked clients or data, [K, ...] per group, to their devices; returns them unchanged without a mesh.
@@ -290,7 +295,11 @@ class Federation:
     def _call(self, program: str, states: States | FederationState, *arguments: Any, **settings: Any) -> Any:
         """Calls a program, and refuses states that were donated to an earlier call."""
         if program not in self.programs:
-            raise ValueError(f"{program} is a half of a round of FedMD, but the algorithm is {self.algorithm.name}")
+            raise ValueError(f"{program} is a half of a round of FedMD: only federations of `fmd.fedmd` have it")
+        if isinstance(states, FederationState) and (program != "round" or not self.has_server_state):
+            raise ValueError(
+                f"{program} takes the clients alone, `states.clients`, got them with the state of the server"
+            )
         if not isinstance(split_states(states).clients, Mapping):
             raise ValueError(f"the states of each group are needed, in a mapping, got a {type(states).__name__}")
         check_not_donated(states)
@@ -413,6 +422,8 @@ def make_federation(
     algorithm: Algorithm,
     *,
     server: Architecture | None = None,
+    statistics: Callable | None = None,
+    keep_statistics: bool = True,
     subset_size: int = 5000,
     public_training: TrainingConfig = TrainingConfig(num_epochs=20, batch_size=128),
     private_training: TrainingConfig = TrainingConfig(num_epochs=25, batch_size=32),
@@ -431,6 +442,9 @@ def make_federation(
       groups: name -> architecture, client ids and weights.
       algorithm: a member of the family, see `algorithms`.
       server: network of the server, one more client without private data; None for none.
+      statistics: how clients compute batch statistics from the public subset before they score it, such as
+        `fmd.client.estimate_statistics`; None: they score with their moving statistics.
+      keep_statistics: whether these statistics replace the moving ones; otherwise they are for the scores only.
       subset_size: as in `fedmd`, and so are the other arguments.
       public_training: settings of transfer learning on the public dataset, also of the server's network.
       private_training: settings of transfer learning on private data.
@@ -447,7 +461,7 @@ def make_federation(
       The federation.
 
     Raises:
-      ValueError: as in `fedmd`, or a network of the server that the algorithm has no use for.
+      ValueError: as in `fedmd`, or a network of the server or statistics that the algorithm has no use for.
 
     Example:
       >>> import fedmd_jax as fmd
@@ -461,6 +475,8 @@ def make_federation(
     check_chunks(clients_per_chunk, groups)
     if digest_training.early_stopping or revisit_training.early_stopping:
         raise ValueError("early stopping is for transfer learning and the pooled bound, not for digest and revisit")
+    if statistics is not None and not algorithm.takes_server_model:
+        raise ValueError(f"clients of {algorithm.name} do not score a public subset, so there are no statistics of it")
     if server is not None and not algorithm.takes_server_model:
         raise ValueError(f"{algorithm.name} has no use for a network of the server, got one")
     if costs is not None:
@@ -469,6 +485,8 @@ def make_federation(
 
     def check(public, private, *others):
         check_data(groups, subset_size, public, private, *others)
+        if algorithm.check is not None:
+            algorithm.check(groups, public.inputs)
         check_optimizers(groups, public.inputs, digest_training, revisit_training, private_training, pooled_training)
 
     def shard(clients):
@@ -483,8 +501,8 @@ def make_federation(
     def new_states(key, inputs, client_ids=None):
         client_ids = group_client_ids(groups) if client_ids is None else client_ids
         init_one = partial(init_client, digest=digest_training, revisit=revisit_training)
-        init_clients = map_groups(init_one, (0, None), groups=groups, mesh=mesh)
-        return init_clients(shard(start_keys(key, client_ids)), inputs)
+        init_clients = map_groups(init_one, (0, None, 0), groups=groups, mesh=mesh)
+        return init_clients(shard(start_keys(key, client_ids)), inputs, shard(group_keys(key, client_ids)))
 
     def new_server(public, key):
         """What the server remembers, and its network."""
@@ -493,15 +511,16 @@ def make_federation(
             memory = algorithm.new_memory(
                 groups, gather_clients(jax.eval_shape(new_states, key, public.inputs)), public
             )
-        if server is None:
-            return memory, ()
-        key_init, key_train = jax.random.split(key)
-        how: dict = {"digest": digest_training, "revisit": revisit_training}
-        model = init_client(server, key_init, public.inputs[:1], **how)
-        if public.labels is not None:
-            training = dataclasses.replace(public_training, early_stopping=None)
-            model, _ = pretrain(server, model, public, key_train, training=training)
-        return memory, model
+        model: Any = ()
+        if server is not None:
+            key_init, key_train = jax.random.split(key)
+            how: dict = {"digest": digest_training, "revisit": revisit_training}
+            model = init_client(server, key_init, public.inputs[:1], **how)
+            if public.labels is not None:
+                training = dataclasses.replace(public_training, early_stopping=None)
+                train_server = keep_if_finite(partial(pretrain, training=training), losses_count=False)
+                model, _ = train_server(server, jnp.array(True), model, public, key_train)
+        return constrain_replicated((memory, model), mesh)  # as the rounds take them
 
     def train(one_client, data_axis, training, *, losses_count=False, keys=group_keys):
         """One training phase of all clients; `data` is shared (`data_axis` None), or per group and client (0)."""
@@ -523,7 +542,11 @@ def make_federation(
 
     of_rounds: dict = {"digest_training": digest_training, "revisit_training": revisit_training}
     of_rounds |= {"subset_size": subset_size, "draw_subset": draw_subset, "transforms": transforms, **over}
-    round_ = partial(algorithm.round, **of_rounds, **({} if server is None else {"server": server}))
+    if server is not None:
+        of_rounds |= {"server": server}
+    if statistics is not None:
+        of_rounds |= {"statistics": statistics, "keep_statistics": keep_statistics}
+    round_ = partial(algorithm.round, **of_rounds)
 
     def evaluate_groups(states, test, confusion):
         evaluate_one = partial(evaluate, confusion=confusion)
@@ -622,7 +645,7 @@ def _participants(federation: Federation, policy: ParticipationPolicy | None, ro
 
 def run_federation(
     federation: Federation,
-    states: States,
+    states: AnyStates,
     public: PublicDataset,
     private: Private,
     key: chex.PRNGKey,
@@ -634,7 +657,7 @@ def run_federation(
     participation: ParticipationPolicy | None = None,
     callback: Callable[[RoundMetrics, States], Any] | None = None,
     progress: bool = False,
-) -> tuple[States, History]:
+) -> tuple[AnyStates, History]:
     """Runs rounds and evaluates the clients before the first round and after each round.
 
     Args:
@@ -704,9 +727,9 @@ def run_federation(
 
 def _run(
     federation: Federation,
-    states: States,
+    states: Any,
     key: chex.PRNGKey,
-    step: Callable[[States, chex.PRNGKey, Participants | None], tuple[States, Any]],
+    step: Callable[[Any, chex.PRNGKey, Participants | None], tuple[Any, Any]],
     metrics_of: Callable[[int, Mapping[str, Evaluation], Any], RoundMetrics],
     *,
     num_rounds: int,
@@ -714,9 +737,9 @@ def _run(
     test: PrivateDataset | Private,
     transfer: TransferInfo | None,
     participation: ParticipationPolicy | None,
-    callback: Callable[[RoundMetrics, States], Any] | None,
+    callback: Callable[[RoundMetrics, Any], Any] | None,
     progress: bool,
-) -> tuple[States, History]:
+) -> tuple[Any, History]:
     """Runs rounds of a kind: `step` makes one, `metrics_of` gives what is recorded of it."""
     test, history = federation.put(test), History()
     with show_rounds(progress, first_round, num_rounds) as shown:
@@ -729,9 +752,7 @@ def _run(
                 states, info = step(states, jax.random.fold_in(key, round_), participants)
             evaluations, server = federation.evaluate(states, test), federation.evaluate_server(states, test)
             shown.phase("rounds")
-            metrics = metrics_of(round_, evaluations, info)
-            if server is not None:
-                metrics = metrics._replace(server_accuracy=float(server.accuracy))
+            metrics = with_server(metrics_of(round_, evaluations, info), server)
             if round_ == 0 and transfer is not None:
                 metrics = with_faults(metrics, reverted_halves(group_client_ids(federation.groups), transfer))
             history.append(metrics)

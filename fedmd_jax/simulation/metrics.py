@@ -63,6 +63,12 @@ class RoundMetrics(NamedTuple):
         """One record for each client, with the keys of the lines of `metrics.jsonl`: `round` and `ClientMetrics`."""
         return [{"round": self.round, **client._asdict()} for client in self.clients]
 
+    def server_dicts(self) -> list[dict[str, Any]]:
+        """The record of the server's network, with the keys of its line of `metrics.jsonl`; none if it has none."""
+        if self.server_accuracy is None:
+            return []
+        return [{"event": "server", "round": self.round, "accuracy": self.server_accuracy}]
+
 
 class History(UserList[RoundMetrics]):
     """The metrics of each round: a list of `RoundMetrics`. `fmd.plot.accuracy(history)` draws it.
@@ -160,6 +166,11 @@ def reverted_halves(
     return {fault: ids for fault, ids in found.items() if ids}
 
 
+def with_server(metrics: RoundMetrics, evaluation: Evaluation | None) -> RoundMetrics:
+    """The metrics with the accuracy of the server's network, if it was evaluated."""
+    return metrics if evaluation is None else metrics._replace(server_accuracy=float(evaluation.accuracy))
+
+
 def with_faults(metrics: RoundMetrics, faults: Mapping[str, Collection[int]]) -> RoundMetrics:
     """Adds faults that occurred before the round to the status of the clients.
 
@@ -190,6 +201,8 @@ def _client_of_round(info: RoundInfo, name: str, position: int) -> tuple[float |
         DIGEST_FAULT: completed and not digest,
         REVISIT_FAULT: completed and not revisit,
     }
-    digest_loss = float(info.digest_loss[name][position, -1]) if info.digested and completed and digest else None
+    digest_losses = info.digest_loss[name][position]  # none if the algorithm has no digest
+    has_digested = info.digested and completed and digest and digest_losses.size
+    digest_loss = float(digest_losses[-1]) if has_digested else None
     revisit_loss = float(info.revisit_loss[name][position, -1]) if completed and revisit else None
     return digest_loss, revisit_loss, ", ".join(what for what, holds in happened.items() if holds) or OK

@@ -20,7 +20,7 @@ from fedmd_jax.mapping.sharding import gather_clients
 from fedmd_jax.simulation.cohorts import Cohort, CohortSize, cohort_of, cohort_sizes, draw_cohort, get_rows, set_rows
 from fedmd_jax.simulation.federation import Federation, States, Validation, check_rounds, server_key
 from fedmd_jax.simulation.federation_data import Private
-from fedmd_jax.simulation.metrics import History, RoundMetrics, round_metrics
+from fedmd_jax.simulation.metrics import History, RoundMetrics, round_metrics, with_server
 from fedmd_jax.simulation.progress import show_rounds
 from fedmd_jax.types import Participants, Participation, PublicDataset, TransferInfo
 
@@ -338,7 +338,8 @@ def population_round(
         participants=_participants(cohort, None if participation is None else participation(round_, cohort.client_ids)),
     )
     evaluations = federation.evaluate(states, _take(federation, test, cohort))
-    metrics = round_metrics(federation.groups, round_, evaluations, info)
+    server = federation.evaluate_server(states, test)
+    metrics = with_server(round_metrics(federation.groups, round_, evaluations, info), server)
     clients, memory, model = split_states(states)
     return _put(population, cohort, clients)._replace(memory=memory, model=model), metrics
 

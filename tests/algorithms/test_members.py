@@ -70,8 +70,11 @@ def test_every_client_learns_something(name):
     chex.assert_tree_all_finite(results)
 
 
-def test_order_and_chunks_of_clients_change_nothing(name):
-    """Groups in another order, clients of a group in another order, one by one."""
+def test_order_and_devices_change_nothing(name):
+    """Groups and clients of a group in another order, one by one on three devices.
+
+    One group is stacked over the devices, the clients of the other are placed one by one.
+    """
     groups = {
         "mlp": fmd.ArchitectureGroup(GROUPS["mlp"].architecture, (4, 3), (1.5, 1.0)),
         "linear": fmd.ArchitectureGroup(GROUPS["linear"].architecture, (2, 0, 1), (0.5, 1.0, 2.0)),
@@ -79,29 +82,22 @@ def test_order_and_chunks_of_clients_change_nothing(name):
     if federation(name).algorithm.common_start:  # the first client of a group names the start of the group
         groups["mlp"] = GROUPS["mlp"]
         groups["linear"] = fmd.ArchitectureGroup(GROUPS["linear"].architecture, (0, 2, 1), (1.0, 0.5, 2.0))
-    results, server, _ = run(members.federation(name, groups, server=True, clients_per_chunk=1))
-    chex.assert_trees_all_close(results, plain(name)[0], **TOLERANCE)
-    if name not in members.WITHIN_GROUPS:
-        chex.assert_trees_all_close(server, plain(name)[1], **TOLERANCE)
+    on_devices = members.federation(name, groups, server=True, clients_per_chunk=1, mesh=fmd.client_mesh(3))
+    results, server, _ = run(on_devices)
+    chex.assert_trees_all_close((results, server), plain(name)[:2], **TOLERANCE)
 
 
-def test_grouping_changes_nothing(name):
-    if name in members.WITHIN_GROUPS:
-        pytest.skip("the groups decide what is averaged")
+def test_grouping_and_chunks_change_nothing(name):
     linear, mlp = (group.architecture for group in GROUPS.values())
     groups = {
         "first": fmd.ArchitectureGroup(linear, (0,), (1.0,)),
         "rest": fmd.ArchitectureGroup(linear, (1, 2), (2.0, 0.5)),
         "mlp": fmd.ArchitectureGroup(mlp, (3, 4), (1.0, 1.5)),
     }
+    if name in members.WITHIN_GROUPS:  # the groups decide what is averaged
+        groups = GROUPS
     results, _, _ = run(members.federation(name, groups, server=True, clients_per_chunk=2))
     chex.assert_trees_all_close(results, plain(name)[0], **TOLERANCE)
-
-
-def test_several_devices_change_nothing(name):
-    """On three devices one group is stacked, and the clients of the other are placed one by one."""
-    results = run(members.federation(name, GROUPS, server=True, mesh=fmd.client_mesh(3)))
-    chex.assert_trees_all_close(results[:2], plain(name)[:2], **TOLERANCE)
 
 
 def test_a_client_with_nan_is_as_good_as_absent(name):
@@ -109,12 +105,13 @@ def test_a_client_with_nan_is_as_good_as_absent(name):
     federation_, num_rounds = federation(name), 1 if name in members.WITHIN_GROUPS else 2
     everybody = faults.participation(GROUPS)
     absent, absent_server, _ = run(federation_, num_rounds, participation=faults.participation(GROUPS, dropped={1}))
-    broken, broken_server, _ = run(
+    broken, broken_server, info = run(
         federation_,
         num_rounds,
         participation=everybody,
         parameters=lambda client_id, leaf: jnp.where(client_id == 1, jnp.nan, leaf),
     )
+    assert [i for i, finite in toys.by_client(GROUPS, info.scores_finite).items() if not finite] == [1]
     for results in (absent, broken):
         for of_clients in results.values():
             del of_clients[1]
@@ -142,15 +139,16 @@ def test_a_cohort_of_all_clients_is_the_federation(name):
     """The server's memory and its network travel with the population; a cohort is a part of it."""
     federation_, private = federation(name), toys.private(GROUPS)
     how = {"num_rounds": 2, "test": fmd.labelled_dataset(*toys.examples(50, 8))}
-    states, _ = fmd.run_federation(
+    states, history = fmd.run_federation(
         federation_, federation_.init(jax.random.key(0), PUBLIC, private), PUBLIC, private, KEY, **how
     )
     sizes = {group: GROUPS[group].num_clients for group in GROUPS}
     population = fmd.simulation.init_population(federation_, jax.random.key(0), PUBLIC, private, cohort_size=sizes)
-    population, _ = fmd.simulation.run_population(federation_, population, PUBLIC, KEY, cohort_size=sizes, **how)
+    population, found = fmd.simulation.run_population(federation_, population, PUBLIC, KEY, cohort_size=sizes, **how)
     clients, memory, model = split_states(states)
     chex.assert_trees_all_close(population.states, jax.device_get(clients), **TOLERANCE)
     chex.assert_trees_all_close((population.memory, population.model), (memory, model), **TOLERANCE)
+    assert [metrics.server_accuracy for metrics in found] == [metrics.server_accuracy for metrics in history[1:]]
 
 
 def test_states_that_leave_the_device_and_come_back_go_on_to_the_bit(name):
@@ -164,3 +162,38 @@ def test_states_that_leave_the_device_and_come_back_go_on_to_the_bit(name):
     results, expected_server, _ = plain(name)
     chex.assert_trees_all_equal(toys.by_client(GROUPS, clients), results["clients"])
     chex.assert_trees_all_equal(server, expected_server)
+
+
+def test_identical_clients_feel_no_gradient(name):
+    """The loss of their digest is zero and, with SGD, so is the memory of its optimizer."""
+    if name not in members.AGREE:
+        pytest.skip("the target is another one, or rounding decides on the sign of the gradient")
+    groups = {"linear": fmd.ArchitectureGroup(toys.linear(), (0, 1))}
+    federation_ = members.federation(name, groups)
+    states = federation_.init(jax.random.key(0), PUBLIC, toys.private(groups))
+    same = jax.tree.map(lambda leaf: jnp.stack(2 * [leaf[0]]), states["linear"].params)
+    states = {"linear": states["linear"]._replace(params=same)}
+    states, info = federation_.round(states, PUBLIC, toys.private(groups), KEY)
+    learned = states["linear"].digest_opt_state, info.digest_loss["linear"]
+    chex.assert_trees_all_close(learned, jax.tree.map(jnp.zeros_like, learned), atol=2e-6)
+
+
+def test_bytes_are_those_of_the_arrays_that_are_sent(name):
+    """A transform is given what a client sends."""
+    if name not in members.SEND_ROWS:
+        pytest.skip("parameters, tables or codes are sent")
+    sent = []
+
+    def record(values, key):
+        del key
+        sent.append(values.size * values.dtype.itemsize)
+        return values
+
+    federation_ = members.federation(name, GROUPS, server=True, transforms=[record])
+    states, private = start(federation(name))
+    federation_.programs["round"].eval_shape(states, PUBLIC, private, KEY)
+    clients = split_states(states).clients
+    sizes = fmd.algorithms.Sizes(GROUPS, clients, PUBLIC.inputs, subset_size=12, num_classes=toys.NUM_CLASSES)
+    traffic = federation_.algorithm.traffic(sizes)
+    assert sent
+    assert {*sent, traffic.up, traffic.down} == {traffic.up}

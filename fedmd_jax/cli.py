@@ -1,4 +1,4 @@
-"""The command line: `fedmd-jax run`, `fedmd-jax sweep`, `fedmd-jax report`, `fedmd-jax data`."""
+"""The command line: `fedmd-jax run`, `sweep`, `report`, `list` and `data`."""
 
 import argparse
 import dataclasses
@@ -24,8 +24,10 @@ from fedmd_jax.data.files import DataError, user_path
 from fedmd_jax.data.listing import describe_sizes, files_of, table
 from fedmd_jax.data.preparing import prepare_data
 from fedmd_jax.experiments import EXPERIMENTS, Experiment, distributed, run_directory as files, settings_from, smoke
+from fedmd_jax.experiments.algorithms import ALGORITHMS, AlgorithmOptions, descriptions, flag
 from fedmd_jax.experiments.checkpoint import CheckpointError
 from fedmd_jax.experiments.errors import SettingsError, UsageError, bad_input, check_backend
+from fedmd_jax.experiments.overview import overview
 from fedmd_jax.experiments.progress import ProgressKind
 from fedmd_jax.experiments.results import figures, report, seeds, sweep as sweeps
 from fedmd_jax.experiments.setup import cache_compiled_programs, choose_seeds_at_once
@@ -66,7 +68,7 @@ class _Options:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run(_Options):
-    """Train a federation: transfer learning, rounds of FedMD, and the baselines.
+    """Train a federation: transfer learning, rounds of an algorithm, and baselines.
 
     Attributes:
       resume: Directory of an interrupted run, which is continued; all settings come from there.
@@ -192,6 +194,15 @@ class Report:
             figures.write_plot(path / files.PLOT, figures.plot_seeds, runs)
 
 
+@dataclasses.dataclass(frozen=True)
+class Overview:
+    """List experiments, algorithms, networks and data sets."""
+
+    def act(self) -> None:
+        """Prints the list."""
+        print(overview())
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
@@ -256,6 +267,7 @@ def _parse(argv: list[str]) -> Callable[[Signals], int]:
     for name, (kind, _) in _COMMANDS.items():
         app.command(_presets_command(kind), name=name)
     app.command(Report, name="report")
+    app.command(Overview, name="list")
     app.command(_data_command, name="data")
     command = app.cli(args=words, prog="fedmd-jax", description=fedmd_jax.__doc__.partition("\n")[0])
     return lambda _: command.act() or 0
@@ -461,19 +473,22 @@ def _output_path(options: _Options) -> pathlib.Path:
         return path
     if isinstance(options, Run) and options.has_many_processes:
         raise UsageError("many processes need --out DIR, a folder that all of them share")
+    algorithm = "" if options.experiment.algorithm == "fedmd" else f"-{options.experiment.algorithm}"
     several = "" if options.num_seeds is None else f"-{options.num_seeds}seeds"
     rest = "-sweep" if isinstance(options, Sweep) else f"-seed{options.experiment.seed}{several}"
-    return files.fresh_path(pathlib.Path("runs") / f"{options.name}{'-smoke' * options.smoke}{rest}")
+    return files.fresh_path(pathlib.Path("runs") / f"{options.name}{algorithm}{'-smoke' * options.smoke}{rest}")
 
 
 _COMMANDS = {"run": (Run, _run), "sweep": (Sweep, _sweep)}
 # What --help shows of `run` and `sweep`, by section; --help-all shows everything.
+_ALGORITHM_OPTIONS = [flag(field.name) for field in dataclasses.fields(AlgorithmOptions)]
 _SECTIONS = {
     "experiment": "networks width weights seed num-seeds",
-    "rounds": "num-rounds subset-size distance temperature digest.num-epochs digest.batch-size digest.learning-rate "
+    "algorithm": " ".join(["algorithm", *_ALGORITHM_OPTIONS, "distance", "temperature", "server-network"]),
+    "rounds": "num-rounds subset-size digest.num-epochs digest.batch-size digest.learning-rate "
     "revisit.num-epochs revisit.batch-size revisit.learning-rate",
     "data": "data.public data.private data.data-dir data.num-public data.num-test data.private-classes data.split "
-    "data.examples-per-class",
+    "data.examples-per-class data.alpha",
     "training": "public-training.num-epochs private-training.num-epochs pooled-training.num-epochs local pooled "
     "pretrained-dir",
     "output": "over out resume config smoke progress log checkpoint-every",
@@ -488,6 +503,7 @@ def _help(command: str, default: _Options) -> str:
     known = _options_of(default)
     lines = [f"usage: fedmd-jax {command} [NAME] [options]", "", default.__doc__.partition("\n")[0], ""]
     lines += textwrap.wrap(f"NAME is one of {', '.join(EXPERIMENTS)}.", _WIDTH, break_on_hyphens=False)
+    lines += textwrap.wrap(f"Algorithms are {', '.join(ALGORITHMS)}.", _WIDTH, break_on_hyphens=False)
     lines += [f"Defaults are those of {default.name}. --help-all shows every option."]
     for section, text in _SECTIONS.items():
         options = [option for option in text.split() if option in known]
@@ -503,23 +519,22 @@ def _options_of(settings: Any, prefix: str = "") -> dict[str, tuple[Any, str]]:
     >>> _options_of(EXPERIMENTS["quickstart"])["digest.num-epochs"]
     (1, 'Passes over the data.')
     """
-    found, descriptions = {}, {}
+    found, described = {}, {}
     for cls in reversed(type(settings).__mro__):
-        described = re.findall(r"^ {6}(\w+): (.*(?:\n {8}.*)*)", cls.__doc__ or "", re.MULTILINE)
-        descriptions |= {name: " ".join(text.split()) for name, text in described}
+        described |= descriptions(cls.__doc__ or "")
     for field in dataclasses.fields(settings):
         value, name = getattr(settings, field.name), prefix + field.name.replace("_", "-")
         if dataclasses.is_dataclass(value):
-            found |= _options_of(value, "" if name == "experiment" else f"{name}.")
+            found |= _options_of(value, {"experiment": "", "algorithm-options": "algorithm."}.get(name, f"{name}."))
         else:
-            found[name] = (value, descriptions[field.name])
+            found[name] = (value, described[field.name])
     return found
 
 
 def _describe_option(name: str, default: Any, description: str) -> list[str]:
     flag = f"--{name}, --no-{name}" if default is True else f"--{name}"
     value = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
-    shown = "" if default is False else f" ({textwrap.shorten(value, 40, placeholder=' ...')})"
+    shown = "" if default in (False, "default") else f" ({textwrap.shorten(value, 40, placeholder=' ...')})"
     first = re.split(r"(?<=[a-z0-9)\]])[.;:] ", description)[0].rstrip(".")
     text = f"  {flag:<27} {first}{shown}"
     return textwrap.wrap(text, _WIDTH, subsequent_indent=" " * 30, break_on_hyphens=False)

@@ -1,7 +1,8 @@
 """Metrics of rounds for TensorBoard and Weights & Biases: callbacks of `run_federation`, and `fedmd-jax run --log`.
 
 Each logs the accuracies and losses of each round, of every client and their mean: `accuracy/client_3`,
-`accuracy/mean`, `digest_loss/client_3`, ...; the step is the number of the round.
+`accuracy/mean`, `digest_loss/client_3`, ..., and `accuracy/server` if the server has a network; the step is the number
+of the round.
 """
 
 import importlib
@@ -39,14 +40,15 @@ class Logger:
 
     def __call__(self, metrics: RoundMetrics, states: Any = None) -> None:
         """Logs a round."""
-        self.log(metrics.to_dicts())
+        self.log(metrics.to_dicts() + metrics.server_dicts())
 
     def log(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Logs the records of a round, from `RoundMetrics.to_dicts` or `metrics.jsonl`."""
         records = list(records)
-        scalars: dict[str, float] = {}
+        clients, servers = ([r for r in records if ("client_id" in r) == is_client] for is_client in (True, False))
+        scalars: dict[str, float] = {"accuracy/server": servers[0]["accuracy"]} if servers else {}
         for name in _NAMES:
-            values = {r["client_id"]: r[name] for r in records if r.get(name) is not None}
+            values = {r["client_id"]: r[name] for r in clients if r.get(name) is not None}
             scalars |= {f"{name}/client_{client_id}": value for client_id, value in values.items()}
             scalars |= {f"{name}/mean": float(np.mean(list(values.values())))} if values else {}
         self._write(records[0]["round"], scalars)

@@ -23,6 +23,7 @@ LABELS = {
     "pooled_accuracy": "pooled upper bound",
 }
 _MEAN, _LOCAL = "mean of all clients", "mean of local only (no digest)"
+_SERVER = -1  # in the place of a client id: records of the server's network
 _MOST_IN_CELLS = 20  # classes with which the cells of a confusion matrix are large enough for numbers
 
 
@@ -35,7 +36,8 @@ def accuracy(
 ) -> "Axes":
     """Accuracy per round: a line for each client in the colour of its architecture, and the mean of all clients.
 
-    A dot marks the first round, a cross a round in which a client was dropped or failed.
+    A network of the server is a dotted line. A dot marks the first round, a cross a round in which a client was dropped
+    or failed.
 
     Args:
       history: from `run_federation`, or the records of a run's `metrics.jsonl`. A list of several histories, which
@@ -63,7 +65,8 @@ def accuracy(
       ['client 0', 'client 1', 'mean of all clients']
     """
     runs = _read_runs(history, local)
-    clients = {client_id: next(iter(rounds.values()))["architecture"] for client_id, rounds in runs[0].items()}
+    first = {client_id: next(iter(rounds.values())) for client_id, rounds in runs[0].items()}
+    clients = {client_id: record["architecture"] for client_id, record in first.items() if client_id != _SERVER}
     curves = {client_id: _curve(runs, client_id, pooled) for client_id in clients}
     mean = _mean(list(curves.values()))
     colours = _colours(list(clients.values()))
@@ -76,9 +79,12 @@ def accuracy(
         _draw(ax, mean, last, color="black", linewidth=2.4, markersize=6, alpha=1.0, label=_MEAN)
     if _is_known(mean.local):
         ax.plot(mean.rounds, mean.local.mean(axis=0), "--", color="black", linewidth=1.2, label=_LOCAL)
+    if has_server := all(_SERVER in run for run in runs):
+        server = _curve(runs, _SERVER, None)
+        ax.plot(server.rounds, server.accuracy.mean(axis=0), ":", color="black", linewidth=1.8, label="server")
     _decorate(ax, int(mean.rounds[0]), last)
     faulty = any(curve.is_faulty.any() for curve in curves.values())
-    handles = _legend(mean, colours, several=len(clients) > 1, faulty=faulty)
+    handles = _legend(mean, colours, several=len(clients) > 1, has_server=has_server, faulty=faulty)
     ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8, frameon=False)
     return ax
 
@@ -160,7 +166,9 @@ def _read_runs(history: Metrics | Sequence[Metrics], local: Metrics | Sequence[M
 
 
 def _rounds_of(run: _Run) -> list[tuple[int, int]]:
-    return [(client_id, round_) for client_id in sorted(run) for round_ in sorted(run[client_id])]
+    return [
+        (client_id, round_) for client_id in sorted(run) if client_id != _SERVER for round_ in sorted(run[client_id])
+    ]
 
 
 def _by_client(name: str, history: Metrics | Sequence[Metrics]) -> list[_Run]:
@@ -171,8 +179,8 @@ def _by_client(name: str, history: Metrics | Sequence[Metrics]) -> list[_Run]:
     runs: list[_Run] = [{} for _ in histories]
     for run, metrics in zip(runs, histories, strict=True):
         for each in metrics:
-            for record in each.to_dicts() if isinstance(each, RoundMetrics) else [each]:
-                run.setdefault(record["client_id"], {})[record["round"]] = dict(record)
+            for record in each.to_dicts() + each.server_dicts() if isinstance(each, RoundMetrics) else [each]:
+                run.setdefault(record.get("client_id", _SERVER), {})[record["round"]] = dict(record)
     return runs
 
 
@@ -258,7 +266,7 @@ def _decorate(ax: "Axes", first: int, last: int) -> None:
     ax.set_ylabel("accuracy")
 
 
-def _legend(mean: _Curve, colours: Mapping[str, Any], *, several: bool, faulty: bool) -> list[Any]:
+def _legend(mean: _Curve, colours: Mapping[str, Any], *, several: bool, has_server: bool, faulty: bool) -> list[Any]:
     from matplotlib.lines import Line2D
 
     entries = [{"color": colour, "label": name} for name, colour in colours.items()]
@@ -269,6 +277,8 @@ def _legend(mean: _Curve, colours: Mapping[str, Any], *, several: bool, faulty: 
         entries.append({**style, "marker": "o", "markersize": 4, "label": LABELS["transfer_accuracy"]})
     if _is_known(mean.local):
         entries.append({"color": "black", "linestyle": "--", "linewidth": 1.2, "label": _LOCAL})
+    if has_server:
+        entries.append({"color": "black", "linestyle": ":", "linewidth": 1.8, "label": "network of the server"})
     if _is_known(mean.pooled):
         entries.append({**style, "marker": "_", "markersize": 10, "mew": 2, "label": LABELS["pooled_accuracy"]})
     if faulty:

@@ -16,6 +16,7 @@ from fedmd_jax.data.partition import (
     split_by_superclass as split_by_superclass,
     split_by_writer as split_by_writer,
     split_dirichlet as split_dirichlet,
+    split_dirichlet_labels as split_dirichlet_labels,
     split_k_classes as split_k_classes,
 )
 from fedmd_jax.data.preparing import prepare_data as prepare_data

@@ -25,6 +25,15 @@ def files_of(data_set: DataSet) -> str:
     return "\n".join([*lines, f"{data_set.name} {download}"])
 
 
+def titles() -> dict[str, str]:
+    """What each of the known data sets is, by name.
+
+    >>> titles()["mnist"]
+    'handwritten digits, 28x28 grey'
+    """
+    return {name: title for name, title, *_ in _EMBEDDED} | {name: each.title for name, each in CATALOGUE.items()}
+
+
 def table(data_dir: str | os.PathLike | None = None) -> str:
     """The known data sets, and in which form a folder has them.
 

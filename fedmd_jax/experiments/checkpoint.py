@@ -1,8 +1,10 @@
 """Checkpoints of a run and a cache of pretrained clients: packed trees, written by Orbax, with a checksum.
 
-A checkpoint holds the states of all clients (parameters, batch statistics, both optimizers) for FedMD and for the
-local-only baseline, and a record in JSON: the round, the size of the metrics in bytes, the seconds of each phase, what
-the run is (settings, seeds, data, versions and devices), and where it was continued. `--resume` reads the latest one.
+A checkpoint holds the states of all clients (parameters, batch statistics, both optimizers) for the algorithm and,
+unless it is switched off, for the local-only baseline, what the server remembers, its network, and a record in JSON:
+the round, the size of the metrics in bytes, the seconds of each phase, what the run is (settings, seeds, data, versions
+and devices), where it was continued, and what `load_run` needs of the data (number of classes, preprocessing).
+`--resume` reads the latest one.
 
 Orbax does not notice a flipped bit in the arrays that it reads, so a checksum of arrays and record is kept beside them.
 All arrays of a group are packed into one buffer per dtype, since Orbax takes a millisecond for each array. In many
@@ -30,6 +32,7 @@ from fedmd_jax.experiments.run_directory import Record, WriteError
 from fedmd_jax.mapping.packing import buffer_lengths, pack, unpack
 from fedmd_jax.mapping.sharding import fetch_to_host, gather_clients
 
+CLIENTS = "fedmd"  # name of the clients of the algorithm in a checkpoint, whichever it is
 _KEEP = 2  # last checkpoints, beside the best
 Trees = Mapping[str, chex.ArrayTree]  # by name, such as that of a group
 
@@ -165,7 +168,7 @@ def load_checkpoint(
 
     Args:
       path: of the checkpoint.
-      shapes: arrays or shapes, by name and group.
+      shapes: arrays or shapes, by name and group; what else the checkpoint has is read, checked and dropped.
       check: called with the record before arrays are read; raises a `CheckpointError` to refuse it.
 
     Returns:
@@ -237,11 +240,14 @@ def _unpacked(packed: Mapping[str, dict[str, np.ndarray]], shapes: Trees) -> dic
     return {name: unpack(packed[name], shapes[name]) for name in shapes}
 
 
-def _load(path: pathlib.Path, wanted: chex.ArrayTree, check: Callable[[Record], Any]) -> tuple[Any, Record]:
-    """Packed buffers and record, as they were saved."""
+def _load(path: pathlib.Path, wanted: Trees, check: Callable[[Record], Any]) -> tuple[Any, Record]:
+    """Packed buffers and record, as they were saved; also buffers of names that are not wanted, for the checksum."""
     try:
-        metadata = ocp.metadata(path).custom_metadata
+        saved = ocp.metadata(path)
+        metadata = saved.custom_metadata
         check(record := metadata["record"])
+        others = {name: saved.metadata[name] for name in saved.metadata if name not in wanted}
+        wanted = {**wanted, **jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), others)}
         packed = ocp.load(path, wanted)
         chex.assert_trees_all_equal_shapes_and_dtypes(packed, wanted)  # NumPy arrays come in any shape
         is_damaged = metadata["checksum"] != fingerprint(record, packed)

@@ -16,11 +16,13 @@ _PHASES = {
     "new_states": "transfer",
     "pretrain": "transfer",
     "train_private": "transfer",
+    "new_server": "transfer",
     "train_pooled": "pooled",
     "revisit": "local",
     "round": "rounds",
     "evaluate": "evaluate",
     "confusion": "evaluate",
+    "evaluate_server": "evaluate",
 }
 
 

@@ -134,6 +134,9 @@ def _split(data: Data, num_clients: int, rng: np.random.Generator) -> tuple[Imag
         shares = sources.split_by_writer(column, private.labels, classes=classes, **common)
         others = ~np.isin(column, column[np.concatenate(shares)])
         return private, Images(private.images[others], private.labels[others]), shares
+    if data.split == "dirichlet":
+        common |= {"alpha": data.alpha, "examples_per_client": data.examples_per_class * len(classes)}
+        return private, test, sources.split_dirichlet_labels(private.labels, classes=classes, **common)
     common["examples_per_class"] = data.examples_per_class
     if data.split == "superclasses":
         return private, test, sources.split_by_superclass(fine, private.labels, superclasses=classes, **common)

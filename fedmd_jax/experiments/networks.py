@@ -13,7 +13,15 @@ _NUM_CONVOLUTIONS = {"2conv": 2, "3conv": 3, "4conv": 4}
 _RESNETS = {"resnet8": models.resnet8, "resnet20": models.resnet20}
 _NORMS = {"batch": models.BatchNorm, "group": models.GroupNorm}
 _MOST = 10**6  # filters and hidden units
-KINDS = (*_NUM_CONVOLUTIONS, "mlp", *_RESNETS)
+# Each kind with its settings.
+KINDS = {
+    "2conv": "the paper's, 2conv:n1=128,n2=256: numbers of filters; dropout=0.2",
+    "3conv": "the paper's, 3conv:n1=64,n2=64,n3=64: numbers of filters; dropout=0.2",
+    "4conv": "the paper's, 4conv:n1=64,n2=64,n3=64,n4=64: numbers of filters; dropout=0.2",
+    "mlp": "mlp:n1=64,n2=32: hidden units, any number of layers, also none; dropout=0",
+    "resnet8": "residual network of 8 layers, resnet8:width=1,norm=batch or group",
+    "resnet20": "the same of 20 layers",
+}
 
 
 def architecture_from_name(

@@ -11,7 +11,7 @@ import os
 import pathlib
 import platform
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -219,10 +219,12 @@ def confusion_records(groups: Groups, round_: int, evaluations: Mapping[str, Eva
 
 
 def round_records(metrics: RoundMetrics, local: RoundMetrics | None = None) -> list[Record]:
-    """The lines of metrics.jsonl for one round, one per client; a loss that is not finite is null.
+    """The lines of metrics.jsonl for one round: one per client, and one for the network of the server if it has one.
+
+    A loss that is not finite is null.
 
     Args:
-      metrics: of FedMD.
+      metrics: of the algorithm.
       local: of the local-only baseline, if there is one.
     """
     records = [{"event": "round", **client} for client in metrics.to_dicts()]
@@ -233,7 +235,7 @@ def round_records(metrics: RoundMetrics, local: RoundMetrics | None = None) -> l
     if local is not None:
         for record, own in zip(records, local.clients, strict=True):
             record |= {"local_accuracy": own.accuracy, "local_status": own.status}
-    return records
+    return records + metrics.server_dicts()
 
 
 def reopen(path: pathlib.Path, num_bytes: int) -> Writer:
@@ -322,14 +324,14 @@ def read_run(path: pathlib.Path) -> tuple[Record, list[Record]]:
       path: the directory.
 
     Returns:
-      The content of summary.json and the round records of metrics.jsonl.
+      The content of summary.json and the records of metrics.jsonl, of clients and of the server.
 
     Raises:
       RunDirectoryError: the run is unfinished, or a file is missing or damaged.
     """
-    summary, metrics = read_summary(path), read_metrics(path)
+    summary, metrics = read_summary(path), read_metrics(path, events=("round", "server"))
     with reading(path / METRICS):
-        found = {(record["round"], record["client_id"]) for record in metrics}
+        found = {(record["round"], record.get("client_id")) for record in metrics}
     with reading(path / SUMMARY):
         client_ids = [client["client_id"] for client in summary["clients"]]
         missing = {*itertools.product(range(summary["num_rounds_done"] + 1), client_ids)} - found
@@ -338,11 +340,16 @@ def read_run(path: pathlib.Path) -> tuple[Record, list[Record]]:
     return summary, metrics
 
 
-def read_metrics(path: pathlib.Path) -> list[Record]:
-    """The round records of metrics.jsonl, also of a run that is not finished; `RunDirectoryError` if damaged."""
+def read_metrics(path: pathlib.Path, events: Collection[str] = ("round",)) -> list[Record]:
+    """The records of metrics.jsonl, also of a run that is not finished; `RunDirectoryError` if damaged.
+
+    Args:
+      path: the directory.
+      events: the records that are wanted: "round", of a client after a round, and "server", of the server's network.
+    """
     with reading(path / METRICS):
         records = map(json.loads, (path / METRICS).read_bytes().splitlines())
-        return [record for record in records if record["event"] == "round"]
+        return [record for record in records if record["event"] in events]
 
 
 def read_confusion(path: pathlib.Path) -> list[Record]:

@@ -6,14 +6,18 @@ import types
 import typing
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
+import tyro
+
+from fedmd_jax.algorithms import Algorithm
 from fedmd_jax.algorithms.public_subset import draw_public_subset, draw_stratified_subset
 from fedmd_jax.checks import check_count, check_not_negative, check_positive, check_share, describe_value, is_number
 from fedmd_jax.client.early_stopping import EarlyStopping
 from fedmd_jax.client.losses import kl, mae, mse
 from fedmd_jax.client.optimizers import adam
 from fedmd_jax.client.training import Distance, TrainingConfig
+from fedmd_jax.experiments.algorithms import ALGORITHMS, AlgorithmOptions, describe_options, make_algorithm
 
 Settings = TypeVar("Settings")
 
@@ -105,8 +109,12 @@ class Data:
         the public classes in one head.
       split: How private images are assigned to clients. classes: every client the same number of images of every
         class; superclasses (cifar100): private_classes are superclasses, and a client owns one fine class of each, as
-        in the paper's non-iid CIFAR; writers (leaf/femnist): each client is a writer, the test set has other writers.
-      examples_per_class: Private examples of each class per client; no two clients share one. Not with writers.
+        in the paper's non-iid CIFAR; writers (leaf/femnist): each client is a writer, the test set has other writers;
+        dirichlet: every client the same number of images, in class proportions of its own.
+      examples_per_class: Private examples of each class per client, with dirichlet the mean over the classes; no two
+        clients share one. Not with writers.
+      alpha: Concentration of the Dirichlet distribution of the class proportions of a client: with 0.1 most clients
+        have one or two classes, with 100 all classes evenly. Only with dirichlet.
       min_examples: Smallest number of private examples with which a writer is a client.
       evaluate_on: Data on which accuracy is measured: test, the test split; or validation, private training images of
         no client, to choose settings without the test set. Not with writers.
@@ -115,8 +123,8 @@ class Data:
         stopping monitors validation data; drawn with the seed. Rounds use all public examples.
 
     Raises:
-      ValueError: a count below 1, a share that is not between 0 and 1, no private class, a repeated class, a class that
-        is not an integer from 0, or validation images with writers.
+      ValueError: a count below 1, an alpha that is not positive and finite, a share that is not between 0 and 1, no
+        private class, a repeated class, a class that is not an integer from 0, or validation images with writers.
     """
 
     public: str = "embedded/digits"
@@ -124,8 +132,9 @@ class Data:
     data_dir: str | None = None
     num_public: int = 5000
     private_classes: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
-    split: Literal["classes", "superclasses", "writers"] = "classes"
+    split: Literal["classes", "superclasses", "writers", "dirichlet"] = "classes"
     examples_per_class: int = 3
+    alpha: float = 0.1
     min_examples: int = 12
     evaluate_on: Literal["test", "validation"] = "test"
     num_test: int = 1200
@@ -134,6 +143,7 @@ class Data:
     def __post_init__(self):
         for name in ("num_public", "examples_per_class", "min_examples", "num_test"):
             check_count(name, getattr(self, name))
+        check_positive("alpha", self.alpha)
         if self.split == "writers" and self.evaluate_on == "validation":
             raise ValueError("evaluate_on must be test with writers, whose images are too few to hold out others")
         if not is_number(self.validation_share) or not 0 < self.validation_share < 1:
@@ -165,19 +175,29 @@ class Experiment:
         clients.
       local: Also train the local-only baseline: the private steps of every round, without digest.
       pooled: Also train the pooled upper bound, after the rounds.
+      algorithm: What a round does, FedMD or one of its relatives, which `fedmd-jax list` describes. They differ in
+        nothing else: data, networks, transfer learning, numbers of steps, seeds.
+      algorithm_options: Options of the algorithm, on the command line --algorithm.temperature and so on.
+      batch_statistics: Statistics of batch norms with which clients score the public subset. moving: those that follow
+        training, as in the paper; public: those of the public subset, computed before each scoring, which the client
+        keeps; public-scores: the same for the scores only. They cost one more forward pass and send nothing, and stop
+        the growth of scores from round to round.
+      server_network: Network of the server, such as 2conv:n1=8,n2=16, of algorithms whose clients send predictions.
+        It is trained on the public dataset first, digests as the clients do, and is evaluated after each round. None:
+        no network.
       num_rounds: Collaboration rounds: communicate, aggregate, distribute, digest, revisit.
       subset_size: Public examples that are scored in a round, a new subset each time (5000 in the paper).
       subset: How the public subset of a round is drawn: random, as in the paper, or stratified, each class in its
         share, as in the released code.
-      distance: Distance between scores and consensus in digest: mae, as in the released code, mse, or kl of their
-        softmaxes.
-      temperature: Divides the scores before the softmax of kl.
+      distance: Distance between scores and consensus in the digest of fedmd: mae, as in the released code, mse, or kl
+        of their softmaxes.
+      temperature: Divides the scores before the softmax of kl, in fedmd.
       digest: Digest: training towards the consensus on the public subset.
       revisit: Revisit: training on the private dataset.
       availability: Probability that a client takes part in a round, one number or one per client.
       completion: Probability that a client that takes part completes the round, one number or one per client. The
         scores of a client that does not complete it count; its digest and its revisit are discarded.
-      score_clip: Scores are clipped to this size before they are averaged, which limits the influence of one client.
+      score_clip: Scores are clipped to this size before fedmd averages them, which limits the influence of one client.
         None: no clipping.
       clients_per_chunk: Clients of a group that are trained at once; bounds memory, changes results by rounding. None:
         what is fastest.
@@ -204,6 +224,10 @@ class Experiment:
     pooled_training: StoppablePhase = StoppablePhase(num_epochs=50, batch_size=32)
     local: bool = True
     pooled: bool = True
+    algorithm: Literal[tuple(ALGORITHMS)] = "fedmd"
+    algorithm_options: Annotated[AlgorithmOptions, tyro.conf.arg(name="algorithm")] = AlgorithmOptions()
+    batch_statistics: Literal["moving", "public", "public-scores"] = "moving"
+    server_network: str | None = None
     num_rounds: int = 20
     subset_size: int = 5000
     subset: Literal["random", "stratified"] = "random"
@@ -261,6 +285,12 @@ class Experiment:
                 f"subset_size must be at most the public dataset, num_public = {self.data.num_public} examples, "
                 f"got {self.subset_size}"
             )
+        if self.algorithm != "fedmd":
+            for name in ("distance", "temperature", "score_clip"):
+                if (value := getattr(self, name)) != getattr(Experiment, name):
+                    found = f"{self.algorithm}, {describe_options(self.algorithm)}"
+                    raise ValueError(f"{name} is of algorithm fedmd, but algorithm is {found}, got {value}")
+        self.make_algorithm()
         if self.distance != "kl" and self.temperature != 1:
             raise ValueError(f"temperature is of distance kl, but distance is {self.distance}, got {self.temperature}")
         if self.private_training.monitored == "validation":
@@ -276,6 +306,11 @@ class Experiment:
             return None
         client_ids = range(len(self.networks))
         return {name: dict(zip(client_ids, itertools.cycle(values), strict=False)) for name, values in both.items()}
+
+    def make_algorithm(self) -> Algorithm:
+        """The algorithm with its options; `ValueError` if they do not go together."""
+        own = {"distance": self.distance_function()} if self.algorithm == "fedmd" else {}
+        return make_algorithm(self.algorithm, self.algorithm_options, **own)
 
     def subset_function(self) -> Callable:
         """`draw_public_subset` or `draw_stratified_subset`."""
@@ -309,7 +344,7 @@ def smoke(experiment: Experiment) -> Experiment:
 
 
 def settings_from(kind: type[Settings], content: Any, where: str = "settings") -> Settings:
-    """The inverse of `dataclasses.asdict`, after JSON.
+    """The inverse of `dataclasses.asdict`, after JSON. A setting that is missing has the default of its class.
 
     Args:
       kind: dataclass of settings.
@@ -326,10 +361,11 @@ def settings_from(kind: type[Settings], content: Any, where: str = "settings") -
     if not isinstance(content, dict):
         raise ValueError(f"{where} must be settings by name, got {content!r:.40}")
     known = typing.get_type_hints(kind)
-    for names, problem in ((content.keys() - known, "unknown"), (known.keys() - content, "missing")):
+    needed = {field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING}
+    for names, problem in ((content.keys() - known, "unknown"), (needed - content.keys(), "missing")):
         if names:
             raise ValueError(f"{where}.{min(names)} is {problem}")
-    return kind(**{name: _value(known[name], content[name], f"{where}.{name}") for name in known})
+    return kind(**{name: _value(known[name], content[name], f"{where}.{name}") for name in content})
 
 
 def _value(kind: Any, value: Any, where: str) -> Any:

@@ -15,7 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from fedmd_jax.algorithms.base import Sizes, join_states, split_states
 from fedmd_jax.algorithms.participation import all_clients
+from fedmd_jax.client.statistics import estimate_statistics
 from fedmd_jax.experiments.checkpoint import PretrainedCache, fingerprint
 from fedmd_jax.experiments.datasets import Datasets, hold_out, load, pool
 from fedmd_jax.experiments.networks import architecture_from_name
@@ -23,18 +25,19 @@ from fedmd_jax.experiments.run_directory import CHECKPOINTS, Record, origin
 from fedmd_jax.experiments.settings import Devices, Experiment
 from fedmd_jax.mapping import client_costs, client_mesh, gather_clients, stack_private
 from fedmd_jax.mapping.groups import ArchitectureGroup, group_client_ids
-from fedmd_jax.simulation import CommunicationCost, communication_bytes, simulate_participation
-from fedmd_jax.simulation.federation import Federation, States, fedmd, vmap_federation
+from fedmd_jax.mapping.sharding import replicate
+from fedmd_jax.simulation import CommunicationCost, simulate_participation
+from fedmd_jax.simulation.federation import Federation, States, make_federation, vmap_federation
 from fedmd_jax.simulation.trained import Preprocessing
 from fedmd_jax.transforms.clipping import clip_scores
-from fedmd_jax.types import Participants, PrivateDataset
+from fedmd_jax.types import Architecture, FederationState, Participants, PrivateDataset
 
 T = TypeVar("T")
 _MOST_SEEDS_AT_ONCE = 8  # each has its own copy of all data on the device
 
 
 # Each of these has a key of its own.
-_KEYS = ("new_states", "pretrain", "train_private", "round", "train_pooled", "participation")
+_KEYS = ("new_states", "pretrain", "train_private", "round", "train_pooled", "participation", "new_server")
 
 
 class Setup(NamedTuple):
@@ -74,11 +77,15 @@ class Setup(NamedTuple):
           program: name of the program.
           round_: number of the round.
         """
-        data, key = self.data[program], self.keys.get(program)
+        key = self.keys.get(program)
+        if program in ("confusion", "evaluate_server"):
+            return [*self.data["confusion"]], {}
+        if program == "new_server":
+            public, _ = self.data["round"]
+            return [public, key], {}
+        data = self.data[program]
         if program in ("round", "revisit"):
             return [*data, self.round_key(round_)], self._participants(round_)
-        if program == "confusion":
-            return [*data], {}
         validation = {"validation": self.validation[program]} if program in self.validation else {}
         return [key, *data] if program == "new_states" else [*data, key], validation
 
@@ -93,21 +100,34 @@ class Setup(NamedTuple):
             return [tree]
         return [jax.tree.map(lambda leaf, s=s: leaf[s], tree) for s in range(len(self.experiments))]
 
-    def put(self, states: States) -> States:
-        """States from the host, on the devices of their clients."""
-        return jax.device_put(states) if self.federation.mesh is None else self.federation.put(states)
+    def put(self, states: States | FederationState) -> States | FederationState:
+        """States from the host (on a mesh also shapes): clients on their devices, the server's on all of them."""
+        mesh = self.federation.mesh
+        if mesh is None:
+            return jax.device_put(states)
+        clients, *server = split_states(states)
+        return join_states(self.federation.shard(clients), *replicate(server, mesh))
 
     def shapes(self) -> States:
-        """Shapes of the states, on no devices."""
+        """Shapes of the clients, on no devices."""
         # Traced, so that a sharded federation needs no array.
         arguments, _ = self.arguments("new_states")
         return gather_clients(jax.eval_shape(self.federation.programs["new_states"], *arguments))
 
+    def start_shapes(self) -> States | FederationState:
+        """Shapes of the states of the rounds, on no devices: clients, and the server if it has a state."""
+        if not self.federation.has_server_state:
+            return self.shapes()
+        arguments, _ = self.arguments("new_server")
+        return FederationState(self.shapes(), *jax.eval_shape(self.federation.programs["new_server"], *arguments))
+
     def communication(self, num_rounds: int) -> CommunicationCost:
         """Bytes that this many rounds send, from the shapes of the networks."""
-        states = jax.eval_shape(lambda shapes: self.per_seed(shapes)[0], self.shapes())
-        size = self.experiment.subset_size
-        return communication_bytes(states, subset_size=size, num_classes=self.num_classes, num_rounds=num_rounds)
+        given = self.shapes(), *self.data["new_states"]
+        states, inputs = jax.eval_shape(lambda *arrays: self.per_seed(arrays)[0], *given)
+        sizes = Sizes(self.federation.groups, states, inputs, self.experiment.subset_size, self.num_classes)
+        up, down = self.federation.algorithm.traffic(sizes)
+        return CommunicationCost(up, down, round((up + down) * sizes.num_clients * num_rounds), sizes.network_bytes)
 
     def inputs(self) -> Record:
         """What `load_run` has to know of the data: number of classes, and preprocessing per seed."""
@@ -115,12 +135,8 @@ class Setup(NamedTuple):
 
     def identity(self) -> Record:
         """What decides the bits of a run: settings, data and environment."""
-        settings = dataclasses.asdict(self.experiment)
-        for name in ("checkpoint_every", "pretrained_dir", "seed", "devices", "vmap_seeds"):
-            del settings[name]
-        del settings["data"]["data_dir"]
         known = {
-            "settings": settings,
+            "settings": deciding_settings(self.experiment),
             "seeds": [experiment.seed for experiment in self.experiments],
             "data": [of_all for of_all, _ in self.fingerprints],
             "environment": self._environment(),
@@ -140,6 +156,8 @@ class Setup(NamedTuple):
             "seeds": [[each.seed, data] for each, (_, data) in zip(self.experiments, self.fingerprints, strict=True)],
             "environment": self._environment(),
         }
+        if self.federation.algorithm.common_start:
+            known |= {"common_start": True}
         if mesh is not None:  # all groups are one program, so that each may change the rounding of the others
             known |= {"networks": self.experiment.networks}
         fingerprints = {
@@ -212,6 +230,15 @@ def prepare(experiments: Sequence[Experiment], *, batched: bool = False) -> Setu
     return Setup(tuple(experiments), *shared, batched, preprocess)
 
 
+def deciding_settings(experiment: Experiment) -> Record:
+    """The settings that decide the bits of a run, the seed excepted, as they come back from JSON."""
+    settings = dataclasses.asdict(experiment)
+    for name in ("checkpoint_every", "pretrained_dir", "seed", "devices", "vmap_seeds"):
+        del settings[name]
+    del settings["data"]["data_dir"]
+    return json.loads(json.dumps(settings))
+
+
 def choose_mesh(devices: Devices) -> Mesh | None:
     """The devices of a run; None for one device, which needs no mesh.
 
@@ -276,10 +303,14 @@ def group_clients(experiment: Experiment, num_classes: int) -> dict[str, Archite
     groups, weights = {}, experiment.weights
     for name in dict.fromkeys(experiment.networks):
         client_ids = [client_id for client_id, network in enumerate(experiment.networks) if network == name]
-        options = {"head_penalty": experiment.head_penalty, "width": experiment.width}
-        architecture = architecture_from_name(name, num_classes, **options)
+        architecture = _architecture(experiment, name, num_classes)
         groups[name] = ArchitectureGroup(architecture, client_ids, weights and [weights[i] for i in client_ids])
     return groups
+
+
+def _architecture(experiment: Experiment, name: str, num_classes: int) -> Architecture:
+    options = {"head_penalty": experiment.head_penalty, "width": experiment.width}
+    return architecture_from_name(name, num_classes, **options)
 
 
 def cache_compiled_programs() -> None:
@@ -302,22 +333,26 @@ def cache_compiled_programs() -> None:
 
 def _keys(seed: int) -> dict[str, chex.PRNGKey]:
     key = jax.random.key(seed)
-    keys = [*jax.random.split(key, 5), jax.random.fold_in(key, 5)]  # `split` takes the first five of `fold_in`
+    # `split` takes the first five of `fold_in`.
+    keys = [*jax.random.split(key, 5), jax.random.fold_in(key, 5), jax.random.fold_in(key, 6)]
     return dict(zip(_KEYS, keys, strict=True))
 
 
 def _federation(experiment: Experiment, datasets: Datasets) -> Federation:
     groups = group_clients(experiment, datasets.num_classes)
-    mesh, bound = choose_mesh(experiment.devices), experiment.score_clip
-    return fedmd(
+    mesh, bound, server = choose_mesh(experiment.devices), experiment.score_clip, experiment.server_network
+    return make_federation(
         groups,
+        experiment.make_algorithm(),
+        server=None if server is None else _architecture(experiment, server, datasets.num_classes),
+        statistics=None if experiment.batch_statistics == "moving" else estimate_statistics,
+        keep_statistics=experiment.batch_statistics == "public",
         subset_size=experiment.subset_size,
         public_training=experiment.public_training.training(),
         private_training=experiment.private_training.training(),
         pooled_training=experiment.pooled_training.training(),
         digest_training=experiment.digest.training(),
         revisit_training=experiment.revisit.training(),
-        distance=experiment.distance_function(),
         draw_subset=experiment.subset_function(),
         transforms=() if bound is None else (partial(clip_scores, bound=bound),),
         clients_per_chunk=experiment.clients_per_chunk or "auto",

@@ -5,7 +5,7 @@ import pathlib
 import jax
 import numpy as np
 
-from fedmd_jax.experiments.checkpoint import load_checkpoint, read_record
+from fedmd_jax.experiments.checkpoint import CLIENTS, load_checkpoint, read_record
 from fedmd_jax.experiments.run_directory import CHECKPOINTS
 from fedmd_jax.experiments.settings import Experiment
 from fedmd_jax.experiments.setup import group_clients
@@ -38,7 +38,7 @@ def find_checkpoint(path: pathlib.Path, seed: int) -> pathlib.Path | None:
 
 
 def load_clients(path: pathlib.Path, experiment: Experiment) -> dict[int, TrainedClient]:
-    """The clients of FedMD in a checkpoint, by client id.
+    """The clients of the algorithm in a checkpoint, by client id.
 
     Args:
       path: the checkpoint.
@@ -60,7 +60,6 @@ def load_clients(path: pathlib.Path, experiment: Experiment) -> dict[int, Traine
     shapes = jax.eval_shape(federation.programs["new_states"], jax.random.key(0), inputs)
     if batched:
         shapes = jax.tree.map(lambda leaf: leaf.update(shape=(len(seeds), *leaf.shape)), shapes)
-    names = ("fedmd", "local") if experiment.local else ("fedmd",)
-    states, _ = load_checkpoint(path, dict.fromkeys(names, shapes))
-    of_seed = jax.tree.map(lambda leaf: leaf[seed], states["fedmd"]) if batched else states["fedmd"]
+    trees, _ = load_checkpoint(path, {CLIENTS: shapes})
+    of_seed = jax.tree.map(lambda leaf: leaf[seed], trees[CLIENTS]) if batched else trees[CLIENTS]
     return trained_clients(groups, of_seed, inputs, preprocess=preprocess)

@@ -1,4 +1,4 @@
-"""The train loop: transfer learning, rounds of FedMD beside the local-only baseline, and the pooled upper bound.
+"""The train loop: transfer learning, rounds of an algorithm beside the local-only baseline, the pooled upper bound.
 
 A run writes its metrics after each round, then a checkpoint that names the size of the metrics. A run that is resumed
 cuts its metrics to that size, so that it may be interrupted anywhere.
@@ -18,19 +18,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedmd_jax.algorithms.base import join_states, split_states
 from fedmd_jax.checks import one_line
 from fedmd_jax.client.evaluation import Evaluation
 from fedmd_jax.client.scoring import compute_accuracy
 from fedmd_jax.experiments import distributed, run_directory as files
-from fedmd_jax.experiments.checkpoint import CheckpointError, Checkpoints, PretrainedCache, difference
+from fedmd_jax.experiments.checkpoint import CLIENTS, CheckpointError, Checkpoints, PretrainedCache, Trees, difference
 from fedmd_jax.experiments.compile import Programs
 from fedmd_jax.experiments.errors import UsageError, bad_input
 from fedmd_jax.experiments.progress import Progress, ProgressKind, make_progress
 from fedmd_jax.experiments.results.figures import plot, write_plot
 from fedmd_jax.experiments.results.report import summarize
 from fedmd_jax.experiments.run_directory import Record
-from fedmd_jax.experiments.settings import Experiment
-from fedmd_jax.experiments.setup import Setup, prepare
+from fedmd_jax.experiments.settings import Experiment, settings_from
+from fedmd_jax.experiments.setup import Setup, deciding_settings, prepare
 from fedmd_jax.loggers import LOGGERS, Logger, LogKind, TensorBoard, WandB
 from fedmd_jax.mapping import fetch_to_host
 from fedmd_jax.mapping.groups import group_client_ids
@@ -38,11 +39,13 @@ from fedmd_jax.simulation import metrics as outcomes
 from fedmd_jax.simulation.federation import States
 from fedmd_jax.simulation.metrics import RoundMetrics
 from fedmd_jax.simulation.trained import mean_logits, trained_clients
+from fedmd_jax.types import FederationState
 
 Accuracies = list[dict[int, float | None]]  # per seed, by client id
 Faults = Sequence[Mapping[str, set[int]]]  # per seed: fault -> ids of the clients
-_FEDMD, _LOCAL = "fedmd", "local"  # names of the states of FedMD and of the local-only baseline
-_PROGRAMS = {_FEDMD: "round", _LOCAL: "revisit"}  # of a round
+_LOCAL, _SERVER = "local", "server"  # names of trees in checkpoints: the local-only baseline, and the server's state
+_PROGRAMS = {CLIENTS: "round", _LOCAL: "revisit"}  # of a round
+AllStates = dict[str, States | FederationState]  # of the algorithm, under `CLIENTS`, and of the local-only baseline
 
 
 class Signals:
@@ -123,12 +126,12 @@ class _Run(NamedTuple):
     resumed: Record  #: record of the checkpoint from which the run is resumed
     progress: Progress
 
-    def begin(self, program: str, *states: States) -> None:
+    def begin(self, program: str, *states: Any) -> None:
         """Starts to compile a program for these states."""
         arguments, named = self.setup.arguments(program)
         self.programs.begin(program, *states, *arguments, **named)
 
-    def call(self, program: str, *states: States, round_: int = 1) -> Any:
+    def call(self, program: str, *states: Any, round_: int = 1) -> Any:
         """Calls a program with these states and the data of the run."""
         arguments, named = self.setup.arguments(program, round_)
         return self.programs(program, *states, *arguments, **named)
@@ -189,7 +192,7 @@ def run_all(
 
 def _open(
     stack: contextlib.ExitStack, setup: Setup, programs: Programs, paths: Sequence[pathlib.Path], command: Command
-) -> tuple[_Run, dict[str, States]]:
+) -> tuple[_Run, AllStates]:
     """Reopens run directories that are resumed, and makes the others.
 
     Returns:
@@ -211,9 +214,10 @@ def _open(
     checkpoints = stack.enter_context(contextlib.closing(Checkpoints(folder)))
     resumed, states = {"num_bytes": [0] * len(paths), "seconds": {}, "continued": [], "round": None}, {}
     if checkpoints.latest is not None:
-        names = (_FEDMD, _LOCAL) if setup.experiment.local else (_FEDMD,)
+        shapes = {CLIENTS: setup.start_shapes(), **({_LOCAL: setup.shapes()} if setup.experiment.local else {})}
         check = functools.partial(_check_identity, identity, checkpoints.path, command.allow_environment_change)
-        states, resumed = checkpoints.load(dict.fromkeys(names, setup.shapes()), check)
+        trees, resumed = checkpoints.load(_to_trees(shapes), check)
+        states = _from_trees(trees)
         if resumed["identity"]["environment"] != identity["environment"]:
             resumed["continued"].append({"after_round": resumed["round"], **identity["environment"]})
     writers = list(map(files.reopen, paths, resumed["num_bytes"])) if is_first else []
@@ -237,9 +241,25 @@ def _open_logger(command: Command, writer: files.Writer, experiment: Experiment)
         return WandB(writer.path, project="fedmd_jax", name=name, config=settings)
 
 
+def _to_trees(states: AllStates) -> dict[str, Trees]:
+    """The trees of a checkpoint: clients, and what there is of the server."""
+    clients, memory, model = split_states(states[CLIENTS])
+    parts = {"memory": memory, "model": model}
+    server = {name: tree for name, tree in parts.items() if jax.tree.leaves(tree)}
+    return {**states, CLIENTS: clients, **({_SERVER: server} if server else {})}
+
+
+def _from_trees(trees: dict[str, Trees]) -> AllStates:
+    """The inverse of `_to_trees`."""
+    server = {"memory": (), "model": (), **trees.pop(_SERVER, {})}
+    return {**trees, CLIENTS: join_states(trees[CLIENTS], **server)}
+
+
 def _check_identity(identity: Record, path: pathlib.Path, allow_environment_change: bool, record: Record) -> None:
     """A `CheckpointError` if a checkpoint is of another run."""
-    found, hint = record["identity"], ""
+    found, hint = {**record["identity"]}, ""
+    with contextlib.suppress(ValueError):  # an older version did not know all settings: it had their defaults
+        found["settings"] = deciding_settings(settings_from(Experiment, found["settings"]))
     wanted = {part: identity[part] for part in identity if part != "environment" or not allow_environment_change}
     different = difference(wanted, {part: found.get(part) for part in wanted})
     if different and different.startswith("environment"):
@@ -248,7 +268,7 @@ def _check_identity(identity: Record, path: pathlib.Path, allow_environment_chan
         raise CheckpointError(one_line(f"the checkpoint {path} is of another run: {different}{hint}"))
 
 
-def _run(run: _Run, states: dict[str, States], done: Callable[[pathlib.Path, Record], Any]) -> None:
+def _run(run: _Run, states: AllStates, done: Callable[[pathlib.Path, Record], Any]) -> None:
     """Trains, and writes the summary, also after an interruption."""
     pooled, ensemble, interruption, setup, signals = None, None, None, run.setup, run.command.signals
     try:
@@ -288,7 +308,7 @@ def write_summary(path: pathlib.Path, summary: Record, metrics: Sequence[Record]
     files.replace_file(path / files.SUMMARY, files.to_json(summary))  # last: it says that all is there
 
 
-def _train(run: _Run, states: dict[str, States]) -> tuple[Accuracies | None, list[float | None]]:
+def _train(run: _Run, states: AllStates) -> tuple[Accuracies | None, list[float | None]]:
     """Does everything that is not done yet.
 
     Args:
@@ -306,9 +326,11 @@ def _train(run: _Run, states: dict[str, States]) -> tuple[Accuracies | None, lis
     if states:
         run.progress.phase("rounds")
     else:
-        states[_FEDMD], faults = _transfer_learn(run)
+        states[CLIENTS], faults = _transfer_learn(run)
         if experiment.local:
-            states[_LOCAL] = jax.tree.map(jnp.copy, states[_FEDMD])
+            states[_LOCAL] = jax.tree.map(jnp.copy, states[CLIENTS])
+        if run.setup.federation.has_server_state:
+            states[CLIENTS] = FederationState(states[CLIENTS], *run.call("new_server"))
         run.progress.phase("rounds")
         _record(run, 0, states, {}, faults)
     for round_ in range(first_round, experiment.num_rounds + 1):
@@ -316,29 +338,33 @@ def _train(run: _Run, states: dict[str, States]) -> tuple[Accuracies | None, lis
         for name in states:
             states[name], infos[name] = run.call(_PROGRAMS[name], states[name], round_=round_)
         _record(run, round_, states, infos)
-    ensemble = _evaluate_ensemble(run, states[_FEDMD])
+    ensemble = _evaluate_ensemble(run, states[CLIENTS])
     return _train_pooled(run) if experiment.pooled else None, ensemble
 
 
 def _begin_to_compile(run: _Run, *, resumed: bool) -> None:
     """In the order in which the programs are called."""
-    experiment, states = run.setup.experiment, run.setup.federation.put(run.setup.shapes())
+    experiment, federation, states = run.setup.experiment, run.setup.federation, run.setup.start_shapes()
+    states = states if federation.mesh is None else run.setup.put(states)
+    clients, _, model = split_states(states)
     calls = [] if resumed else _pretrain_calls(run)
     if calls:
         run.begin("new_states")
     for names in calls:
-        run.begin("pretrain", _some(states, names))
+        run.begin("pretrain", _some(clients, names))
     rounds_left = (run.resumed["round"] or 0) < experiment.num_rounds
     wanted = {
-        "train_private": not resumed,
-        "confusion": True,
-        "round": rounds_left,
-        "revisit": rounds_left and experiment.local,
-        "train_pooled": experiment.pooled,
+        "train_private": (not resumed, clients),
+        "new_server": (not resumed and federation.has_server_state,),
+        "confusion": (True, clients),
+        "evaluate_server": (federation.server is not None, model),
+        "round": (rounds_left, states),
+        "revisit": (rounds_left and experiment.local, clients),
+        "train_pooled": (experiment.pooled, clients),
     }
-    for program in wanted:
-        if wanted[program]:
-            run.begin(program, states)
+    for program, (is_wanted, *arguments) in wanted.items():
+        if is_wanted:
+            run.begin(program, *arguments)
 
 
 def _pretrain_calls(run: _Run) -> list[list[str]]:
@@ -398,14 +424,18 @@ def _train_pooled(run: _Run) -> Accuracies:
     ]
 
 
-def _record(
-    run: _Run, round_: int, states: dict[str, States], infos: Mapping[str, Any], faults: Faults | None = None
-) -> None:
+def _record(run: _Run, round_: int, states: AllStates, infos: Mapping[str, Any], faults: Faults | None = None) -> None:
     """Evaluates the clients after a round, and writes metrics and checkpoint."""
-    evaluations, local = _evaluate(run, states[_FEDMD]), [None] * len(run.writers)
-    metrics = _metrics(run, round_, evaluations, infos.get(_FEDMD), faults)
+    evaluations, local = _evaluate(run, states[CLIENTS]), [None] * len(run.writers)
+    metrics = _metrics(run, round_, evaluations, infos.get(CLIENTS), faults)
+    if run.setup.federation.server is not None:
+        servers = run.fetch(run.call("evaluate_server", split_states(states[CLIENTS]).model))
+        metrics = [
+            of_seed._replace(server_accuracy=float(each.accuracy))
+            for of_seed, each in zip(metrics, servers, strict=True)
+        ]
     if _LOCAL in states:
-        reverted = _failed(run, infos[_LOCAL], infos[_FEDMD].participation.completed) if infos else []
+        reverted = _failed(run, infos[_LOCAL], infos[CLIENTS].participation.completed) if infos else []
         failed = [{outcomes.REVISIT_FAULT: ids} for ids in reverted]
         local = _metrics(run, round_, _evaluate(run, states[_LOCAL]), None, failed)
     clients = tuple(client for each in metrics for client in each.clients)
@@ -423,7 +453,7 @@ def _record(
     run.command.signals.check(round_)
 
 
-def _save_checkpoint(run: _Run, round_: int, states: dict[str, States], accuracy: float) -> None:
+def _save_checkpoint(run: _Run, round_: int, states: AllStates, accuracy: float) -> None:
     """If it is due; a round that ends while another's is being written goes without, but for the last round."""
     every, is_last = run.setup.experiment.checkpoint_every, round_ == run.setup.experiment.num_rounds
     may_skip = not is_last and jax.process_count() == 1  # processes must agree
@@ -432,19 +462,19 @@ def _save_checkpoint(run: _Run, round_: int, states: dict[str, States], accuracy
         return
     num_bytes = [writer.num_bytes for writer in run.writers]
     record = {**run.resumed, "round": round_, "num_bytes": num_bytes, "seconds": run.seconds()}
-    run.checkpoints.save(round_, states, record, accuracy=accuracy)
+    run.checkpoints.save(round_, _to_trees(states), record, accuracy=accuracy)
 
 
-def _evaluate(run: _Run, states: States) -> list[dict[str, Evaluation]]:
-    """Accuracies and confusion counts per seed and group, on the host."""
-    return run.fetch(run.call("confusion", states))
+def _evaluate(run: _Run, states: States | FederationState) -> list[dict[str, Evaluation]]:
+    """Accuracies and confusion counts of the clients per seed and group, on the host."""
+    return run.fetch(run.call("confusion", split_states(states).clients))
 
 
-def _evaluate_ensemble(run: _Run, states: States) -> list[float | None]:
+def _evaluate_ensemble(run: _Run, states: States | FederationState) -> list[float | None]:
     """Accuracy of the mean of the clients' logits, per seed; a client with non-finite logits is excluded."""
     [tests] = run.setup.data["confusion"]
     accuracies: list[float | None] = []
-    for of_seed, test in zip(run.fetch(states), run.fetch(tests), strict=True):
+    for of_seed, test in zip(run.fetch(split_states(states).clients), run.fetch(tests), strict=True):
         clients = trained_clients(run.setup.federation.groups, of_seed, test.inputs).values()
         logits = [client.logits(test.inputs) for client in clients]
         finite = [each for each in logits if bool(jnp.isfinite(each).all())]

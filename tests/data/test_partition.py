@@ -14,6 +14,7 @@ from fedmd_jax.data import (
     split_by_superclass,
     split_by_writer,
     split_dirichlet,
+    split_dirichlet_labels,
     split_k_classes,
 )
 
@@ -250,6 +251,35 @@ def test_alpha_says_how_uneven_the_classes_are():
     assert largest_part(1e5) < 0.21
 
 
+@modest
+@given(st.integers(1, 6), st.integers(1, 9), SPREADS, SEEDS, SEEDS)
+def test_label_proportions_give_equal_sizes_and_no_example_twice(num_clients, size, alpha, seed, other_seed):
+    labels = generator(other_seed).permutation(np.repeat([2, 0, 1, 7], num_clients * size))
+    request = {"alpha": alpha, "examples_per_client": size, "classes": [2, 0, 1]}
+    shares = split_dirichlet_labels(labels, num_clients=num_clients, **request, rng=generator(seed))
+    owned = np.concatenate(shares)
+    assert list(map(len, shares)) == [size] * num_clients
+    assert len(set(owned.tolist())) == len(owned)
+    assert 7 not in labels[owned]
+    if num_clients > 1:
+        fewer = split_dirichlet_labels(labels, num_clients=num_clients - 1, **request, rng=generator(seed))
+        assert same(fewer, shares[:-1])
+
+
+def test_alpha_says_how_uneven_the_label_proportions_are():
+    labels = np.repeat(range(10), 5000)
+
+    def largest_part(alpha):
+        """Of the examples of a client, the part that is of its most frequent class; the mean over clients."""
+        request = {"num_clients": 50, "examples_per_client": 100, "rng": generator(0)}
+        shares = split_dirichlet_labels(labels, alpha=alpha, **request)
+        return np.mean([np.bincount(labels[share]).max() for share in shares]) / 100
+
+    assert largest_part(1e-3) > 0.95
+    assert 0.25 < largest_part(1.0) < 0.37  # the expectation is (1 + 1/2 + ... + 1/10) / 10 = 0.29, and noise is added
+    assert largest_part(1e5) < 0.2  # noise of 100 examples of even classes
+
+
 def test_quantities_follow_the_weights_and_classes_do_not():
     labels = np.tile(range(5), 2000)
     shares = split_by_quantity(labels, num_clients=4, weights=power_law(1.0), rng=generator(0))
@@ -274,6 +304,7 @@ CALLS = {
     "writer": (split_by_writer, (LABELS, LABELS), {"min_examples": 1}),
     "superclass": (split_by_superclass, (LABELS, LABELS), {"examples_per_class": 1}),
     "dirichlet": (split_dirichlet, (LABELS,), {"alpha": 1.0}),
+    "labels": (split_dirichlet_labels, (LABELS,), {"alpha": 1.0, "examples_per_client": 2}),
     "quantity": (split_by_quantity, (LABELS,), {"weights": power_law(1.0)}),
 }
 
@@ -316,6 +347,13 @@ def test_what_no_partition_takes(call):
         ("dirichlet", {"alpha": 0.0}, "alpha must be positive and finite, got 0.0"),
         ("dirichlet", {"min_examples": 0}, "min_examples must be an integer of at least 1, got 0"),
         ("dirichlet", {"min_examples": 7}, "^2 clients with at least 7 examples need 14, but there are 12$"),
+        ("labels", {"alpha": -1.0}, "alpha must be positive and finite, got -1.0"),
+        ("labels", {"examples_per_client": 0}, "examples_per_client must be an integer of at least 1, got 0"),
+        (
+            "labels",
+            {"examples_per_client": 3},
+            "^2 clients with 3 examples .* need 6 of each, but class 0 has 4, class",
+        ),
         ("quantity", {"min_examples": 7}, "^2 clients with at least 7 examples need 14, but there are 12$"),
     ],
 )

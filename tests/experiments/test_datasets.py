@@ -113,6 +113,27 @@ def test_data_that_does_not_suffice(data, settings, message):
         load(dataclasses.replace(data, **settings), num_clients=3, seed=0)
 
 
+def test_label_proportions_depend_on_seed_and_alpha_and_sizes_do_not(data):
+    skewed = dataclasses.replace(data, split="dirichlet", alpha=0.01, examples_per_class=1)
+
+    def labels_of(data, seed):
+        return [sorted(labels.tolist()) for _, labels in load(data, num_clients=4, seed=seed).private.values()]
+
+    found = labels_of(skewed, 0)
+    assert [len(labels) for labels in found] == [3] * 4  # one of each class on average
+    assert all(set(labels) <= {4, 5, 6} for labels in found)
+    assert sum(len(set(labels)) == 1 for labels in found) >= 3
+    assert found == labels_of(dataclasses.replace(skewed, evaluate_on="validation"), 0) != labels_of(skewed, 1)
+    assert found != labels_of(dataclasses.replace(skewed, alpha=100.0), 0)
+
+
+def test_a_split_of_skewed_labels_leaves_the_public_data_and_the_test_set_as_they_are(data):
+    data = dataclasses.replace(data, num_test=24, examples_per_class=1)  # all test images
+    even, skewed = (load(dataclasses.replace(data, split=s), num_clients=3, seed=0) for s in ("classes", "dirichlet"))
+    np.testing.assert_array_equal(even.public.inputs, skewed.public.inputs)
+    assert np.bincount(skewed.test.labels).tolist() == np.bincount(even.test.labels).tolist() == [0] * 4 + [8] * 3
+
+
 @pytest.fixture(scope="module")
 def families(tmp_path_factory):
     """Six fine classes of ten images, two in each of three superclasses; ink where an image has its number."""

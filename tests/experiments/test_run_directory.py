@@ -231,6 +231,7 @@ def test_the_summary(tmp_path):
         "local_accuracy": pytest.approx(0.05),
         "pooled_accuracy": pytest.approx(0.9),
         "ensemble_accuracy": None,
+        "server_accuracy": None,
         "gain_points": pytest.approx(1.0),
         "gain_over_local_points": pytest.approx(7.0),
         "gap_to_pooled_points": pytest.approx(78.0),

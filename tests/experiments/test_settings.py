@@ -22,6 +22,7 @@ OUT_OF_RANGE = [
     (StoppablePhase, {**PHASE, "patience": -1}, "patience must be an integer of at least 0, got -1"),
     (StoppablePhase, {**PHASE, "min_delta": -1.0}, "min_delta must be finite and not negative, got -1.0"),
     (Data, {"num_public": 0}, "num_public must be an integer of at least 1, got 0"),
+    (Data, {"alpha": 0.0}, "alpha must be positive and finite, got 0.0"),
     (Data, {"validation_share": 1.0}, "validation_share must be between 0 and 1, got 1.0"),
     (Data, {"private_classes": ()}, r"private_classes must be at least one class and no class twice, got \(\)"),
     (Data, {"private_classes": (1, 1)}, r"private_classes must be .* no class twice, got \(1, 1\)"),

@@ -45,8 +45,8 @@ def test_clients_with_equal_networks_are_a_group_and_keep_their_weights(experime
 def test_settings_reach_the_federation(experiment, monkeypatch):
     given = {}
     monkeypatch.setattr(
-        "fedmd_jax.experiments.setup.fedmd",
-        lambda groups, **settings: given.update(settings) or fedmd(groups, subset_size=10),
+        "fedmd_jax.experiments.setup.make_federation",
+        lambda groups, algorithm, **settings: given.update(settings) or fedmd(groups, subset_size=10),
     )
     prepare([dataclasses.replace(experiment, clients_per_chunk=2, score_clip=3.0)])
     assert (given["clients_per_chunk"], [each.keywords for each in given["transforms"]]) == (2, [{"bound": 3.0}])

@@ -1,10 +1,17 @@
-"""The experiments that have a name: the quickstart and the paper's four, one file each."""
+"""The experiments that have a name: the quickstart, the paper's four and `letters-dirichlet`, one file each."""
 
-from fedmd_jax.experiments.presets import cifar_iid, cifar_superclass, letters_iid, letters_writers, quickstart
+from fedmd_jax.experiments.presets import (
+    cifar_iid,
+    cifar_superclass,
+    letters_dirichlet,
+    letters_iid,
+    letters_writers,
+    quickstart,
+)
 from fedmd_jax.experiments.settings import Experiment
 
 EXPERIMENTS: dict[str, Experiment] = {"quickstart": quickstart.QUICKSTART}
 for _module in (letters_iid, letters_writers, cifar_iid, cifar_superclass):
     _name = _module.__name__.rpartition(".")[2].replace("_", "-")
     EXPERIMENTS |= {_name: _module.PAPER, f"{_name}-released": _module.RELEASED}
-EXPERIMENTS["letters-iid-tuned"] = letters_iid.TUNED
+EXPERIMENTS |= {"letters-iid-tuned": letters_iid.TUNED, "letters-dirichlet": letters_dirichlet.EXPERIMENT}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedmd_jax.checks import one_line
-from fedmd_jax.experiments.results.report import measured_on
+from fedmd_jax.experiments.results.report import algorithm_name, measured_on
 from fedmd_jax.experiments.run_directory import Record, replace_file
 from fedmd_jax.plot import accuracy
 
@@ -101,7 +101,7 @@ def _title(runs: Sequence[Run]) -> str:
     seeds = f"seeds {seeds} (band: one standard deviation)" if len(runs) > 1 else f"seed {seeds}"
     named = {
         "transfer_accuracy": "after transfer learning",
-        "final_accuracy": f"after {last} round{'s' * (last != 1)} of FedMD",
+        "final_accuracy": f"after {last} round{'s' * (last != 1)} of {algorithm_name(summary)}",
         "local_accuracy": "local only",
         "pooled_accuracy": "pooled",
     }

@@ -17,9 +17,24 @@ ACCURACIES = ("transfer_accuracy", "final_accuracy", "local_accuracy", "pooled_a
 TITLES = {
     "transfer_accuracy": "transfer",
     "local_accuracy": "local",
-    "final_accuracy": "FedMD",
+    "final_accuracy": "final",
     "pooled_accuracy": "pooled",
 }
+
+
+def algorithm_name(*summaries: Record) -> str | None:
+    """The algorithm of runs as tables and plots name it; None if they have several.
+
+    >>> algorithm_name({"algorithm": "ds-fl"}), algorithm_name({"experiment": "of an older version"})
+    ('ds-fl', 'FedMD')
+    """
+    names = {summary.get("algorithm", "fedmd") for summary in summaries}
+    return None if len(names) != 1 else names.pop().replace("fedmd", "FedMD")
+
+
+def titles(*summaries: Record) -> dict[str, str]:
+    """The columns of tables of runs; that of the final accuracy is named after the algorithm."""
+    return {**TITLES, "final_accuracy": algorithm_name(*summaries) or "final"}
 
 
 def summarize(
@@ -39,7 +54,7 @@ def summarize(
     Args:
       name: of the experiment.
       experiment: its settings.
-      metrics: records of at least round 0.
+      metrics: records of at least round 0, of clients and of the server.
       pooled: the upper bound per client id, if it is known.
       ensemble: accuracy of the ensemble of all clients after the last round, if it is known.
       communication: bytes of the rounds that are done.
@@ -47,6 +62,8 @@ def summarize(
       interrupted: whether the run is not finished.
       continued: where it was resumed with other versions or devices.
     """
+    servers = [record for record in metrics if "client_id" not in record]
+    metrics = [record for record in metrics if "client_id" in record]
     records = {(record["round"], record["client_id"]): record for record in metrics}
     last, faults = max(round_ for round_, _ in records), find_faults(metrics)
     clients = [
@@ -66,6 +83,7 @@ def summarize(
     stoppable = ("public_training", "private_training", "pooled_training")
     return {
         "experiment": name,
+        "algorithm": experiment.algorithm,
         "seed": experiment.seed,
         "evaluate_on": experiment.data.evaluate_on,
         "num_clients": len(clients),
@@ -76,6 +94,7 @@ def summarize(
         "mean": {
             **mean,
             "ensemble_accuracy": ensemble,
+            "server_accuracy": servers[-1]["accuracy"] if servers else None,
             "gain_points": _points(mean["final_accuracy"], mean["transfer_accuracy"]),
             "gain_over_local_points": _points(mean["final_accuracy"], mean["local_accuracy"]),
             "gap_to_pooled_points": _points(mean["pooled_accuracy"], mean["final_accuracy"]),
@@ -117,7 +136,7 @@ def describe(summary: Record) -> str:
 def brief(summary: Record) -> str:
     """A run or several seeds in one line."""
     seeds = f"{len(summary['seeds'])} seeds" if "seeds" in summary else f"seed {summary['seed']}"
-    known = {title: summary["mean"][key] for key, title in TITLES.items() if summary["mean"][key] is not None}
+    known = {title: summary["mean"][key] for key, title in titles(summary).items() if summary["mean"][key] is not None}
     numbers = ", ".join(f"{title} {format_number(value)}" for title, value in known.items())
     return f"{seeds}, mean accuracy: {numbers}"
 
@@ -188,7 +207,7 @@ def measured_on(summary: Record) -> str:
 
 
 def _table(summary: Record) -> list[str]:
-    """A row for each client, their mean and their ensemble: accuracies, and of a single run FedMD's two gains."""
+    """A row for each client, their mean, their ensemble and the server: accuracies, and of a single run two gains."""
     several = "seeds" in summary
 
     def cells(of_client: Record) -> list[str]:
@@ -196,12 +215,13 @@ def _table(summary: Record) -> list[str]:
         starts = [] if several else [of_client.get("transfer_accuracy"), of_client.get("local_accuracy")]
         return numbers + [format_number(_points(of_client["final_accuracy"], start), "+.1f") for start in starts]
 
-    titles = [title.rjust(12 if several else 6) for title in TITLES.values()]
-    header = ["client", "architecture", *titles, *([] if several else ["  gain", "over local"])]
+    columns = [title.rjust(12 if several else 6) for title in titles(summary).values()]
+    header = ["client", "architecture", *columns, *([] if several else ["  gain", "over local"])]
     rows = [[str(client["client_id"]), client["architecture"], *cells(client)] for client in summary["clients"]]
     means = [["mean", "", *cells(summary["mean"])]]
-    if (accuracy := summary["mean"].get("ensemble_accuracy")) is not None:
-        means.append(["ensemble", "", *cells({"final_accuracy": accuracy})])
+    for name in ("ensemble", "server"):
+        if (accuracy := summary["mean"].get(f"{name}_accuracy")) is not None:
+            means.append([name, "", *cells({"final_accuracy": accuracy})])
     lines = aligned([header, *rows, *means], left=[1])
     return [*lines[: -len(means)], "-" * len(lines[0]), *lines[-len(means) :]]
 
@@ -231,7 +251,7 @@ def _remarks_on_seeds(summary: Record) -> list[str]:
     seeds = summary["seeds"]
     return [
         "",
-        f"FedMD gains {', '.join(gained)}",
+        f"{algorithm_name(summary)} gains {', '.join(gained)}",
         f"mean and standard deviation over {len(seeds)} seeds: {', '.join(map(str, seeds))}",
     ]
 

@@ -117,6 +117,7 @@ def summarize_seeds(summaries: Sequence[Record], num_seeds: int) -> Record:
     ]
     return {
         "experiment": first["experiment"],
+        "algorithm": first.get("algorithm", "fedmd"),
         "seeds": [summary["seed"] for summary in summaries],
         "num_seeds": num_seeds,
         "evaluate_on": first["evaluate_on"],

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from fedmd_jax.experiments.errors import UsageError
 from fedmd_jax.experiments.results.figures import new_axes, to_png
-from fedmd_jax.experiments.results.report import TITLES, aligned, format_number, measured_on
+from fedmd_jax.experiments.results.report import TITLES, algorithm_name, aligned, format_number, measured_on, titles
 from fedmd_jax.experiments.run_directory import Record
 from fedmd_jax.plot import LABELS
 
@@ -122,13 +122,17 @@ def to_csv(rows: Sequence[Row]) -> bytes:
 def describe_sweep(rows: Sequence[Row]) -> str:
     """The table as text of several lines."""
     names, gains = list(rows[0].settings), ("gain_points", "gain_over_local_points")
-    cells = [[*names, "seeds", *TITLES.values(), "gain", "over local"]]
+    cells = [[*names, "seeds", *titles(*_summaries(rows)).values(), "gain", "over local"]]
     for row in rows:
         numbers = [format_number(row.number(key)) for key in TITLES]
         numbers += [format_number(row.number(key), "+.1f") for key in gains]
         cells.append([*row.settings.values(), str(row.num_seeds), *numbers])
     failed = [f"failed: {label(row.settings)}: {row.error}" for row in rows if row.error]
     return "\n".join([*aligned(cells, left=range(len(names))), *failed])
+
+
+def _summaries(rows: Sequence[Row]) -> list[Record]:
+    return [row.summary for row in rows if row.summary]
 
 
 def plot_sweep(rows: Sequence[Row], title: str) -> bytes:
@@ -140,11 +144,12 @@ def plot_sweep(rows: Sequence[Row], title: str) -> bytes:
     """
     labels = [label(row.settings) + (" (failed)" if row.error else "") for row in rows]
     axes = new_axes(6.5 + 0.07 * max(map(len, labels)), 1.6 + 0.32 * len(rows), title)
+    names = {**LABELS, "final_accuracy": algorithm_name(*_summaries(rows)) or "after the last round"}
     for key, style in _MARKERS.items():
         known = {place: row.number(key) for place, row in enumerate(rows) if row.number(key)}
         if known:
             means, bars = zip(*((spread["mean"], spread["std"] or 0.0) for spread in known.values()), strict=True)
-            axes.errorbar(means, list(known), xerr=bars, linestyle="none", capsize=2, label=LABELS[key], **style)
+            axes.errorbar(means, list(known), xerr=bars, linestyle="none", capsize=2, label=names[key], **style)
     axes.set_yticks(range(len(rows)), labels, fontsize=8)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     measured = dict.fromkeys(f" on {measured_on(row.summary)}" for row in rows if row.summary)

@@ -19,7 +19,7 @@ extensions = [
 ]
 # The notebooks are built from their .md sources.
 exclude_patterns = ["_build", "jupyter_execute", ".jupyter_cache", "notebooks/*.ipynb"]
-myst_enable_extensions = ["colon_fence", "deflist"]
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
 html_theme = "sphinx_book_theme"

@@ -351,7 +351,7 @@ def exchange_round(
         own = map_groups(send, sent_axes, **over)(*sent)
     # 2. aggregate
     if aggregate_all is not None:
-        reports, exists, finite = _gather(own, weights)
+        reports, exists, finite = _gather(own, weights, list(client_ids))
         targets, new_memory = aggregate_all(reports, subset, memory, key_server)
         of_server = _mean_of_all(reports)
     else:
@@ -424,12 +424,15 @@ def _unpack(sent, weight=1.0):
     return Mean(values / jnp.where(weights > 0, weights, 1.0)[..., None], weights * weight)
 
 
-def _gather(sent, weights):
-    """The reports of all clients [K, ...], whether one of them counts, and which are finite."""
-    finite = {name: jnp.isfinite(sent[name]).all(axis=(1, 2)) for name in weights}
-    counts = {name: finite[name] & (weights[name] > 0) for name in weights}
-    every = jnp.concatenate([jnp.where(counts[name][:, None, None], sent[name], 0.0) for name in weights])
-    of_clients = jnp.concatenate([jnp.where(counts[name], weights[name], 0.0) for name in weights])
+def _gather(sent, weights, names):
+    """The reports of all clients [K, ...] in the order of the groups, whether one counts, and which are finite.
+
+    The names give the order, since JAX sorts dictionaries.
+    """
+    finite = {name: jnp.isfinite(sent[name]).all(axis=(1, 2)) for name in names}
+    counts = {name: finite[name] & (weights[name] > 0) for name in names}
+    every = jnp.concatenate([jnp.where(counts[name][:, None, None], sent[name], 0.0) for name in names])
+    of_clients = jnp.concatenate([jnp.where(counts[name], weights[name], 0.0) for name in names])
     reports = Report(*_unpack(every, of_clients[:, None]))
     return reports, jnp.any(reports.weights > 0), finite
 

@@ -86,6 +86,21 @@ def fuse_groups(
     Returns:
       The means, their losses [E], and whether the training was finite, [], per group. A student that ends in NaN or
       infinity is reverted.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, fedmd_jax as fmd
+      >>> linear = fmd.Architecture(
+      ...     lambda key, inputs: (jnp.zeros((inputs.shape[1], 2)), {}),
+      ...     lambda params, state, inputs, **_: (inputs @ params, state))
+      >>> groups, public = {"linear": fmd.ArchitectureGroup(linear, (0,))}, fmd.public_dataset(jnp.eye(4))
+      >>> clients = fmd.fedmd(groups).new_states(jax.random.key(0), public.inputs)
+      >>> means = {"linear": fmd.algorithms.GroupNetwork(jnp.zeros((4, 2)), {}, jnp.array(True))}
+      >>> weights, finite = {"linear": jnp.ones(1)}, {"linear": jnp.array([True])}
+      >>> means, losses, _ = fmd.algorithms.fuse_groups(
+      ...     means, weights, clients, finite, public, jax.random.key(1), training=fmd.TrainingConfig(),
+      ...     distance=fmd.kl, groups=groups)
+      >>> losses["linear"].tolist()  # the client and the mean agree
+      [0.0]
     """
     mean_logits = weighted_mean(_teach, (0, 0, None), groups=groups, **over)
     consensus, exists, _ = mean_logits(weights, clients, finite, subset.inputs)

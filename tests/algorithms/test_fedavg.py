@@ -133,7 +133,7 @@ def test_groups_of_one_client_are_local_only_to_the_bit():
     assert [metrics.mean_accuracy for metrics in history] == [metrics.mean_accuracy for metrics in local]
 
 
-@pytest.mark.parametrize("num_devices", [None, 3])
+@pytest.mark.parametrize("num_devices", [3])
 def test_batch_statistics_are_averaged_and_integers_are_not(num_devices):
     """With chunks that are not full; on three devices clients of one group are stacked, the other's placed singly."""
     groups = {

@@ -43,7 +43,8 @@ def descriptions(docstring: str) -> dict[str, str]:
     >>> descriptions(algorithms.fedmd.__doc__)["distance"]
     'distance of scores and consensus in the digest.'
     """
-    described = re.findall(r"^ {6}(\w+): (.*(?:\n {8}.*)*)", docstring, re.MULTILINE)
+    # Python 3.13 removes the indentation that all lines of a docstring share, and `cleandoc` does so in any version.
+    described = re.findall(r"^ {2}(\w+): (.*(?:\n {4}.*)*)", inspect.cleandoc(docstring), re.MULTILINE)
     return {name: " ".join(text.split()) for name, text in described}
 
 

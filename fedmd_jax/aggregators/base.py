@@ -8,7 +8,7 @@ client, None if it is shared, as in `map_groups`. The result is a function of we
 [K]) -> consensus [M, C]`; `mean.weighted_mean` is the one that adds scores without holding all of them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import chex
@@ -67,14 +67,33 @@ def from_all_scores(rule: Callable[[chex.Array, chex.Array], chex.Array]) -> Agg
 
         def aggregate(weights, *arguments):
             scores = map_reports(*arguments)
-            finite = {name: jnp.isfinite(scores[name]).all(axis=(1, 2)) for name in groups}
-            valid = [jnp.where(finite[name], valid_weights(weights[name]), 0.0) for name in groups]
-            weight = jnp.concatenate(valid)
-            every = jnp.concatenate([scores[name] for name in groups])
+            every, weight, finite = concatenate_clients(scores, weights, list(groups))
             exists = jnp.any(weight > 0)
-            consensus = rule(jnp.where(weight[:, None, None] > 0, every, 0.0), weight)
+            consensus = rule(every, weight)
             return Aggregate(jnp.where(exists, consensus, 0.0), exists, finite)
 
         return aggregate
 
     return aggregator
+
+
+def concatenate_clients(
+    scores: PerGroup, weights: PerGroup, names: Sequence[str]
+) -> tuple[chex.Array, chex.Array, PerGroup]:
+    """The scores [K, M, C] and weights [K] of all clients, both 0 for excluded ones, and which scores are finite.
+
+    Args:
+      scores: per group, [K, M, C].
+      weights: per group, [K].
+      names: the groups in the order of the result; JAX sorts the names of mappings.
+
+    >>> scores = {"a": jnp.array([[[1.0]], [[jnp.nan]]]), "b": jnp.ones((1, 1, 1))}
+    >>> every, weight, finite = concatenate_clients(scores, {"a": jnp.ones(2), "b": jnp.ones(1)}, ["b", "a"])
+    >>> every.tolist(), weight.tolist(), finite["a"].tolist()
+    ([[[1.0]], [[1.0]], [[0.0]]], [1.0, 1.0, 0.0], [True, False])
+    """
+    finite = {name: jnp.isfinite(scores[name]).all(axis=(1, 2)) for name in names}
+    valid = [jnp.where(finite[name], valid_weights(weights[name]), 0.0) for name in names]
+    weight = jnp.concatenate(valid)
+    every = jnp.concatenate([scores[name] for name in names])
+    return jnp.where(weight[:, None, None] > 0, every, 0.0), weight, finite

@@ -22,7 +22,7 @@ class Sizes(NamedTuple):
       2
     """
 
-    groups: Groups
+    groups: Any  #: the architecture groups; None if only bytes of scores or parameters are wanted
     states: States  #: per group, stacked clients [K, ...], or their shapes
     inputs: Any  #: inputs [B, ...], or their shape
     subset_size: int

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from fedmd_jax.aggregators.base import Aggregator
+from fedmd_jax.aggregators.base import Aggregator, concatenate_clients
 from fedmd_jax.aggregators.mean import scale_weights, weighted_mean
 from fedmd_jax.algorithms.base import (
     Algorithm,
@@ -346,12 +346,15 @@ def exchange_round(
     send = partial(_send, report=report, transforms=transforms)
     sent = clients, subset, private, group_keys(keys.transform, client_ids)
     weights, sent_axes = constrain_replicated(scale_weights(participants.weights), mesh), (0, None, 0, 0)
-    own, mean = None, None
+    own: Any = None
+    mean = None
     if aggregate_all is not None or personal_target is not None:
         own = map_groups(send, sent_axes, **over)(*sent)
     # 2. aggregate
     if aggregate_all is not None:
-        reports, exists, finite = _gather(own, weights, list(client_ids))
+        every, of_clients, finite = concatenate_clients(own, weights, list(client_ids))
+        reports = Report(*_unpack(every, of_clients[:, None]))
+        exists = jnp.any(reports.weights > 0)
         targets, new_memory = aggregate_all(reports, subset, memory, key_server)
         of_server = _mean_of_all(reports)
     else:
@@ -391,8 +394,8 @@ def exchange_round(
     clients, revisit_loss, revisit_finite = revisit_clients(completed, clients, private, targets, revisit_keys)
 
     participation = Participation(available, completed)  # type: ignore[arg-type]  # the record is complete
-    finite = finite, digest_finite, revisit_finite
-    info = RoundInfo(digest_loss, revisit_loss, client_ids, exists, participation, *finite)
+    all_finite = finite, digest_finite, revisit_finite
+    info = RoundInfo(digest_loss, revisit_loss, client_ids, exists, participation, *all_finite)
     memory, model = constrain_replicated((memory, model), mesh)  # as the next round takes them
     return join_states(clients, memory, model), info
 
@@ -422,19 +425,6 @@ def _unpack(sent, weight=1.0):
     """The report in what a client of this weight has sent, or the mean in the sum over all clients."""
     values, weights = sent[..., :-1], sent[..., -1]
     return Mean(values / jnp.where(weights > 0, weights, 1.0)[..., None], weights * weight)
-
-
-def _gather(sent, weights, names):
-    """The reports of all clients [K, ...] in the order of the groups, whether one counts, and which are finite.
-
-    The names give the order, since JAX sorts dictionaries.
-    """
-    finite = {name: jnp.isfinite(sent[name]).all(axis=(1, 2)) for name in names}
-    counts = {name: finite[name] & (weights[name] > 0) for name in names}
-    every = jnp.concatenate([jnp.where(counts[name][:, None, None], sent[name], 0.0) for name in names])
-    of_clients = jnp.concatenate([jnp.where(counts[name], weights[name], 0.0) for name in names])
-    reports = Report(*_unpack(every, of_clients[:, None]))
-    return reports, jnp.any(reports.weights > 0), finite
 
 
 def _mean_of_all(reports):

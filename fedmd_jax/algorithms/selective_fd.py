@@ -28,9 +28,8 @@ def selective_fd(*, share: float = 0.75, of_private: bool = False, min_probabili
     The masks and the two selectors are the paper's, the measure of a client is not. The paper estimates the density
     ratio of private to uniform data once (KuLSIF), and keeps the rows above the first quartile of held-out private
     rows. Here it is the probability of the predicted class, anew in each round, and clients have no held-out rows.
-    `of_private` takes the quantile of the rows on which the client was trained, of which it is too confident: networks
-    trained on 24 letters kept 1 to 6 % of the public digits with the quartile, and learned no more than alone. So by
-    default the quantile is that of the public subset.
+    `of_private` takes the quantile of the rows on which the client was trained, of which it is too confident, so that
+    few public rows are kept. By default the quantile is therefore that of the public subset.
 
     Bytes: a client sends [M', C] floats of the M' rows that it keeps and a mask of M bits; [M, C] floats and a mask go
     down. M' is `share` of M, and with `of_private` at most M.

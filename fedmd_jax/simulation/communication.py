@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedmd_jax.algorithms.base import Sizes
 from fedmd_jax.checks import check_count, check_numbers, describe_value
 from fedmd_jax.types import ClientState
 
@@ -65,10 +66,9 @@ def communication_bytes(
     if not all(jax.tree.leaves(state.params) for state in states.values()) or not states:
         raise ValueError(f"the parameters of at least one client are needed, and of every group, got {sorted(states)}")
     one_way = subset_size * num_classes * jnp.dtype(dtype).itemsize
-    weights = [(state.params, state.model_state) for state in states.values()]
-    num_clients = sum(jax.tree.leaves(state.params)[0].shape[0] for state in states.values())
-    fedavg = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(weights)) / num_clients
-    return CommunicationCost(one_way, one_way, 2 * one_way * num_clients * num_rounds, fedavg)
+    sizes = Sizes(None, states, None, subset_size, num_classes)
+    total = 2 * one_way * sizes.num_clients * num_rounds
+    return CommunicationCost(one_way, one_way, total, sizes.network_bytes)
 
 
 def _check_dtype(dtype):

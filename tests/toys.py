@@ -1,6 +1,7 @@
 """Small networks and federations, written without a network library."""
 
 import collections
+import contextlib
 import re
 
 import jax
@@ -12,6 +13,16 @@ import fedmd_jax as fmd
 
 NUM_CLASSES = 4
 NUM_FEATURES = 5
+
+
+@contextlib.contextmanager
+def float64():
+    """In the whole process, as all supported versions can."""
+    jax.config.update("jax_enable_x64", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_x64", False)
 
 
 def _network(init, features, **more) -> fmd.Architecture:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from fedmd_jax.checks import check_count, check_numbers
 from fedmd_jax.types import Architecture, ClientState, PrivateDataset
 
-SCORE_BATCH = {"cpu": 64}  # by platform; 1024 elsewhere
+SCORE_BATCH = {"cpu": 32}  # by platform; 1024 elsewhere
 
 
 def score(
@@ -78,6 +78,15 @@ def check_logits(logits: chex.ArrayTree, num_rows: int, where: str = "") -> None
             f"{where}the network must give logits [B, C] alone, floats for each of the {num_rows} examples, got "
             f"{found}: wrap it in a module whose `__call__` returns the logits only, such as `self.network(x)[0]`"
         )
+
+
+def scores_size(scores: chex.Array) -> chex.Array:
+    """The size of scores [M, C], []: the mean distance of a score from the mean over the classes of its example.
+
+    >>> scores_size(jnp.array([[5.0, 1.0], [2.0, 2.0]])).item()
+    1.0
+    """
+    return jnp.mean(jnp.abs(scores - jnp.mean(scores, axis=-1, keepdims=True)))
 
 
 def compute_accuracy(logits: chex.Array, test: PrivateDataset) -> chex.Array:

@@ -19,6 +19,7 @@ from fedmd_jax.models.convolution import (
     choose_form as choose_form,
     conv_general_dilated as conv_general_dilated,
     native as native,
+    native_or_patches as native_or_patches,
     patches as patches,
     shifted as shifted,
 )
@@ -28,6 +29,7 @@ from fedmd_jax.models.layers import (
     BatchNorm as BatchNorm,
     ConvBatchNorm as ConvBatchNorm,
     Dropout as Dropout,
+    FoldedBatchNorm as FoldedBatchNorm,
     GroupNorm as GroupNorm,
     ReLUDropout as ReLUDropout,
 )

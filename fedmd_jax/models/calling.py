@@ -326,7 +326,7 @@ def sown_features(sown: Mapping[str, Any], num_rows: int, network: str) -> chex.
             'self.sow("intermediates", "features", x) in linen, self.sow(nnx.Intermediate, "features", x) in nnx; got '
             f"{[f'{leaf.dtype} of shape {leaf.shape}' for leaf in found] or 'none'}"
         )
-    (features,) = found
+    features = found[0].astype(jnp.promote_types(found[0].dtype, jnp.float32))  # means of bfloat16 would be rounded
     return features if features.ndim == 2 else features.mean(axis=tuple(range(1, features.ndim - 1)))
 
 

@@ -1,14 +1,26 @@
 """The convolutional networks of the FedMD paper."""
 
+import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import chex
+import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from fedmd_jax.models.convolution import avg_pool, conv_general_dilated
 from fedmd_jax.models.initializers import glorot_uniform
-from fedmd_jax.models.layers import ConvBatchNorm, ReLUDropout, check_positive, check_rate
+from fedmd_jax.models.layers import (
+    ConvBatchNorm,
+    FoldedBatchNorm,
+    ReLUDropoutOfParts,
+    check_positive,
+    check_rate,
+    map_parts,
+    windows_are_cheap,
+)
 
 
 class PaperNetwork(NamedTuple):
@@ -81,6 +93,8 @@ class CNN(nn.Module):
       num_classes: scores per image.
       dropout: probability to drop an activation after each convolution, in [0, 1).
       conv_general_dilated: the convolution, as `jax.lax.conv_general_dilated`.
+      dtype: of activations and products, such as `jnp.bfloat16`; parameters, batch statistics and scores stay float32.
+        None: that of inputs and parameters.
 
     References:
       Li and Wang, FedMD, 2019, supplement, Tables 1 and 2; layer order and strides are those of the authors' code.
@@ -98,6 +112,7 @@ class CNN(nn.Module):
     num_classes: int
     dropout: float = 0.2
     conv_general_dilated: Callable[..., chex.Array] = conv_general_dilated
+    dtype: Any = None
 
     def __post_init__(self):
         if len(self.filters) not in _TOPOLOGIES:
@@ -124,17 +139,78 @@ class CNN(nn.Module):
                 f"a CNN of {len(self.filters)} convolutions wants images [B, H, W, channels] of at least "
                 f"{smallest}x{smallest}, got {x.shape}"
             )
-        for number, layer in enumerate(_TOPOLOGIES[len(self.filters)], start=1):
-            shape = (layer.size, layer.size, x.shape[-1], self.filters[number - 1])
+        x = x.astype(self.dtype or jnp.promote_types(x.dtype, jnp.float32))
+        layers, conv, num_channels = _TOPOLOGIES[len(self.filters)], self.conv_general_dilated, x.shape[-1]
+        for number, (layer, num_filters) in enumerate(zip(layers, self.filters, strict=True), start=1):
+            shape = (layer.size, layer.size, num_channels, num_filters)
             kernel, bias = _ConvParameters(shape, name=f"conv{number}")()
-            how = {"strides": layer.strides, "padding": layer.padding, "conv": self.conv_general_dilated}
-            x = ConvBatchNorm(name=f"bn{number}")(x, kernel, bias, **how, train=train)
-            x = ReLUDropout(self.dropout)(x, train=train)
-            if layer.pool is not None:
-                x = avg_pool(x, (2, 2), *layer.pool)
+            how = {"strides": layer.strides, "padding": layer.padding}
+            drop = ReLUDropoutOfParts(self.dropout, name=f"ReLUDropout_{number - 1}")(train=train)
+            pool = _pooling(layer, layers[number:])
+            if number == 1 and train and windows_are_cheap(num_channels, conv):
+                # The first block is computed together with the second convolution, in parts of the batch.
+                kernel, bias = FoldedBatchNorm(name="bn1")(x, kernel, bias, **how, train=train)
+                conv = partial(_convolve_block, partial(_block, kernel, bias, how, drop, pool))
+            else:
+                x = ConvBatchNorm(dtype=self.dtype, name=f"bn{number}")(x, kernel, bias, **how, conv=conv, train=train)
+                x, conv = pool(drop(x)), self.conv_general_dilated
+            num_channels = num_filters
         self.sow("intermediates", "features", x)
         x = x.reshape(x.shape[0], -1)
         return nn.Dense(self.num_classes, use_bias=False, kernel_init=glorot_uniform, name="head")(x)
+
+
+def _pooling(layer, following):
+    """The pooling after a layer, as a function.
+
+    A pooling with stride 1 and "SAME" adds one row and one column. A convolution whose strides end before them gives
+    the same without them, and the pooling is faster without padding.
+    """
+    if layer.pool is None:
+        return lambda x: x
+    strides, padding = layer.pool
+
+    def pool(x):
+        steps = zip(x.shape[1:3], following[0].strides, strict=True)
+        ends_before = all((size - following[0].size) % stride > 0 for size, stride in steps)
+        unseen = strides == (1, 1) and following[0].padding == "VALID" and ends_before
+        return avg_pool(x, (2, 2), strides, "VALID" if unseen else padding)
+
+    return pool
+
+
+def _block(kernel, bias, how, drop, pool, rows, first):
+    """Convolution, ReLU, dropout and pooling of some rows of the batch; `first` is the number of the first."""
+    strides, padding = how["strides"], how["padding"]
+    kernel, axes = kernel.astype(rows.dtype), ("NHWC", "HWIO", "NHWC")
+    y = conv_general_dilated(rows, kernel, strides, padding, dimension_numbers=axes)
+    y = (y + bias.reshape(1, 1, 1, -1)).astype(rows.dtype)
+    return pool(drop(y, first * jnp.uint32(math.prod(y.shape[1:]))))
+
+
+def _convolve_block(block, x, kernel, strides, padding, **others):
+    """The convolution of `block(x, 0)`, on a CPU in parts of the batch if that is faster.
+
+    The arrays of a part stay in the cache (benchmarks/NOTES.md has the gain).
+    """
+
+    def part(rows, first):
+        return conv_general_dilated(block(rows, first), kernel, strides, padding, **others)
+
+    size = math.prod(x.shape[1:3]) // math.prod(strides) * math.prod(kernel.shape[:3])
+    return map_parts(part, x, _rows_per_part(len(x), size))
+
+
+def _rows_per_part(num_rows, size):
+    """Rows of a part: a divisor of their number, for about `size` elements of patches in each row."""
+    most = min(16, _CACHED // size)
+    divisors = [n for n in range(4, most + 1) if num_rows % n == 0]
+    in_parts = jax.default_backend() == "cpu" and num_rows * size >= _LARGE and divisors
+    return max(divisors) if in_parts else num_rows
+
+
+# Elements: of a part at most, and of a batch at least, if it is cut into parts. On one core half of both is faster.
+_CACHED, _LARGE = 2**20, 2**22
 
 
 class _ConvParameters(nn.Module):

@@ -85,7 +85,8 @@ def _rows_product(a, b, precision):
     contract = (((0,), (0,)), ((), ()))
     if a.shape[1] <= b.shape[1]:
         return lax.dot_general(a, b, contract, precision=precision)
-    return lax.dot_general(b, a, contract, precision=precision).T
+    # Without the barrier XLA merges the transposition into the product, which is then the slow one.
+    return lax.optimization_barrier(lax.dot_general(b, a, contract, precision=precision)).T
 
 
 def image_columns(x: chex.Array, window: Sequence[int], strides: Sequence[int], pads: Pads) -> chex.Array:
@@ -168,6 +169,60 @@ def shifted(x, kernel, strides, pads, precision=None):
     return sum(jnp.matmul(window, weights[i], precision=precision) for i, window in enumerate(windows))
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def native_or_patches(x, kernel, strides, pads, precision=None):
+    """`native`, or `patches` if the kernel is vmapped: not a grouped convolution, but a batched product.
+
+    Under vmap over the images alone it is one `native` convolution of all images. The gradients are `native` without
+    vmap, else those of `patches`. It has a custom VJP and therefore no forward-mode derivative, as `patches`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, fedmd_jax as fmd
+      >>> images, kernels = jnp.ones((1, 4, 4, 2)), jnp.ones((6, 3, 3, 2, 5))
+      >>> convolve = lambda kernel: fmd.models.native_or_patches(images, kernel, (1, 1), ((0, 0), (0, 0)))
+      >>> "convolution" in jax.jit(convolve).lower(kernels[0]).as_text()
+      True
+      >>> "convolution" in jax.jit(jax.vmap(convolve)).lower(kernels).as_text()
+      False
+    """
+
+    def convolve(form, x, kernel):
+        return form(x, kernel, strides, pads, precision)
+
+    return _native_or_patches(convolve, x, kernel)
+
+
+def _native_or_patches_forward(x, kernel, strides, pads, precision):
+    return native_or_patches(x, kernel, strides, pads, precision), (x, kernel)
+
+
+def _native_or_patches_backward(strides, pads, precision, residuals, gradient):
+    def gradients(form, x, kernel, gradient):
+        _, pull_back = jax.vjp(lambda x, kernel: form(x, kernel, strides, pads, precision), x, kernel)
+        return pull_back(gradient)
+
+    return _native_or_patches(gradients, *residuals, gradient)
+
+
+native_or_patches.defvjp(_native_or_patches_forward, _native_or_patches_backward)
+
+
+def _native_or_patches(compute, *arrays):
+    """`compute(native, x, kernel, ...)`, in which vmap replaces `native` by `patches`."""
+    unbatched = jax.custom_batching.custom_vmap(partial(compute, native))
+
+    @unbatched.def_vmap
+    def batched(size, is_batched, x, kernel, *gradient):
+        if not is_batched[1] and not gradient:  # images of all clients, one kernel
+            y = unbatched(x.reshape(-1, *x.shape[2:]), kernel)
+            return y.reshape(size, -1, *y.shape[1:]), True
+        axes = [0 if each else None for each in is_batched]
+        results = jax.vmap(partial(compute, patches), axes, axis_size=size)(x, kernel, *gradient)
+        return results, jax.tree.map(lambda _: True, results)
+
+    return unbatched(*arrays)
+
+
 def choose_form(x_shape: Sequence[int], kernel_shape: Sequence[int], *, platform: str | None = None) -> Form:
     """The fastest form of a convolution for vmapped clients in a scan. All automatic choices are made here.
 
@@ -177,7 +232,7 @@ def choose_form(x_shape: Sequence[int], kernel_shape: Sequence[int], *, platform
       platform: "cpu", "gpu" or "tpu"; None for the default backend.
 
     Returns:
-      `native`, `patches` or `blocked`.
+      `native`, `patches`, `blocked` or `native_or_patches`.
 
     Example:
       >>> import fedmd_jax as fmd
@@ -197,9 +252,11 @@ def choose_form(x_shape: Sequence[int], kernel_shape: Sequence[int], *, platform
     platform = platform or jax.default_backend()
     if platform == "tpu":  # has hardware for it, also for grouped ones
         return native
-    if platform == "cpu" and kernel_shape[2] <= 8:
-        return blocked
-    return patches
+    if platform == "cpu":
+        return blocked if kernel_shape[2] <= 8 else patches
+    # By construction, not measured. Patches need nine times the memory traffic of a 3x3 convolution; grouped
+    # convolutions, which vmap makes of native ones, are slow backward.
+    return native_or_patches
 
 
 def conv_general_dilated(
@@ -224,8 +281,8 @@ def conv_general_dilated(
       padding: "SAME", "VALID" or ((low, high), (low, high)).
       dimension_numbers: as in `jax.lax`.
       precision: of the products.
-      choose: (x_shape, kernel_shape) -> `native`, `patches`, `blocked`, `shifted` or your own. For one form always:
-        `functools.partial(conv_general_dilated, choose=lambda *shapes: shifted)`.
+      choose: (x_shape, kernel_shape) -> `native`, `patches`, `native_or_patches`, `blocked`, `shifted` or your own. For
+        one form always: `functools.partial(conv_general_dilated, choose=lambda *shapes: shifted)`.
       **others: further arguments of `jax.lax.conv_general_dilated`, such as dilations and numbers of groups.
 
     Returns:
@@ -303,7 +360,7 @@ _avg_pool.defvjp(_avg_pool_forward, _avg_pool_backward)
 
 def _inverse_counts(x, window, strides, pads):
     """Reciprocal of the number of real pixels in each window, [1, H', W', 1]."""
-    real = np.pad(np.ones(x.shape[1:3], np.float32), pads)
+    real = np.pad(np.ones(x.shape[1:3]), pads)
     windows = np.lib.stride_tricks.sliding_window_view(real, window)[:: strides[0], :: strides[1]]
     return jnp.asarray(1 / windows.sum(axis=(2, 3))[None, :, :, None], x.dtype)
 

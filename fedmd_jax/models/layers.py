@@ -4,6 +4,7 @@ import math
 import numbers
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import chex
 import jax
@@ -80,17 +81,67 @@ class BatchNorm(nn.Module):
         return mean, jax.lax.rsqrt(var + self.epsilon) * scale, bias
 
 
-class ConvBatchNorm(BatchNorm):
-    """Batch normalization of a convolution, folded into the kernel if that is cheaper.
+class FoldedBatchNorm(BatchNorm):
+    """Batch normalization of a convolution as another kernel and another bias of this convolution.
 
-    A normalized convolution is a convolution with another kernel and bias. In inference both are known, so that no
-    extra pass over the activations is needed. In training they depend on the mean and variance of the convolution's
-    output. If a window has few values, as in an image, these follow from the mean m and the covariance S of the
-    windows, since the convolution is linear: mean W'm, variance diag(W'SW). The statistics then need no pass over the
-    activations, neither forward nor backward. In the first layer of a small CNN the activations are the largest arrays
-    of a step.
+    In inference both are known. In training they depend on the mean and variance of the convolution's output. If a
+    window has few values, as in an image, these follow from the mean m and the covariance S of the windows, since the
+    convolution is linear: mean W'm, variance diag(W'SW). The statistics then need no pass over the activations, neither
+    forward nor backward. In the first layer of a small CNN the activations are the largest arrays of a step.
 
     Variables and attributes are those of `BatchNorm`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, fedmd_jax as fmd
+      >>> layer, x = fmd.models.FoldedBatchNorm(epsilon=0.0), jnp.ones((2, 4, 4, 1))
+      >>> kernel, bias = jnp.ones((3, 3, 1, 5)), jnp.full(5, 2.0)
+      >>> how = {"strides": (1, 1), "padding": "VALID", "train": False}
+      >>> variables = layer.init(jax.random.key(0), x, kernel, bias, **how)
+      >>> folded_kernel, folded_bias = layer.apply(variables, x, kernel, bias, **how)
+      >>> folded_kernel.shape, folded_bias.tolist()  # at the start nothing is normalised
+      ((3, 3, 1, 5), [2.0, 2.0, 2.0, 2.0, 2.0])
+    """
+
+    @nn.compact
+    def __call__(
+        self,
+        x: chex.Array,
+        kernel: chex.Array,
+        bias: chex.Array,
+        *,
+        strides: Sequence[int],
+        padding: str,
+        train: bool,
+        mask: chex.Array | None = None,
+    ) -> tuple[chex.Array, chex.Array]:
+        """The kernel [h, w, I, O] and the bias [O] of the convolution that is normalised.
+
+        Args:
+          x: images, [B, H, W, I].
+          kernel: [h, w, I, O].
+          bias: bias of the convolution, [O]. In training it affects the running mean only.
+          strides: steps along H and W.
+          padding: "SAME" or "VALID".
+          train: as in `BatchNorm`.
+          mask: as in `BatchNorm`.
+        """
+        return self._folded(x, kernel, bias, strides, padding, train, mask)
+
+    def _folded(self, x, kernel, bias, strides, padding, train, mask):
+        def statistics(_):
+            return _add_to_mean(bias, _statistics_of_windows(x, kernel, mask, strides, padding))
+
+        mean, factor, offset = self._normalisation(kernel.shape[-1], statistics if train else None)
+        return kernel * _row(factor, kernel), (bias - mean) * factor + offset
+
+
+class ConvBatchNorm(FoldedBatchNorm):
+    """A convolution and its batch normalization, folded into the kernel (see `FoldedBatchNorm`) if that is cheaper.
+
+    Variables and attributes are those of `BatchNorm`.
+
+    Attributes:
+      dtype: of the convolution and the result; None: that of inputs and parameters. All else is in float32.
 
     Example:
       >>> import jax, jax.numpy as jnp, fedmd_jax as fmd
@@ -101,6 +152,8 @@ class ConvBatchNorm(BatchNorm):
       >>> layer.apply(variables, x, kernel, bias, **how).shape
       (2, 2, 2, 5)
     """
+
+    dtype: Any = None
 
     @nn.compact
     def __call__(
@@ -130,28 +183,30 @@ class ConvBatchNorm(BatchNorm):
         Returns:
           [B, H', W', O].
         """
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias)  # as `nn.Conv` does; integer images become floats
-        num_channels, num_filters = kernel.shape[2:]
+        # As `nn.Conv` does; integer images become floats.
+        x = jnp.asarray(x, nn.dtypes.canonicalize_dtype(x, kernel, bias, dtype=self.dtype))
 
         def convolve(kernel):
-            return conv(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+            return conv(x, kernel.astype(x.dtype), strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
-        on_tpu = jax.default_backend() == "tpu"
-        if train and (num_channels > _IMAGE_CHANNELS or conv is not conv_general_dilated or on_tpu):
-            y = convolve(kernel)
-            mean, factor, offset = self._normalisation(
-                num_filters, lambda moving_mean: _add_to_mean(bias, _statistics(y, mask, moving_mean - bias))
-            )
-            return _normalise(y, mean - bias, factor, offset)
-
-        def statistics(_):
-            return _add_to_mean(bias, _statistics_of_windows(x, kernel, mask, strides, padding))
-
-        mean, factor, offset = self._normalisation(num_filters, statistics if train else None)
-        return convolve(kernel * _row(factor, kernel)) + _row((bias - mean) * factor + offset, x)
+        if not train or windows_are_cheap(kernel.shape[2], conv):
+            kernel, bias = self._folded(x, kernel, bias, strides, padding, train, mask)
+            return (convolve(kernel) + _row(bias, x)).astype(x.dtype)
+        y = convolve(kernel)
+        mean, factor, offset = self._normalisation(
+            kernel.shape[-1], lambda moving_mean: _add_to_mean(bias, _statistics(y, mask, moving_mean - bias))
+        )
+        return _normalise(y, mean - bias, factor, offset)
 
 
-_IMAGE_CHANNELS = 4  # at most; with more, a covariance costs more than it saves
+def windows_are_cheap(num_channels: int, conv: Callable[..., chex.Array]) -> bool:
+    """Whether statistics of a convolution are computed from its windows, rather than from its output.
+
+    Args:
+      num_channels: of the images; with more than four a covariance costs more than it saves.
+      conv: the convolution; one that is not `conv_general_dilated` may be no plain convolution.
+    """
+    return num_channels <= 4 and conv is conv_general_dilated and jax.default_backend() != "tpu"
 
 
 def _add_to_mean(bias, statistics):
@@ -193,7 +248,7 @@ def _statistics_of_windows(x, kernel, mask, strides, padding):
     count, real = jnp.float32(len(rows)), lambda values: values
     if mask is not None:
         chex.assert_shape(mask, x.shape[:1])
-        of_row = jnp.repeat(mask, len(rows) // len(x), total_repeat_length=len(rows))[:, None]
+        of_row = jnp.repeat(mask, len(rows) // len(x))[:, None]
         count, real = jnp.sum(of_row, dtype=jnp.float32), lambda values: jnp.where(of_row, values, 0.0)
     divisor = jnp.maximum(count, 1.0)
     mean = jnp.sum(real(rows), axis=0) / divisor
@@ -239,7 +294,7 @@ class GroupNorm(nn.Module):
     def __call__(self, x: chex.Array, *, train: bool) -> chex.Array:
         """Normalises [B, ..., C] within each row."""
         del train
-        return nn.GroupNorm(num_groups=math.gcd(self.num_groups, x.shape[-1]))(x)
+        return nn.GroupNorm(num_groups=math.gcd(self.num_groups, x.shape[-1]))(x).astype(x.dtype)
 
 
 class Dropout(nn.Module):
@@ -295,26 +350,50 @@ class ReLUDropout(Dropout):
     @nn.compact
     def __call__(self, x: chex.Array, *, train: bool) -> chex.Array:
         """As `Dropout()(nn.relu(x), train=train)`."""
-        if not train or self.rate == 0:
-            return nn.relu(x)
-        return _relu_dropout(x, jax.random.key_data(self.make_rng("dropout")), float(self.rate))
+        return _as_function(self, train)(x)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _relu_dropout(x, words, rate):
-    def drop(x, start):
-        return jnp.where(keep_mask(words, x.shape, rate, start=start), nn.relu(x) / (1 - rate), jnp.zeros_like(x))
+class ReLUDropoutOfParts(Dropout):
+    """`ReLUDropout` as a pure function, which also computes it for a part of an array.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, fedmd_jax as fmd
+      >>> layer, rngs = fmd.models.layers.ReLUDropoutOfParts(0.5), {"dropout": jax.random.key(0)}
+      >>> relu_dropout = layer.apply({}, train=True, rngs=rngs)
+      >>> x = jnp.ones((2, 4))
+      >>> bool((relu_dropout(x)[1:] == relu_dropout(x[1:], start=4)).all())
+      True
+    """
+
+    @nn.compact
+    def __call__(self, *, train: bool) -> Callable[..., chex.Array]:
+        """`(x, start=0)` -> the shape of x; `start` is the position of the first element of x in the whole array."""
+        return _as_function(self, train)
+
+
+def _as_function(layer, train):
+    if not train or layer.rate == 0:
+        return lambda x, start=0: nn.relu(x)
+    words, rate = jax.random.key_data(layer.make_rng("dropout")), float(layer.rate)
+    return lambda x, start=0: _relu_dropout(x, words, jnp.uint32(start), rate)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _relu_dropout(x, words, start, rate):
+    def drop(x, position):
+        kept = keep_mask(words, x.shape, rate, start=start + position)
+        return jnp.where(kept, nn.relu(x) / (1 - rate), jnp.zeros_like(x))
 
     return write_out(drop, x)
 
 
-def _relu_dropout_forward(x, words, rate):
-    y = _relu_dropout(x, words, rate)
+def _relu_dropout_forward(x, words, start, rate):
+    y = _relu_dropout(x, words, start, rate)
     return y, y
 
 
 def _relu_dropout_backward(rate, y, gradient):
-    return jnp.where(y > 0, gradient / (1 - rate), jnp.zeros_like(y)), None
+    return jnp.where(y > 0, gradient / (1 - rate), jnp.zeros_like(y)), None, None
 
 
 _relu_dropout.defvjp(_relu_dropout_forward, _relu_dropout_backward)
@@ -344,6 +423,29 @@ def write_out(fn: Callable[[chex.Array, chex.Array], chex.Array], x: chex.Array)
         return jax.lax.dynamic_update_slice_in_dim(x, fn(part, start), number * half, axis=0)
 
     return jax.lax.fori_loop(0, 2, turn, x)
+
+
+def map_parts(fn: Callable[[chex.Array, chex.Array], chex.Array], x: chex.Array, rows_per_part: int) -> chex.Array:
+    """Computes `fn` for one part of a batch after the other. The gradient computes each part again.
+
+    A part whose intermediate arrays stay in the cache takes less time than the whole batch, whose arrays go through the
+    memory forward and backward, even though it is computed twice.
+
+    Args:
+      fn: (rows of x, number of the first) -> [rows, ...]. It must treat each row by itself.
+      x: [B, ...].
+      rows_per_part: a divisor of B; B for the whole batch at once.
+
+    Returns:
+      `fn(x, 0)`.
+    """
+    if rows_per_part == x.shape[0]:
+        return fn(x, jnp.uint32(0))
+    parts = x.reshape(-1, rows_per_part, *x.shape[1:])
+    first = jnp.arange(0, x.shape[0], rows_per_part, dtype=jnp.uint32)
+    again = jax.checkpoint(fn, prevent_cse=False)  # the loop already separates the two computations
+    y = jax.lax.map(lambda part: again(*part), (parts, first))
+    return y.reshape(x.shape[0], *y.shape[2:])
 
 
 _LARGE = 2**16  # elements; smaller arrays stay in the cache, where recomputation is cheap

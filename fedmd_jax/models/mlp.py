@@ -1,6 +1,7 @@
 """A fully connected network."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import chex
 from flax import linen as nn
@@ -17,6 +18,8 @@ class MLP(nn.Module):
       hidden: number of units of each hidden layer; may be empty (multinomial logistic regression).
       num_classes: scores per example.
       dropout: probability to drop a hidden activation, in [0, 1).
+      dtype: of activations and products, such as `jnp.bfloat16`; parameters and scores stay float32.
+        None: that of inputs and parameters.
 
     Example:
       >>> import jax, jax.numpy as jnp, fedmd_jax as fmd
@@ -29,6 +32,7 @@ class MLP(nn.Module):
     hidden: Sequence[int]
     num_classes: int
     dropout: float = 0.0
+    dtype: Any = None
 
     def __post_init__(self):
         check_positive(hidden=self.hidden, num_classes=[self.num_classes])
@@ -40,7 +44,7 @@ class MLP(nn.Module):
         """Scores [B, C] of examples [B, ...]."""
         x = x.reshape(x.shape[0], -1)
         for number, units in enumerate(self.hidden, start=1):
-            x = nn.Dense(units, name=f"dense{number}")(x)
+            x = nn.Dense(units, dtype=self.dtype, name=f"dense{number}")(x)
             x = ReLUDropout(self.dropout)(x, train=train)
         self.sow("intermediates", "features", x)
         return nn.Dense(self.num_classes, name="head")(x)

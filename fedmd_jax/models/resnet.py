@@ -1,6 +1,7 @@
 """Residual networks for small images."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import chex
 import jax.numpy as jnp
@@ -29,6 +30,8 @@ class ResNet(nn.Module):
       norm: makes the normalisation, `BatchNorm`, `GroupNorm` or your own: `norm(name=...)` is a module that is called
         as `module(x, train=train)`.
       conv_general_dilated: the convolution, as `jax.lax.conv_general_dilated`.
+      dtype: of activations and products, such as `jnp.bfloat16`; parameters, batch statistics and scores stay float32.
+        None: that of inputs and parameters.
 
     References:
       He et al., Deep Residual Learning for Image Recognition, 2015, section 4.2.
@@ -47,6 +50,7 @@ class ResNet(nn.Module):
     filters: Sequence[int] = (16, 32, 64)
     norm: Norm = BatchNorm
     conv_general_dilated: Callable[..., chex.Array] = conv_general_dilated
+    dtype: Any = None
 
     def __post_init__(self):
         check_positive(num_blocks=[self.num_blocks], filters=self.filters, num_classes=[self.num_classes])
@@ -82,6 +86,7 @@ class ResNet(nn.Module):
             use_bias=False,
             kernel_init=he_normal,
             conv_general_dilated=self.conv_general_dilated,
+            dtype=self.dtype,
             name=f"{name}_conv",
         )(x)
         return self.norm(name=f"{name}_norm")(x, train=train)

@@ -1,10 +1,15 @@
 import math
+from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+import toys
+from flax import linen as nn
 
-from fedmd_jax.models import CNN, TABLE_1, TABLE_2, architecture_from_linen, paper_cnn, scale_width
+from fedmd_jax.models import CNN, TABLE_1, TABLE_2, architecture_from_linen, cnn, paper_cnn, scale_width
 
 # All weights including batch statistics, 28x28x1 and 32x32x3, 16 classes: Keras' count of the authors' networks.
 TABLE_1_SIZES = [
@@ -100,3 +105,55 @@ def test_smallest_image(filters, smallest):
 
 def test_scale_width_never_reaches_zero():
     assert scale_width((128, 64), 0.001) == (1, 1)
+
+
+@pytest.mark.parametrize("filters", [(2, 3), (2, 3, 4)])
+def test_a_batch_in_parts_gives_the_same(filters, monkeypatch):
+    """Loss, gradients and batch statistics in float64, with dropout and padding rows."""
+    with toys.float64():
+        rng = np.random.default_rng(0)
+        architecture = architecture_from_linen(CNN(filters, 5, dropout=0.3))
+        images = jnp.asarray(rng.normal(size=(16, 13, 12, 1)))
+        params, model_state = jax.tree.map(
+            lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) ** 2),
+            jax.eval_shape(architecture.init, jax.random.key(0), images),
+        )
+        mask = jnp.arange(16) < 13
+
+        def loss(params, images):
+            logits, new = architecture.apply(params, model_state, images, train=True, mask=mask, key=jax.random.key(1))
+            return jnp.sum(jnp.sin(logits[:13])), new
+
+        def value_and_gradients(params, images):
+            return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, images)
+
+        whole = jax.jit(value_and_gradients)(params, images)
+        monkeypatch.setattr(cnn, "_rows_per_part", lambda num_rows, size: 4)
+        in_parts = jax.jit(lambda *arguments: value_and_gradients(*arguments))
+        assert "while" in in_parts.lower(params, images).as_text()
+        chex.assert_trees_all_close(in_parts(params, images), whole, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("num_rows", [5, 256, 257, 1000])
+@pytest.mark.parametrize("size", [1, 50_000, 2**20])
+def test_rows_per_part(num_rows, size):
+    """A divisor of the rows whose patches stay in the cache, or the whole batch."""
+    rows = cnn._rows_per_part(num_rows, size)
+    assert num_rows % rows == 0
+    assert rows == num_rows or rows * size <= cnn._CACHED
+    if (num_rows, size) == (256, 50_000):
+        assert rows == (16 if jax.default_backend() == "cpu" else 256)
+
+
+@pytest.mark.parametrize("height", [3, 4, 5, 28])
+@pytest.mark.parametrize("width", [3, 6, 7, 28])
+def test_the_pooling_leaves_out_only_what_is_not_seen(height, width):
+    """Against pooling with padding: the second convolution sees the last row of an image with an odd number of rows."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, height, width, 2)), jnp.float32)
+    layers = cnn._TOPOLOGIES[2]
+    pooled = cnn._pooling(layers[0], layers[1:])(x)
+    padded = nn.avg_pool(x, (2, 2), (1, 1), "SAME", count_include_pad=False)
+    second = partial(nn.avg_pool, window_shape=(3, 3), strides=(2, 2))  # any function of the same windows
+    np.testing.assert_allclose(second(pooled), second(padded), rtol=1e-6, atol=1e-6)
+    both_even = height % 2 == width % 2 == 0
+    assert pooled.shape[1:3] == ((height - 1, width - 1) if both_even else (height, width))

@@ -110,8 +110,10 @@ def map_clients(
     def mapped(*arguments):
         num_clients = _num_clients(in_axes, arguments)
         of_chunk = _of_chunk(fn, in_axes, num_clients, clients_per_chunk)
-        if clients_per_chunk is None or num_clients == 1:
+        if clients_per_chunk is None or num_clients <= clients_per_chunk:
             return of_chunk(*arguments)
+        if clients_per_chunk == 1:  # JAX does not copy arguments that `fn` returns, such as an optimizer state
+            return jax.lax.map(lambda own: fn(*_with_shared(in_axes, own, arguments)), _own(in_axes, arguments))
         rows, _ = _chunks(num_clients, clients_per_chunk)
         results = jax.lax.map(lambda rows: of_chunk(*per_client(partial(_take, rows), in_axes, arguments)), rows)
         return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[rows.ndim :])[:num_clients], results)
@@ -171,7 +173,7 @@ def weighted_sum_clients(
         def sum_chunk(weights, *arguments):
             return _masked_sum(weights, of_chunk(*arguments))
 
-        if clients_per_chunk is None or num_clients == 1:
+        if clients_per_chunk is None or num_clients <= clients_per_chunk:
             return sum_chunk(weights, *arguments)
         rows, real = _chunks(num_clients, clients_per_chunk)
 
@@ -250,11 +252,21 @@ def _num_clients(in_axes, arguments):
     """The number of clients of the per-client arguments; raises ValueError if they differ or there are none."""
     if len(arguments) != len(in_axes):
         raise ValueError(f"{len(in_axes)} arguments are wanted, one for each of in_axes, got {len(arguments)}")
-    mapped = [argument for axis, argument in zip(in_axes, arguments, strict=True) if axis is not None]
-    num_clients = check_clients("per-client arguments", mapped)
+    num_clients = check_clients("per-client arguments", _own(in_axes, arguments))
     if num_clients is None:
         raise ValueError("at least one argument must be per client, with the axis 0 and an array, got none")
     return num_clients
+
+
+def _own(in_axes, arguments):
+    """The per-client arguments."""
+    return [argument for axis, argument in zip(in_axes, arguments, strict=True) if axis is not None]
+
+
+def _with_shared(in_axes, own, arguments):
+    """The arguments, with `own` instead of those that are per client."""
+    own = iter(own)
+    return [argument if axis is None else next(own) for axis, argument in zip(in_axes, arguments, strict=True)]
 
 
 def _check_mapping(in_axes, clients_per_chunk):

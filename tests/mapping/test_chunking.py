@@ -69,6 +69,14 @@ def test_one_by_one_maps_nothing():
         assert sorted(set(ranks)) == seen
 
 
+@pytest.mark.parametrize("clients_per_chunk", [None, 1, 8])
+def test_arguments_that_are_returned_are_not_copied(clients_per_chunk):
+    """As the optimizer state of another phase: each copy would be compiled, and made for each client."""
+    mapped = fmd.mapping.map_clients(lambda own, kept: (own + 1, kept), (0, 0), clients_per_chunk=clients_per_chunk)
+    traced = jax.make_jaxpr(mapped)(OWN, MORE).jaxpr
+    assert traced.outvars[1] is traced.invars[1]
+
+
 @given(st.integers(1, 50), st.integers(1, 60))
 @settings(max_examples=50, deadline=None)
 def test_every_client_is_in_one_chunk_and_no_chunk_is_larger_than_asked_for(num_clients, clients_per_chunk):

@@ -1,6 +1,7 @@
 """Does a round of a cohort cost the same in a large population as in a small one, and does the large one fit in memory?
 
-    python benchmarks/population.py [--clients 10000 1000] [--cohort 100] [--storage host|device] [--json FILE]
+    python benchmarks/population.py [--clients 10000 1000] [--cohort 100] [--storage host|device] [--folder DIR]
+        [--json FILE]
 
 Half of the clients have one small CNN with three convolutions, half another; each has 18 of the embedded letters, and
 both Adam states of every client persist. There is no transfer learning. Every population has its own process and so
@@ -10,7 +11,10 @@ round that could grow with the population.
 """
 
 import argparse
+import contextlib
 import pathlib
+import shutil
+import tempfile
 
 import jax
 import numpy as np
@@ -34,14 +38,16 @@ def draw_private(num_clients: int) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     """Letters of every class for every client; clients may share images."""
     (images, labels), rng = letters("train"), np.random.default_rng(0)
     of_class = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    draws = [np.concatenate([rng.choice(rows, EXAMPLES_PER_CLASS) for rows in of_class]) for _ in range(num_clients)]
-    return {client_id: (images[rows], labels[rows]) for client_id, rows in enumerate(draws)}
+    rows = np.concatenate([rng.choice(of, (num_clients, EXAMPLES_PER_CLASS)) for of in of_class], axis=1)
+    return dict(enumerate(zip(images[rows], labels[rows], strict=True)))  # views of one array, freed at once
 
 
 class Crowd:
     """A population; each method runs one operation and waits for it."""
 
-    def __init__(self, num_clients: int, cohort_size: int, storage: str, clients_per_chunk: int | None):
+    def __init__(
+        self, num_clients: int, cohort_size: int, storage: str, clients_per_chunk: int | None, folder: str | None
+    ):
         shares = np.array_split(np.arange(num_clients), len(NETWORKS))
         groups = {
             name: fmd.ArchitectureGroup(architecture_from_linen(CNN(filters, NUM_OUTPUTS)), share.tolist())
@@ -60,6 +66,7 @@ class Crowd:
         rows = np.random.default_rng(1).permutation(len(letters("test")[0]))[:NUM_TEST]
         self._test = fmd.labelled_dataset(*(each[rows] for each in letters("test")))
         self._cohort_size, self._storage = cohort_size, storage
+        self._folder = folder and tempfile.mkdtemp(dir=folder)
         self._round, self._key = 0, jax.random.key(0)
 
     def init(self) -> dict[str, int]:
@@ -72,9 +79,10 @@ class Crowd:
                 self._private,
                 cohort_size=self._cohort_size,
                 storage=self._storage,
+                folder=self._folder,
             )
         )
-        sizes = [sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) for tree in self._population]
+        sizes = [sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) for tree in self._population[:2]]
         return dict(zip(("state_bytes", "private_bytes"), sizes, strict=True))
 
     def round(self) -> float:
@@ -97,9 +105,14 @@ class Crowd:
         groups = self._federation.groups
         cohort = fmd.simulation.draw_cohort(jax.random.fold_in(self._key, self._round), groups, self._cohort_size)
         for name, rows in cohort.rows.items():
-            states, _ = (fmd.simulation.get_rows(tree[name], rows) for tree in self._population)
+            states, _ = (fmd.simulation.get_rows(tree[name], rows) for tree in self._population[:2])
             self._population.states[name] = fmd.simulation.set_rows(self._population.states[name], rows, states)
         jax.block_until_ready(self._population)
+
+    def close(self) -> None:
+        """Removes the files of the states."""
+        if self._folder:
+            shutil.rmtree(self._folder)
 
 
 def main() -> None:
@@ -109,25 +122,28 @@ def main() -> None:
     )
     parser.add_argument("--cohort", type=int, default=100, help="clients that take part in a round")
     parser.add_argument("--storage", choices=("host", "device"), default="host")
+    parser.add_argument("--folder", help="for files that hold the states of populations larger than memory")
     parser.add_argument("--clients-per-chunk", type=int, default=10, help="of a group, at once: bounds memory")
     parser.add_argument("--repeats", type=int, default=5, help="rounds that are timed, after one that compiles")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE")
     options = parser.parse_args()
 
-    crowds = {
-        n: Contender(Crowd, n, options.cohort, options.storage, options.clients_per_chunk) for n in options.clients
-    }
-    inits = {n: crowd("init") for n, crowd in crowds.items()}  # one after the other, so that they do not compete
-    first = {n: crowd("round")[0] for n, crowd in crowds.items()}
-    peaks = {n: crowd("peak_bytes")[1] for n, crowd in crowds.items()}  # `interleave` resets the peaks
-    rounds = interleave(crowds, ["round", "move"], repeats=options.repeats)
+    crowds: dict[int, Contender] = {}
+    with contextlib.ExitStack() as stack:
+        for n in options.clients:
+            crowds[n] = Contender(Crowd, n, options.cohort, options.storage, options.clients_per_chunk, options.folder)
+            stack.callback(crowds[n].close)
+        inits = {n: crowd("init") for n, crowd in crowds.items()}  # one after the other, so that they do not compete
+        first = {n: crowd("round")[0] for n, crowd in crowds.items()}
+        peaks = {n: crowd("peak_bytes")[1] for n, crowd in crowds.items()}  # `interleave` resets the peaks
+        rounds = interleave(crowds, ["round", "move"], repeats=options.repeats)
+        peaks = {n: max(peaks[n], crowd("peak_bytes")[1]) for n, crowd in crowds.items()}
     print(f"a cohort of {options.cohort}, stored on the {options.storage}, {jax.devices()[0].device_kind}")
     print(
         "clients      init   states  private     peak   first round        a round (lowest to highest)  ratio    moved"
     )
-    for n, crowd in crowds.items():
+    for n, peak in peaks.items():
         (init_seconds, bytes_), sample = inits[n], rounds[n]["round"]
-        peak = max(peaks[n], crowd("peak_bytes")[1])
         ratio = sample.median / rounds[min(crowds)]["round"].median
         gigabytes = [size / 1e9 for size in (bytes_["state_bytes"], bytes_["private_bytes"], peak)]
         columns = [f"{n:>7} {init_seconds:>7.1f} s", *(f"{size:>5.2f} GB" for size in gigabytes)]
@@ -135,13 +151,17 @@ def main() -> None:
         print(*columns, f"{first[n]:>11.1f} s {sample.median:>11.2f} s {spread:<20} {ratio:>6.2f}", end=" ")
         moved = rounds[n]["move"].median
         print(f"{1e3 * moved:>5.0f} ms")
-        record = {"benchmark": "population", "clients": n, "cohort": options.cohort, "home": options.storage}
+        record = {
+            "benchmark": "population",
+            "clients": n,
+            "cohort": options.cohort,
+            "home": "files" if options.folder else options.storage,
+        }
         record |= {"clients_per_chunk": options.clients_per_chunk, **bytes_, "peak_bytes": peak, "ratio": ratio}
         append_json(
             options.json,
             {**record, "init_seconds": init_seconds, "moved": moved, **sample._asdict(), "first": first[n]},
         )
-        crowd.close()
 
 
 if __name__ == "__main__":

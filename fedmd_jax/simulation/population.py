@@ -3,6 +3,9 @@
 States and private data of the other clients stay in storage, on the host or on the device, and are not accessed.
 """
 
+import itertools
+import pathlib
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -53,6 +56,7 @@ def init_population(
     *,
     cohort_size: CohortSize,
     storage: Storage = "host",
+    folder: str | pathlib.Path | None = None,
 ) -> Population:
     """Initializes all clients as `federation.init` does, a cohort at a time.
 
@@ -65,13 +69,15 @@ def init_population(
       cohort_size: number of clients on the device at once.
       storage: where states and private data are between rounds: "host", or "device" if all of them fit there, which
         saves the transfer of the cohort.
+      folder: if the states do not fit into memory, an existing folder for files that hold them instead, one for each
+        group and replaced; a round reads and writes the rows of its cohort.
 
     Returns:
       The population.
 
     Raises:
-      ValueError: data that does not fit the networks, an impossible cohort size, an unknown storage, or storage on the
-        device together with a mesh.
+      ValueError: data that does not fit the networks, an impossible cohort size, an unknown storage, storage on the
+        device together with a mesh or a folder, or a folder without space.
 
     Example:
       >>> import jax, jax.numpy as jnp, numpy as np, fedmd_jax as fmd
@@ -89,6 +95,8 @@ def init_population(
     check_storage(storage)
     if storage == "device" and federation.mesh is not None:
         raise ValueError("the storage of a population must be the host if there is a mesh, got 'device'")
+    if storage == "device" and folder is not None:
+        raise ValueError("the storage of a population must be the host if there is a folder, got 'device'")
     sizes = _sizes(federation, cohort_size)
     federation.check(public, private)
     empty = np.empty if storage == "host" else jnp.empty
@@ -96,7 +104,11 @@ def init_population(
     shapes = gather_clients(jax.eval_shape(federation.programs["new_states"], key, inputs))
     if any(jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in jax.tree.leaves(shapes)):
         raise ValueError("random keys in the optimizer states of a population must be of JAX's default kind (threefry)")
-    states = jax.tree.map(lambda leaf: empty(leaf.shape, leaf.dtype), shapes)
+    if folder is None:
+        states = jax.tree.map(lambda leaf: empty(leaf.shape, leaf.dtype), shapes)
+    else:
+        files = (pathlib.Path(folder) / f"group{number}.bin" for number in itertools.count())
+        states = {name: _empty_file(file, tree) for file, (name, tree) in zip(files, shapes.items(), strict=False)}
     private = jax.device_get(private) if storage == "host" else jax.device_put(private)
     population = Population(states, dict(private))
     for cohort in _all_cohorts(federation, sizes):
@@ -400,6 +412,19 @@ def _consume(leaf: chex.Array) -> chex.Array:
     view = leaf.view()
     leaf.flags.writeable = False
     return view
+
+
+def _empty_file(file, shapes):
+    """Arrays of these shapes, [K, ...], in a file in which the rows of one client are next to each other."""
+    file.unlink(missing_ok=True)  # another population may still use it
+    leaves, structure = jax.tree.flatten(shapes)
+    client = np.dtype([(f"{number}", leaf.dtype, leaf.shape[1:]) for number, leaf in enumerate(leaves)], align=True)
+    (num_clients,) = leaves[0].shape[:1]
+    wanted, free = num_clients * client.itemsize, shutil.disk_usage(file.parent).free
+    if wanted > free:
+        raise ValueError(f"folder must have space for {wanted / 1e9:.1f} GB of states, got {free / 1e9:.1f} GB")
+    clients = np.memmap(file, client, "w+", shape=num_clients)
+    return structure.unflatten([clients[name] for name in client.names])
 
 
 def _check_not_consumed(population: Population) -> None:

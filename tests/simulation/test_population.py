@@ -20,10 +20,10 @@ FEDERATION = toys.federation(GROUPS)
 COHORT = {"normed": 2, "mlp": 2}
 
 
-def start(federation=FEDERATION, private=PRIVATE, *, cohort_size=None, storage="host"):
+def start(federation=FEDERATION, private=PRIVATE, *, cohort_size=None, **storage):
     """Initial states. Cohorts of two clients divide the mlps evenly, and the others not."""
     return fmd.simulation.init_population(
-        federation, jax.random.key(1), PUBLIC, private, cohort_size=cohort_size or COHORT, storage=storage
+        federation, jax.random.key(1), PUBLIC, private, cohort_size=cohort_size or COHORT, **storage
     )
 
 
@@ -127,11 +127,18 @@ def test_the_order_of_the_population_does_not_matter(key):
         assert [client[:2] for client in ours.clients] == [client[:2] for client in theirs.clients]
 
 
-def test_storage_and_chunks_do_not_matter(key):
+def test_storage_and_chunks_do_not_matter(key, tmp_path):
     population, history = run(key, start())
     at_device, device_history = run(key, start(storage="device"))
     chex.assert_trees_all_equal(jax.device_get(at_device.states), population.states)
-    assert device_history == history
+    in_files, file_history = run(key, start(folder=tmp_path))
+    stored = np.concatenate([np.fromfile(file, np.uint8) for file in sorted(tmp_path.iterdir())])
+    start(folder=tmp_path)  # replaces the files; the population that was in them keeps its states
+    again = np.concatenate([np.fromfile(file, np.uint8) for file in sorted(tmp_path.iterdir())])
+    assert len(stored) == len(again) >= sum(leaf.nbytes for leaf in jax.tree.leaves(population.states))
+    assert not np.array_equal(stored, again)
+    chex.assert_trees_all_equal(in_files.states, population.states)
+    assert device_history == file_history == history
     federation = toys.federation(GROUPS, clients_per_chunk={"mlp": 1})
     chunked, _ = run(key, start(), federation=federation)
     chex.assert_trees_all_close(chunked.states, population.states, **TOLERANCE)
@@ -202,6 +209,7 @@ def on_mesh(name):
             "group 'normed': the clients of a population must be a multiple of the 4 devices of the mesh, got 5",
         ),
         (lambda: start(on_mesh("mlp"), cohort_size=4, storage="device"), "must be the host if there is a mesh"),
+        (lambda: start(storage="device", folder="."), "must be the host if there is a folder"),
         (lambda: fmd.fedmd(GROUPS, clients_per_chunk=0), "clients_per_chunk must be an integer of at least 1, got 0"),
         (
             lambda: fmd.fedmd(GROUPS, clients_per_chunk={"x": 1}),

@@ -484,7 +484,9 @@ _COMMANDS = {"run": (Run, _run), "sweep": (Sweep, _sweep)}
 _ALGORITHM_OPTIONS = [flag(field.name) for field in dataclasses.fields(AlgorithmOptions)]
 _SECTIONS = {
     "experiment": "networks width weights seed num-seeds",
-    "algorithm": " ".join(["algorithm", *_ALGORITHM_OPTIONS, "distance", "temperature", "server-network"]),
+    "algorithm": " ".join(
+        ["algorithm", *_ALGORITHM_OPTIONS, "distance", "temperature", "batch-statistics", "server-network"]
+    ),
     "rounds": "num-rounds subset-size digest.num-epochs digest.batch-size digest.learning-rate "
     "revisit.num-epochs revisit.batch-size revisit.learning-rate",
     "data": "data.public data.private data.data-dir data.num-public data.num-test data.private-classes data.split "

@@ -2,7 +2,7 @@
 
 Each logs the accuracies and losses of each round, of every client and their mean: `accuracy/client_3`,
 `accuracy/mean`, `digest_loss/client_3`, ..., and `accuracy/server` if the server has a network; the step is the number
-of the round.
+of the round. In rounds with a consensus of scores there is `consensus_size`.
 """
 
 import importlib
@@ -51,6 +51,7 @@ class Logger:
             values = {r["client_id"]: r[name] for r in clients if r.get(name) is not None}
             scalars |= {f"{name}/client_{client_id}": value for client_id, value in values.items()}
             scalars |= {f"{name}/mean": float(np.mean(list(values.values())))} if values else {}
+        scalars |= {"consensus_size": clients[0]["consensus_size"]} if "consensus_size" in clients[0] else {}
         self._write(records[0]["round"], scalars)
 
     @classmethod

@@ -215,3 +215,6 @@ class RoundInfo(NamedTuple):
     scores_finite: Mapping[str, chex.Array]
     digest_finite: Mapping[str, chex.Array]  #: True without a digest
     revisit_finite: Mapping[str, chex.Array]  #: False if the client was reverted
+    #: []: mean distance of a score of the consensus from the mean over the classes of its example; None without a
+    #: consensus of scores. If it grows from round to round, accuracies may fall: see `estimate_statistics`.
+    consensus_size: chex.Array | None = None

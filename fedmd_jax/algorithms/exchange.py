@@ -19,7 +19,7 @@ are FedMD, and then this round is `fedmd_round` to the bit.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from operator import attrgetter, itemgetter
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import chex
@@ -44,7 +44,7 @@ from fedmd_jax.algorithms.public_subset import draw_public_subset
 from fedmd_jax.client import phases
 from fedmd_jax.client.guards import keep_if_finite
 from fedmd_jax.client.losses import mae
-from fedmd_jax.client.scoring import score
+from fedmd_jax.client.scoring import score, scores_size
 from fedmd_jax.client.training import Distance, TrainingConfig
 from fedmd_jax.mapping.chunking import ClientsPerChunk, all_reduce
 from fedmd_jax.mapping.grouped import map_groups, sum_groups
@@ -339,13 +339,15 @@ def exchange_round(
     keys, key_server = round_keys(key), jax.random.fold_in(key, 4)
     subset = draw_subset(keys.subset, public, subset_size)
 
+    estimated, estimated_axis = None, None  # batch statistics of the clients
     if statistics is not None:
-        report = _with_statistics(statistics, report, inputs_of=attrgetter("inputs"))
-        digest = _with_statistics(statistics, digest) if keep_statistics else digest
+        estimate = map_groups(partial(_estimate, statistics=statistics), (0, None), **over)
+        estimated, estimated_axis = estimate(clients, subset.inputs), 0
     # 1. communicate
     send = partial(_send, report=report, transforms=transforms)
-    sent = clients, subset, private, group_keys(keys.transform, client_ids)
-    weights, sent_axes = constrain_replicated(scale_weights(participants.weights), mesh), (0, None, 0, 0)
+    sent = clients, estimated, subset, private, group_keys(keys.transform, client_ids)
+    weights = constrain_replicated(scale_weights(participants.weights), mesh)
+    sent_axes = (0, estimated_axis, None, 0, 0)
     own: Any = None
     mean = None
     if aggregate_all is not None or personal_target is not None:
@@ -356,7 +358,7 @@ def exchange_round(
         reports = Report(*_unpack(every, of_clients[:, None]))
         exists = jnp.any(reports.weights > 0)
         targets, new_memory = aggregate_all(reports, subset, memory, key_server)
-        of_server = _mean_of_all(reports)
+        consensus = of_server = _mean_of_all(reports)
     else:
         if own is None:
             sums = sum_groups(send, sent_axes, **over)(weights, *sent)
@@ -365,7 +367,7 @@ def exchange_round(
         mean, finite = _unpack(all_reduce(sums.total, mesh)), sums.finite
         exists = jnp.any(mean.weights > 0)
         targets, new_memory = aggregate(mean, subset, memory, key_server)
-        of_server = targets
+        consensus, of_server = mean.values, targets
     memory = keep_unless(exists, new_memory, memory)
     if server is not None and digest is not None:
         digest_server = partial(keep_if_finite(partial(digest, training=digest_training)), server)
@@ -382,10 +384,11 @@ def exchange_round(
     digest_loss, digest_finite = no_digest(client_ids)
     if digest is not None:
         digest_one = partial(digest_completed, digest=partial(digest, training=digest_training))
-        digest_clients = map_groups(digest_one, (0, 0, None, axis, None, 0), **over)
+        kept, kept_axis = (estimated, estimated_axis) if keep_statistics else (None, None)
+        digest_clients = map_groups(digest_one, (0, 0, None, axis, None, 0, kept_axis), **over)
         digest_keys = group_keys(keys.digest, client_ids)
         clients, digest_loss, digest_finite = digest_clients(
-            completed, clients, subset.inputs, targets, exists, digest_keys
+            completed, clients, subset.inputs, targets, exists, digest_keys, kept
         )
     # 5. revisit
     revisit_one = partial(revisit_completed, revisit=partial(revisit, training=revisit_training))
@@ -394,25 +397,26 @@ def exchange_round(
     clients, revisit_loss, revisit_finite = revisit_clients(completed, clients, private, targets, revisit_keys)
 
     participation = Participation(available, completed)  # type: ignore[arg-type]  # the record is complete
-    all_finite = finite, digest_finite, revisit_finite
-    info = RoundInfo(digest_loss, revisit_loss, client_ids, exists, participation, *all_finite)
+    size = scores_size(consensus) if report is scores_report else None
+    results = finite, digest_finite, revisit_finite, size
+    info = RoundInfo(digest_loss, revisit_loss, client_ids, exists, participation, *results)
     memory, model = constrain_replicated((memory, model), mesh)  # as the next round takes them
     return join_states(clients, memory, model), info
 
 
-def _with_statistics(statistics, fn, inputs_of=lambda inputs: inputs):
-    """`fn`, a report or a digest, of a client that has the batch statistics of the public subset."""
-
-    def of_client(architecture, state, subset, *arguments, **settings):
-        state = statistics(architecture, state, inputs_of(subset))
-        return fn(architecture, state, subset, *arguments, **settings)
-
-    return of_client
+def _estimate(architecture, state, inputs, *, statistics):
+    """The batch statistics of one client on the public subset, as a client without anything else."""
+    return ClientState((), statistics(architecture, state, inputs).model_state, (), ())
 
 
-def _send(architecture, state, subset, private, key, *, report, transforms):
+def _with_statistics(state, estimated):
+    """The client with these batch statistics; None: with its own."""
+    return state if estimated is None else state._replace(model_state=estimated.model_state)
+
+
+def _send(architecture, state, estimated, subset, private, key, *, report, transforms):
     """What one client sends: [R, D + 1], its values times their weights, and the weights, which are summed alike."""
-    values, weights = report(architecture, state, subset, private)
+    values, weights = report(architecture, _with_statistics(state, estimated), subset, private)
     values, weights = _float32(values), _float32(weights)
     for number, transform in enumerate(transforms):
         values = transform(values, jax.random.fold_in(key, number))
@@ -454,12 +458,17 @@ def no_digest(client_ids):
     return losses, {name: jnp.ones(size, bool) for name, size in sizes.items()}
 
 
-def digest_completed(architecture, completed, state, inputs, targets, exists, key, *, digest):
+def digest_completed(architecture, completed, state, inputs, targets, exists, key, estimated=None, *, digest):
     """The digest of one client; without targets the client does not change, and its losses are zero.
 
-    It is reverted if it does not complete: (state, losses [E], whether finite).
+    It starts with the batch statistics of `estimated`, if given. It is reverted if it does not complete: (state, losses
+    [E], whether finite).
     """
-    state, info = keep_if_finite(digest)(architecture, completed & exists, state, inputs, targets, key)
+
+    def digest_one(architecture, state, *arguments):
+        return digest(architecture, _with_statistics(state, estimated), *arguments)
+
+    state, info = keep_if_finite(digest_one)(architecture, completed & exists, state, inputs, targets, key)
     return state, jnp.where(exists, info.loss, 0.0), info.finite | ~exists
 
 

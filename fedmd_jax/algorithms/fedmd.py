@@ -16,7 +16,7 @@ from fedmd_jax.algorithms.public_subset import draw_public_subset
 from fedmd_jax.client.guards import keep_if_finite
 from fedmd_jax.client.losses import mae
 from fedmd_jax.client.phases import digest, revisit
-from fedmd_jax.client.scoring import score
+from fedmd_jax.client.scoring import score, scores_size
 from fedmd_jax.client.training import TrainingConfig
 from fedmd_jax.mapping.chunking import ClientsPerChunk
 from fedmd_jax.mapping.grouped import map_groups
@@ -181,9 +181,9 @@ def learn(
     states, revisit_loss, revisit_finite = revisit_clients(completed, states, private, own_keys)
 
     scores_finite = {name: jnp.ones(len(ids), bool) for name, ids in client_ids.items()}
-    finite = scores_finite, digest_finite, revisit_finite
+    results = scores_finite, digest_finite, revisit_finite, scores_size(consensus)
     participation = Participation(available, completed)  # type: ignore[arg-type]  # the record is complete
-    return states, RoundInfo(digest_loss, revisit_loss, client_ids, exists, participation, *finite)
+    return states, RoundInfo(digest_loss, revisit_loss, client_ids, exists, participation, *results)
 
 
 def report(

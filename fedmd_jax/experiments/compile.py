@@ -23,6 +23,7 @@ _PHASES = {
     "evaluate": "evaluate",
     "confusion": "evaluate",
     "evaluate_server": "evaluate",
+    "estimate_statistics": "evaluate",
 }
 
 

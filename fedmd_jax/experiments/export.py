@@ -130,7 +130,7 @@ def import_client(path: str | pathlib.Path, architecture: Architecture) -> Train
       ...     fmd.import_client(path, network)
       TrainedClient(client_id=2, name='mlp', inputs=float32[N, 4])
 
-      A client of a run has the network that its name describes, with the setting `width`::
+      A client of a run has the network that its name describes, with the settings `width` and `dtype`::
 
         from fedmd_jax.experiments.networks import architecture_from_name
 

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import jax.numpy as jnp
+
 from fedmd_jax import models
 from fedmd_jax.checks import one_line
 from fedmd_jax.types import Architecture
@@ -25,7 +27,13 @@ KINDS = {
 
 
 def architecture_from_name(
-    name: str, num_classes: int, *, head_penalty: float = 0.0, dropout: float | None = None, width: float = 1.0
+    name: str,
+    num_classes: int,
+    *,
+    head_penalty: float = 0.0,
+    dropout: float | None = None,
+    width: float = 1.0,
+    dtype: str = "float32",
 ) -> Architecture:
     """The architecture that a name describes.
 
@@ -37,6 +45,7 @@ def architecture_from_name(
       head_penalty: factor of the L2 penalty on the head.
       dropout: instead of the name's own.
       width: multiplies filters and hidden units.
+      dtype: of activations and products, such as "bfloat16"; parameters, batch statistics and scores are in float32.
 
     Returns:
       The architecture.
@@ -54,7 +63,7 @@ def architecture_from_name(
         if dropout is not None:
             settings["dropout"] = dropout
         make = _residual if kind in _RESNETS else _plain
-        module = make(kind, settings, num_classes, width)
+        module = make(kind, settings, num_classes, width).clone(dtype=jnp.dtype(dtype))
     except ValueError as error:
         raise ValueError(f"network {name!r:.80}: {one_line(str(error), longest=400)}") from None
     return models.architecture_from_linen(module, penalty=models.head_l2(head_penalty))

@@ -218,7 +218,9 @@ def confusion_records(groups: Groups, round_: int, evaluations: Mapping[str, Eva
     ]
 
 
-def round_records(metrics: RoundMetrics, local: RoundMetrics | None = None) -> list[Record]:
+def round_records(
+    metrics: RoundMetrics, local: RoundMetrics | None = None, reestimated: RoundMetrics | None = None
+) -> list[Record]:
     """The lines of metrics.jsonl for one round: one per client, and one for the network of the server if it has one.
 
     A loss that is not finite is null.
@@ -226,6 +228,7 @@ def round_records(metrics: RoundMetrics, local: RoundMetrics | None = None) -> l
     Args:
       metrics: of the algorithm.
       local: of the local-only baseline, if there is one.
+      reestimated: of the same clients with the batch statistics of the public subset, if they were evaluated.
     """
     records = [{"event": "round", **client} for client in metrics.to_dicts()]
     for record in records:
@@ -235,6 +238,9 @@ def round_records(metrics: RoundMetrics, local: RoundMetrics | None = None) -> l
     if local is not None:
         for record, own in zip(records, local.clients, strict=True):
             record |= {"local_accuracy": own.accuracy, "local_status": own.status}
+    if reestimated is not None:
+        for record, own in zip(records, reestimated.clients, strict=True):
+            record["reestimated_accuracy"] = own.accuracy
     return records + metrics.server_dicts()
 
 

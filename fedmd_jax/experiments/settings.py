@@ -164,12 +164,14 @@ class Experiment:
         mlp:n1=64 (hidden units), resnet8:width=0.5,norm=group, resnet20; all but the residual ones take dropout=0.2.
         The length of the list is the number of clients; clients with equal networks form a group.
       width: Factor of the filters and hidden units of all networks; 0.25 suits a CPU.
+      dtype: Type of activations, convolutions and matrix products; parameters, batch statistics, scores and losses stay
+        in float32. bfloat16 halves the memory traffic of a GPU or TPU and is slower on a CPU.
       weights: Weight of each client's scores in the consensus, one number per client. None: equal weights.
       data: Public and private images.
       public_training: Transfer learning, first half: training on the public dataset.
       pretrained_dir: Folder in which clients are kept after the first half. Another run reuses those with the same
-        network, client ids, width, head penalty, public training, public data, seed, versions and device (on several
-        devices: the same networks). None: nothing is kept.
+        network, client ids, width, dtype, head penalty, public training, public data, seed, versions and device (on
+        several devices: the same networks). None: nothing is kept.
       private_training: Transfer learning, second half: training on the client's own private dataset.
       pooled_training: Pooled upper bound: after its public half, each network trains on the private datasets of all
         clients.
@@ -216,6 +218,7 @@ class Experiment:
 
     networks: tuple[str, ...]
     width: float = 1.0
+    dtype: Literal["float32", "bfloat16"] = "float32"
     weights: tuple[float, ...] | None = None
     data: Data = Data()
     public_training: StoppablePhase = StoppablePhase(num_epochs=20, batch_size=128)

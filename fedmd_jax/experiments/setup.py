@@ -83,6 +83,9 @@ class Setup(NamedTuple):
         if program == "new_server":
             public, _ = self.data["round"]
             return [public, key], {}
+        if program == "estimate_statistics":
+            public, _ = self.data["round"]
+            return [public, self.round_key(1)], {}
         data = self.data[program]
         if program in ("round", "revisit"):
             return [*data, self.round_key(round_)], self._participants(round_)
@@ -151,7 +154,10 @@ class Setup(NamedTuple):
         """
         settings, mesh = dataclasses.asdict(self.experiment), self.federation.mesh
         known = {
-            **{name: settings[name] for name in ("width", "head_penalty", "clients_per_chunk", "public_training")},
+            **{
+                name: settings[name]
+                for name in ("width", "dtype", "head_penalty", "clients_per_chunk", "public_training")
+            },
             "num_classes": self.num_classes,
             "seeds": [[each.seed, data] for each, (_, data) in zip(self.experiments, self.fingerprints, strict=True)],
             "environment": self._environment(),
@@ -309,7 +315,7 @@ def group_clients(experiment: Experiment, num_classes: int) -> dict[str, Archite
 
 
 def _architecture(experiment: Experiment, name: str, num_classes: int) -> Architecture:
-    options = {"head_penalty": experiment.head_penalty, "width": experiment.width}
+    options = {"head_penalty": experiment.head_penalty, "width": experiment.width, "dtype": experiment.dtype}
     return architecture_from_name(name, num_classes, **options)
 
 

@@ -25,6 +25,7 @@ from fedmd_jax.client.scoring import compute_accuracy
 from fedmd_jax.experiments import distributed, run_directory as files
 from fedmd_jax.experiments.checkpoint import CLIENTS, CheckpointError, Checkpoints, PretrainedCache, Trees, difference
 from fedmd_jax.experiments.compile import Programs
+from fedmd_jax.experiments.divergence import Watch
 from fedmd_jax.experiments.errors import UsageError, bad_input
 from fedmd_jax.experiments.progress import Progress, ProgressKind, make_progress
 from fedmd_jax.experiments.results.figures import plot, write_plot
@@ -122,6 +123,7 @@ class _Run(NamedTuple):
     cache: PretrainedCache
     checkpoints: Checkpoints
     writers: Sequence[files.Writer]  #: one per seed in the first process, none in the others
+    watches: Sequence[Watch]  #: one per writer
     loggers: Sequence[Logger]  #: one per writer, if metrics are logged
     resumed: Record  #: record of the checkpoint from which the run is resumed
     progress: Progress
@@ -229,7 +231,8 @@ def _open(
     resumed |= {"identity": identity, "inputs": setup.inputs()}
     each = zip(writers, setup.experiments, strict=False) if command.log is not None else ()
     loggers = [stack.enter_context(_open_logger(command, *of_seed)) for of_seed in each]
-    return _Run(command, setup, programs, cache, checkpoints, writers, loggers, resumed, progress), states
+    watches = [Watch(writer.metrics) for writer in writers]
+    return _Run(command, setup, programs, cache, checkpoints, writers, watches, loggers, resumed, progress), states
 
 
 def _open_logger(command: Command, writer: files.Writer, experiment: Experiment) -> Logger:
@@ -358,6 +361,7 @@ def _begin_to_compile(run: _Run, *, resumed: bool) -> None:
         "new_server": (not resumed and federation.has_server_state,),
         "confusion": (True, clients),
         "evaluate_server": (federation.server is not None, model),
+        "estimate_statistics": (not resumed and experiment.batch_statistics == "public", clients),
         "round": (rounds_left, states),
         "revisit": (rounds_left and experiment.local, clients),
         "train_pooled": (experiment.pooled, clients),
@@ -428,6 +432,10 @@ def _record(run: _Run, round_: int, states: AllStates, infos: Mapping[str, Any],
     """Evaluates the clients after a round, and writes metrics and checkpoint."""
     evaluations, local = _evaluate(run, states[CLIENTS]), [None] * len(run.writers)
     metrics = _metrics(run, round_, evaluations, infos.get(CLIENTS), faults)
+    estimated: Sequence[RoundMetrics | None] = [None] * len(run.writers)
+    if round_ == 0 and run.setup.experiment.batch_statistics == "public":
+        clients = run.call("estimate_statistics", split_states(states[CLIENTS]).clients)
+        estimated = _metrics(run, round_, _evaluate(run, clients))
     if run.setup.federation.server is not None:
         servers = run.fetch(run.call("evaluate_server", split_states(states[CLIENTS]).model))
         metrics = [
@@ -441,7 +449,8 @@ def _record(run: _Run, round_: int, states: AllStates, infos: Mapping[str, Any],
     clients = tuple(client for each in metrics for client in each.clients)
     mean = RoundMetrics(round_, clients, any(each.digested for each in metrics))
     with run.command.signals.held():
-        results = zip(run.writers, evaluations, metrics, local, strict=False)  # other processes have no writers
+        # Other processes have no writers.
+        results = zip(run.writers, evaluations, metrics, local, estimated, strict=False)
         for writer, of_seed, *of_clients in results:
             writer.append(files.round_records(*of_clients))
             writer.write_confusion(files.confusion_records(run.setup.federation.groups, round_, of_seed))
@@ -449,8 +458,17 @@ def _record(run: _Run, round_: int, states: AllStates, infos: Mapping[str, Any],
             for logger, writer in zip(run.loggers, run.writers, strict=False):
                 logger.log([record for record in writer.metrics if record["round"] == round_])
         run.progress.round(mean)
+        _warn_of_divergence(run, metrics)
         _save_checkpoint(run, round_, states, mean.mean_accuracy)
     run.command.signals.check(round_)
+
+
+def _warn_of_divergence(run: _Run, metrics: Sequence[RoundMetrics]) -> None:
+    hint = ": --batch-statistics public helps if batch norms are the cause"
+    hint = hint if run.setup.experiment.batch_statistics == "moving" else ""
+    for watch, writer, of_seed in zip(run.watches, run.writers, metrics, strict=False):
+        if diverges := watch(of_seed.round, of_seed.mean_accuracy, of_seed.consensus_size):
+            print(f"\nfedmd-jax: warning: {writer.path}: {diverges}{hint}", file=sys.stderr)
 
 
 def _save_checkpoint(run: _Run, round_: int, states: AllStates, accuracy: float) -> None:

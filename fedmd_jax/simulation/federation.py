@@ -548,6 +548,11 @@ def make_federation(
         of_rounds |= {"statistics": statistics, "keep_statistics": keep_statistics}
     round_ = partial(algorithm.round, **of_rounds)
 
+    def estimate_groups(states, public, key):
+        """The clients with the batch statistics with which they score in the round with this key."""
+        subset = draw_subset(round_keys(key).subset, public, subset_size)
+        return map_groups(statistics, (0, None), **over)(states, subset.inputs)
+
     def evaluate_groups(states, test, confusion):
         evaluate_one = partial(evaluate, confusion=confusion)
         evaluate_clients = map_groups(evaluate_one, (0, None if isinstance(test, PrivateDataset) else 0), **over)
@@ -566,6 +571,8 @@ def make_federation(
     }
     if server is not None:
         programs["evaluate_server"] = partial(evaluate, server)
+    if statistics is not None:
+        programs["estimate_statistics"] = estimate_groups
     return Federation(
         groups=groups,
         mesh=mesh,

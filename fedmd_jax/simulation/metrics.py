@@ -53,6 +53,7 @@ class RoundMetrics(NamedTuple):
     clients: tuple[ClientMetrics, ...]  #: the candidates of the round, ordered by client id
     digested: bool  #: False if all clients were excluded from the consensus
     server_accuracy: float | None = None  #: accuracy of the server's network; None if it has none
+    consensus_size: float | None = None  #: as in `RoundInfo`; None in round 0 and in a round without consensus
 
     @property
     def mean_accuracy(self) -> float:
@@ -60,8 +61,12 @@ class RoundMetrics(NamedTuple):
         return float(np.mean([client.accuracy for client in self.clients]))
 
     def to_dicts(self) -> list[dict[str, Any]]:
-        """One record for each client, with the keys of the lines of `metrics.jsonl`: `round` and `ClientMetrics`."""
-        return [{"round": self.round, **client._asdict()} for client in self.clients]
+        """One record for each client, with the keys of the lines of `metrics.jsonl`.
+
+        These are `round`, those of `ClientMetrics`, and `consensus_size` if it is known.
+        """
+        size = {} if self.consensus_size is None else {"consensus_size": self.consensus_size}
+        return [{"round": self.round, **client._asdict(), **size} for client in self.clients]
 
     def server_dicts(self) -> list[dict[str, Any]]:
         """The record of the server's network, with the keys of its line of `metrics.jsonl`; none if it has none."""
@@ -126,7 +131,10 @@ def round_metrics(
             accuracy = float(evaluations[name].accuracy[position])
             of_round = (None, None) if info is None else _client_of_round(info, name, position)
             clients.append(ClientMetrics(client_id, name, accuracy, *of_round))
-    return RoundMetrics(round_, tuple(sorted(clients)), bool(info is None or info.digested))
+    size = None
+    if info is not None and info.consensus_size is not None and info.digested and np.isfinite(info.consensus_size):
+        size = float(info.consensus_size)
+    return RoundMetrics(round_, tuple(sorted(clients)), bool(info is None or info.digested), consensus_size=size)
 
 
 def reverted_clients(

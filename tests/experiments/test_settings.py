@@ -74,9 +74,17 @@ def test_presets_are_whole(name, change):
 
 def test_what_is_tuned_sends_no_more_than_the_paper_does():
     paper, tuned = EXPERIMENTS["letters-iid"], EXPERIMENTS["letters-iid-tuned"]
-    chosen = {name: getattr(tuned, name) for name in ("private_training", "digest", "revisit", "num_rounds")}
-    assert dataclasses.replace(paper, **chosen) == tuned
+    names = ("private_training", "digest", "revisit", "num_rounds", "batch_statistics")
+    assert dataclasses.replace(paper, **{name: getattr(tuned, name) for name in names}) == tuned
     assert tuned.num_rounds < paper.num_rounds
+
+
+@pytest.mark.parametrize("name", ["letters-iid", "letters-writers", "cifar-iid", "cifar-superclass"])
+def test_only_what_is_tuned_has_the_batch_statistics_of_the_public_subset(name):
+    experiments = [EXPERIMENTS[f"{name}{variant}"] for variant in ("", "-released", "-tuned")]
+    assert [each.batch_statistics for each in experiments] == ["moving", "moving", "public"]
+    if name != "letters-iid":  # and nothing else is tuned
+        assert dataclasses.replace(experiments[0], batch_statistics="public") == experiments[2]
 
 
 def test_one_probability_for_all_or_one_each():

@@ -170,6 +170,7 @@ SAME = {"mlp", "mlp:n1=3"}
         ({"seed": 1}, set()),
         ({"networks": ("mlp:n1=3", "mlp", "mlp:n1=4")}, {"mlp"}),  # a group is not changed by the others
         ({"width": 2.0}, set()),
+        ({"dtype": "bfloat16"}, set()),
         ({"head_penalty": 0.0}, set()),
         ({"public_training": OTHER}, set()),
         ({"public_training": dataclasses.replace(OTHER, patience=1)}, set()),

@@ -3,7 +3,9 @@
 import json
 import shlex
 import shutil
+from functools import partial
 
+import jax
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -91,9 +93,13 @@ def test_clients_are_there_without_the_data(run, tmp_path, data_folder):
         fmd.load_run(path).test_data()
 
 
-def test_a_run_on_many_devices_without_checkpoints_in_between(run):
-    path = run("devices", "--devices 2 --checkpoint-every 0 --no-pooled --no-local")
-    check(path)
+def test_a_run_in_bfloat16_on_many_devices_without_checkpoints_in_between(run):
+    path = run("devices", "--devices 2 --checkpoint-every 0 --no-pooled --no-local --dtype bfloat16")
+    loaded = check(path)
+    client = loaded.client(0)
+    assert loaded.config["settings"]["dtype"] == "bfloat16"
+    score = partial(fmd.score, client.architecture)
+    assert "bf16" in str(jax.make_jaxpr(score)(client.state, client.inputs))
     assert [each.name for each in (path / files.CHECKPOINTS / "rounds").iterdir()] == ["2"]
 
 

@@ -12,7 +12,8 @@ from fedmd_jax.simulation.communication import CommunicationCost
 from fedmd_jax.simulation.metrics import OK
 
 _LOCAL_FAULT = "local only not finite"  # `local_status` of a round is not ok
-ACCURACIES = ("transfer_accuracy", "final_accuracy", "local_accuracy", "pooled_accuracy")
+# The last one only with `--batch-statistics public`.
+ACCURACIES = ("transfer_accuracy", "final_accuracy", "local_accuracy", "pooled_accuracy", "reestimated_accuracy")
 # Columns of tables, in this order.
 TITLES = {
     "transfer_accuracy": "transfer",
@@ -75,15 +76,18 @@ def summarize(
             "local_accuracy": records[last, client_id].get("local_accuracy"),
             "pooled_accuracy": None if pooled is None else pooled[client_id],
             "faults": faults.get(client_id, {}),
+            **{key: records[0, client_id][key] for key in ("reestimated_accuracy",) if key in records[0, client_id]},
         }
         for round_, client_id in sorted(records)
         if round_ == 0
     ]
-    mean = {key: _mean([client[key] for client in clients]) for key in ACCURACIES}
+    mean = {key: _mean([client[key] for client in clients]) for key in ACCURACIES if key in clients[0]}
+    sizes = [record["consensus_size"] for record in metrics if "consensus_size" in record]
     stoppable = ("public_training", "private_training", "pooled_training")
     return {
         "experiment": name,
         "algorithm": experiment.algorithm,
+        "batch_statistics": experiment.batch_statistics,
         "seed": experiment.seed,
         "evaluate_on": experiment.data.evaluate_on,
         "num_clients": len(clients),
@@ -99,6 +103,7 @@ def summarize(
             "gain_over_local_points": _points(mean["final_accuracy"], mean["local_accuracy"]),
             "gap_to_pooled_points": _points(mean["pooled_accuracy"], mean["final_accuracy"]),
         },
+        **({"consensus_size": {"first": sizes[0], "last": sizes[-1]}} if sizes else {}),
         "communication": communication._asdict(),
         "seconds": {phase: round(value, 3) for phase, value in seconds.items()},
         "interrupted": interrupted,
@@ -207,7 +212,10 @@ def measured_on(summary: Record) -> str:
 
 
 def _table(summary: Record) -> list[str]:
-    """A row for each client, their mean, their ensemble and the server: accuracies, and of a single run two gains."""
+    """A row for each client, their mean, their ensemble and the server: accuracies, and of a single run two gains.
+
+    The row "re-estimated" is the mean after transfer learning, with the batch statistics of the public subset.
+    """
     several = "seeds" in summary
 
     def cells(of_client: Record) -> list[str]:
@@ -219,9 +227,10 @@ def _table(summary: Record) -> list[str]:
     header = ["client", "architecture", *columns, *([] if several else ["  gain", "over local"])]
     rows = [[str(client["client_id"]), client["architecture"], *cells(client)] for client in summary["clients"]]
     means = [["mean", "", *cells(summary["mean"])]]
-    for name in ("ensemble", "server"):
-        if (accuracy := summary["mean"].get(f"{name}_accuracy")) is not None:
-            means.append([name, "", *cells({"final_accuracy": accuracy})])
+    others = {"re-estimated": "transfer_accuracy", "ensemble": "final_accuracy", "server": "final_accuracy"}
+    for name, column in others.items():
+        if (accuracy := summary["mean"].get(f"{name.replace('-', '')}_accuracy")) is not None:
+            means.append([name, "", *cells({"final_accuracy": None, column: accuracy})])
     lines = aligned([header, *rows, *means], left=[1])
     return [*lines[: -len(means)], "-" * len(lines[0]), *lines[-len(means) :]]
 

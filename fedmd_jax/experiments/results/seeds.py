@@ -111,13 +111,16 @@ def summarize_seeds(summaries: Sequence[Record], num_seeds: int) -> Record:
     kinds = [(each["num_rounds_done"], [[c[name] for name in names] for c in each["clients"]]) for each in summaries]
     if kinds != kinds[:1] * len(kinds):
         raise ValueError("its seeds are of different rounds or clients")
+    known = [key for key in ACCURACIES if key in first["mean"]]
+    sizes = [summary.get("consensus_size") for summary in summaries]
     clients = [
-        {name: of_seeds[0][name] for name in names} | _spreads(of_seeds, ACCURACIES)
+        {name: of_seeds[0][name] for name in names} | _spreads(of_seeds, known)
         for of_seeds in zip(*(summary["clients"] for summary in summaries), strict=True)
     ]
     return {
         "experiment": first["experiment"],
         "algorithm": first.get("algorithm", "fedmd"),
+        "batch_statistics": first.get("batch_statistics", "moving"),
         "seeds": [summary["seed"] for summary in summaries],
         "num_seeds": num_seeds,
         "evaluate_on": first["evaluate_on"],
@@ -125,6 +128,7 @@ def summarize_seeds(summaries: Sequence[Record], num_seeds: int) -> Record:
         "num_rounds": first["num_rounds"],
         "clients": clients,
         "mean": _spreads([summary["mean"] for summary in summaries], first["mean"]),
+        **({} if None in sizes else {"consensus_size": _spreads(sizes, sizes[0])}),
         "communication": first["communication"],
         "seconds": {"total": round(sum(summary["seconds"]["total"] for summary in summaries), 3)},
     }

@@ -180,6 +180,8 @@ def measure(options: argparse.Namespace, num_clients: int) -> dict[str, dict]:
         for name, (make, *args) in forms(num_clients, options.chunk).items():
             if options.forms and not any(form in name for form in options.forms):
                 continue
+            if options.no_compiled and "compiled" in name:
+                continue
             try:
                 running[name] = Contender(make, options, num_clients, *args)
                 first[name] = running[name]("round")[0]  # a failure here must not end the others
@@ -210,6 +212,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--revisit-batch", type=int, default=5)
     parser.add_argument("--chunk", type=int, default=8, help="clients per chunk")
     parser.add_argument("--forms", nargs="+", help="only those with one of these words in their names")
+    parser.add_argument("--no-compiled", action="store_true", help="PyTorch without torch.compile")
     parser.add_argument(
         "--memory",
         type=float,

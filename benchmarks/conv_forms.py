@@ -1,6 +1,6 @@
 """Which form of a convolution is fastest for vmapped clients inside a scan?
 
-    python benchmarks/conv_forms.py [--clients 4] [--json FILE]
+    python benchmarks/conv_forms.py [--clients 4] [--shapes 8] [--json FILE]
 
 `fedmd_jax.models.choose_form` is based on these figures. Each line is one step of a scan of four, for all clients: the
 forward pass, the kernel gradient and the image gradient separately. Native convolutions are so slow in a scan on CPUs
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from timing import append_json, matmul_ceiling, measure
 
-from fedmd_jax.models import blocked, choose_form, native, patches, shifted
+from fedmd_jax.models import blocked, choose_form, native, native_or_patches, patches, shifted
 
 NUM_STEPS = 4
 
@@ -82,13 +82,14 @@ def steps(form: Callable, shape: Shape, *, of: str) -> Callable:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clients", type=int, default=4)
+    parser.add_argument("--shapes", type=int, default=len(SHAPES), help="only the first ones")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE")
     options = parser.parse_args()
     ceiling = matmul_ceiling()
     print(f"{options.clients} clients; matmul ceiling {ceiling:.0f} GFLOP/s")
-    columns = f"{'batch x image -> filters':<34} {'form':<8} {'forward':>10} {'kernel':>10} {'images':>10}"
+    columns = f"{'batch x image -> filters':<34} {'form':<18} {'forward':>10} {'kernel':>10} {'images':>10}"
     print(f"{columns} {'GFLOP/s':>8} {'compile':>8}")
-    for shape in SHAPES:
+    for shape in SHAPES[: options.shapes]:
         key_x, key_kernel = jax.random.split(jax.random.key(0))
         x = jax.random.normal(key_x, (options.clients, shape.batch, shape.size, shape.size, shape.inputs))
         kernel = jax.random.normal(
@@ -98,8 +99,8 @@ def main() -> None:
         upstream = jax.random.normal(
             key_x, (options.clients, shape.batch, shape.output_size, shape.output_size, shape.outputs)
         )
-        for form in (shifted, patches, blocked, native):
-            if form is native and shape.forward_flops > 2e8:
+        for form in (shifted, patches, blocked, native, native_or_patches):
+            if form is native and shape.forward_flops > 2e8 and jax.default_backend() == "cpu":
                 continue
             name = f"{shape.batch} x {shape.size}x{shape.size}x{shape.inputs} -> {shape.outputs}, "
             name += f"{shape.kernel}x{shape.kernel} / {shape.stride}"
@@ -112,7 +113,7 @@ def main() -> None:
             rate = options.clients * shape.forward_flops / milliseconds["forward"] / 1e6
             row = "".join(f"{ms:>8.1f} ms" for ms in milliseconds.values())
             chosen_here = "  <- chosen" if form is chosen else ""
-            print(f"{name:<34} {form.__name__:<8}{row} {rate:>8.1f} {compile_time:>6.1f} s{chosen_here}", flush=True)
+            print(f"{name:<34} {form.__name__:<18}{row} {rate:>8.1f} {compile_time:>6.1f} s{chosen_here}", flush=True)
             record = {"benchmark": "conv_forms", "clients": options.clients, **shape._asdict(), "form": form.__name__}
             figures = {f"{of}_ms": ms for of, ms in milliseconds.items()} | {"ceiling_gflops": ceiling}
             append_json(options.json, {**record, **figures})

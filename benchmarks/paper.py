@@ -21,7 +21,6 @@ from collections.abc import Iterable, Sequence
 import timing
 
 from fedmd_jax.cli import main as fedmd_jax
-from fedmd_jax.experiments import EXPERIMENTS as PRESETS
 from fedmd_jax.experiments.results.figures import new_figure, to_png
 
 HERE = pathlib.Path(__file__).parent
@@ -73,7 +72,7 @@ def table(records: Iterable[dict]) -> str:
     found: dict[tuple, list[dict]] = {}
     for record in sorted(records, key=lambda record: record["seed"]):
         found.setdefault((*setting(record), device(record), record["commit"]), []).append(record)
-    wanted = {(name, variant, width) for variant in VARIANTS for name in having(variant) for width in (0.25, 1.0)}
+    wanted = {(name, variant, width) for variant in VARIANTS for name in EXPERIMENTS for width in (0.25, 1.0)}
     missing = {(*each, "", "") for each in wanted - {key[:3] for key in found}}
     heads = ["experiment", "variant", "width", "seeds", "transfer", "local only", "FedMD", "pooled", "gain"]
     heads += ["over local", "to pooled", "minutes", "device", "commit, date"]
@@ -87,11 +86,6 @@ def table(records: Iterable[dict]) -> str:
 
 def _order(key: tuple) -> tuple:
     return EXPERIMENTS.index(key[0]), *key[1:3]
-
-
-def having(variant: str) -> list[str]:
-    """The experiments that have this variant."""
-    return [name for name in EXPERIMENTS if variant == "paper" or f"{name}-{variant}" in PRESETS]
 
 
 def setting(record: dict) -> tuple[str, str, float]:
@@ -114,9 +108,12 @@ def cells(records: list[dict]) -> list[str]:
     means = [record["mean"] for record in records]
     points = ("gain_points", "gain_over_local_points", "gap_to_pooled_points")
     last = records[-1]
+    accuracies = [over_seeds([mean[column] for mean in means], 3) for column in COLUMNS]
+    if all("reestimated_accuracy" in mean for mean in means):
+        accuracies[0] += f" ({over_seeds([mean['reestimated_accuracy'] for mean in means], 3)} re-estimated)"
     return [
         ", ".join(str(record["seed"]) for record in records),
-        *(over_seeds([mean[column] for mean in means], 3) for column in COLUMNS),
+        *accuracies,
         *(over_seeds([mean[column] for mean in means], 1) for column in points),
         over_seeds([record["seconds"]["total"] / 60 for record in records], 0) + of_cpu(records) + reused(records),
         device(last),
@@ -184,11 +181,9 @@ def main() -> None:
     parser.add_argument("--devices", help="as in `fedmd-jax run`: devices to shard clients over")
     parser.add_argument("--table", action="store_true", help="write the table and run nothing")
     options = parser.parse_args()
-    if missing := set(options.experiments or ()) - set(having(options.variant)):
-        parser.error(f"there is no variant {options.variant} of {', '.join(sorted(missing))}")
     given = {"--pretrained-dir": options.pretrained_dir, "--devices": options.devices}
     more = [word for name, value in given.items() if value is not None for word in (name, value)]
-    for experiment in () if options.table else options.experiments or having(options.variant):
+    for experiment in () if options.table else options.experiments or EXPERIMENTS:
         for seed in range(options.seed, options.seed + options.seeds):
             run(experiment, options.variant, options.width, seed, more=more)
             write_table()

@@ -17,6 +17,7 @@ import pathlib
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from timing import Contender, append_json, copy_ceiling, interleave, matmul_ceiling
 
@@ -39,6 +40,7 @@ class Work:
     digest: tuple[int, int] = (1, 256)  # epochs, batch size
     revisit: tuple[int, int] = (2, 5)
     tf32: bool = False
+    dtype: str = "float32"  # of activations and products of fedmd_jax; the peers have float32
 
     def data(self) -> dict:
         """Noise in the shape of the images: public, private of each client, test."""
@@ -55,13 +57,15 @@ class Work:
 
     def modules(self) -> list:
         """The Flax modules."""
-        return [paper_cnn(TABLE_1[i], NUM_CLASSES, width=self.width) for i in self.networks]
+        networks = (paper_cnn(TABLE_1[i], NUM_CLASSES, width=self.width) for i in self.networks)
+        return [network.clone(dtype=jnp.dtype(self.dtype)) for network in networks]
 
 
 class Ours:
     """The library; each method runs one phase for all clients and waits for it."""
 
     def __init__(self, work: Work):
+        self.dtype = work.dtype
         jax.config.update("jax_default_matmul_precision", "tensorfloat32" if work.tf32 else "float32")
         groups = {
             f"network {i}": fmd.ArchitectureGroup(architecture_from_linen(module, penalty=head_l2(1e-3)), [k])
@@ -116,7 +120,11 @@ class Ours:
 
     def ceilings(self) -> dict[str, float]:
         """Measures the peak rates of this machine."""
-        return {"matmul_gflops": matmul_ceiling(), "copy_gbytes": copy_ceiling(), "device": str(jax.devices()[0])}
+        return {
+            "matmul_gflops": matmul_ceiling(self.dtype),
+            "copy_gbytes": copy_ceiling(),
+            "device": str(jax.devices()[0]),
+        }
 
 
 def phases(group: fmd.ArchitectureGroup, digest: fmd.TrainingConfig, revisit: fmd.TrainingConfig) -> dict:
@@ -191,14 +199,15 @@ def wanted_contenders(options: argparse.Namespace) -> dict[str, tuple]:
     return found
 
 
-def report(samples: dict, peaks: dict[str, int], flops: dict[str, float]) -> None:
-    """Prints the table; the ratio is the best peer's time divided by that of fedmd_jax."""
+def report(samples: dict, peaks: dict[str, int], flops: dict[str, float], ceiling: float) -> None:
+    """Prints the table; the ratio is the best peer's time divided by that of fedmd_jax, `ceiling` is in GFLOP/s."""
     peers = [name for name in samples if name != "fedmd_jax"]
-    print(f"{'':<38}{'first call':>11}{'median':>10}{'low':>10}{'high':>10}{'GFLOP/s':>9}")
+    print(f"{'':<38}{'first call':>11}{'median':>10}{'low':>10}{'high':>10}{'GFLOP/s':>9}{'share':>7}")
     for phase in samples["fedmd_jax"]:
         for name, found in samples.items():
             first, *seconds = found[phase]
-            rate = f"{flops[phase] / found[phase].median:9.0f}" if phase in flops else ""
+            gflops = flops.get(phase, 0.0) / found[phase].median
+            rate = f"{gflops:9.0f}{gflops / ceiling:7.0%}" if phase in flops else ""
             columns = "".join(f"{value:>8.3f} s" for value in seconds)
             print(f"{phase:<10}{name:<28}{first:>9.1f} s{columns}{rate}")
         if peers:
@@ -219,6 +228,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--digest", type=int, nargs=2, default=Work.digest, metavar=("EPOCHS", "BATCH"))
     parser.add_argument("--revisit", type=int, nargs=2, default=Work.revisit, metavar=("EPOCHS", "BATCH"))
     parser.add_argument("--tf32", action="store_true", help="TF32 products on GPUs instead of float32")
+    parser.add_argument("--dtype", default=Work.dtype, choices=("float32", "bfloat16"), help="of fedmd_jax")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE")
     return parser.parse_args(argv)
@@ -233,6 +243,7 @@ def main(argv: list[str] | None = None) -> None:
         digest=tuple(options.digest),
         revisit=tuple(options.revisit),
         tf32=options.tf32,
+        dtype=options.dtype,
     )
     running = {}
     try:
@@ -252,7 +263,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     print(f"products {ceilings['matmul_gflops']:.0f} GFLOP/s, copies {ceilings['copy_gbytes']:.0f} GB/s")
     flops = work_flops(work)
-    report(samples, peaks, flops)
+    report(samples, peaks, flops, ceilings["matmul_gflops"])
     for name, found in samples.items():
         for phase, sample in found.items():
             figures = {**sample._asdict(), "gflop": flops.get(phase), "peak_bytes": peaks[name], **ceilings}

@@ -47,9 +47,10 @@ def measure(fn: Callable[..., Any], *args: Any, repeats: int = 5) -> Timing:
     return Timing(compile_seconds, statistics.median(seconds))
 
 
-def matmul_ceiling(size: int = 1024) -> float:
-    """GFLOP/s of a float32 matrix product on this machine, for comparison."""
-    x = jnp.ones((size, size))
+def matmul_ceiling(dtype: str = "float32") -> float:
+    """GFLOP/s of a matrix product on this machine, for comparison; large enough to occupy a GPU."""
+    size = 1024 if jax.default_backend() == "cpu" else 8192
+    x = jnp.ones((size, size), dtype)
     return 2 * size**3 / measure(jnp.matmul, x, x).run / 1e9
 
 

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-SCORE_BATCH = 256
+# On a CPU PyTorch scores network 0 of Table 1 with 64 images at once up to twice as fast as with 256.
+SCORE_BATCH = 1024 if torch.cuda.is_available() else 64
 # Ten networks share their modules' code, and each has whole and partial batches in training and in inference.
 torch._dynamo.config.recompile_limit = 1000
 torch._dynamo.config.accumulated_recompile_limit = 10000

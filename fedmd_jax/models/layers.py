@@ -171,14 +171,14 @@ class ConvBatchNorm(FoldedBatchNorm):
         """Convolves, and normalises every channel.
 
         Args:
-          x: images, [B, H, W, I].
+          x: images, [B, H, W, I]; this and the other arguments but `conv` are those of `FoldedBatchNorm`.
           kernel: [h, w, I, O].
-          bias: bias of the convolution, [O]. In training it affects the running mean only.
-          strides: steps along H and W.
-          padding: "SAME" or "VALID".
+          bias: [O].
+          strides: of the convolution.
+          padding: of the convolution.
           conv: as `jax.lax.conv_general_dilated`.
-          train: as in `BatchNorm`.
-          mask: as in `BatchNorm`.
+          train: whether batch statistics are used.
+          mask: [B], bool.
 
         Returns:
           [B, H', W', O].

@@ -123,7 +123,7 @@ class Ours:
         return {
             "matmul_gflops": matmul_ceiling(self.dtype),
             "copy_gbytes": copy_ceiling(),
-            "device": str(jax.devices()[0]),
+            "device": jax.devices()[0].device_kind,
         }
 
 

@@ -254,8 +254,8 @@ def choose_form(x_shape: Sequence[int], kernel_shape: Sequence[int], *, platform
         return native
     if platform == "cpu":
         return blocked if kernel_shape[2] <= 8 else patches
-    # By construction, not measured. Patches need nine times the memory traffic of a 3x3 convolution; grouped
-    # convolutions, which vmap makes of native ones, are slow backward.
+    # Patches need nine times the memory traffic of a 3x3 convolution; grouped convolutions, which vmap makes of native
+    # ones, are slow backward (benchmarks/NOTES.md, one H200).
     return native_or_patches
 
 

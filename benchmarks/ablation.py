@@ -13,7 +13,7 @@ mean over classes. Training diverges if it grows from round to round.
 import argparse
 import pathlib
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import jax
@@ -81,18 +81,28 @@ def rounds(setup: Setup, num_rounds: int) -> Iterator[tuple[int, str, Accuracy]]
 
 
 def transferred(setup: Setup) -> States:
-    """The clients after transfer learning, network by network as in a run."""
-    programs = setup.federation.programs
+    """The clients after transfer learning, as in a run."""
+    arguments, named = setup.arguments("train_private")
+    states, _ = setup.federation.programs["train_private"](pretrained(setup), *arguments, **named)
+    return states
 
-    def call(program: str, *states: States):
-        arguments, named = setup.arguments(program)
-        return programs[program](*states, *arguments, **named)
 
-    states = call("new_states")
-    for name in setup.federation.groups:
-        trained, _ = call("pretrain", {name: states[name]})
-        states = {**states, **trained}
-    states, _ = call("train_private", states)
+def pretrained(setup: Setup, names: Sequence[str] | None = None) -> States:
+    """The clients after the public half of transfer learning, of all groups or of some.
+
+    As in a run, groups are trained one after the other, if they are not in the folder of pretrained clients.
+    """
+    cache, programs = setup.pretrained_cache(pathlib.Path()), setup.federation.programs
+    arguments, named = setup.arguments("new_states")
+    fresh, found = programs["new_states"](*arguments, **named), cache.found()
+    arguments, named = setup.arguments("pretrain")
+    states = {}
+    for name in setup.federation.groups if names is None else names:
+        if name in found:
+            states[name] = jax.device_put(cache.load(name)[0])
+        else:
+            trained, _ = programs["pretrain"]({name: fresh[name]}, *arguments, **named)
+            states |= trained
     return states
 
 

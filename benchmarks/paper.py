@@ -1,15 +1,17 @@
 """How close does FedMD come to the paper, and what do the baselines reach?
 
     python benchmarks/paper.py [--experiments letters-iid ...] [--variant paper|released|tuned] [--width 0.25]
-                               [--seeds 3] [--devices all] [--pretrained-dir DIR] [--table]
+                               [--seeds 3] [--devices all] [--pretrained-dir DIR] [--runs-dir DIR] [--table]
 
 Runs the experiments with `fedmd-jax run`, one seed after the other, stores the results in
 `benchmarks/results/paper/*.json` with command, commit, date, device and versions, and writes the table and the curves
-of all stored results to `benchmarks/README.md`. Data sets are found as by `fedmd-jax` (FEDMD_JAX_DATA). With --table
-nothing is run.
+of all stored results to `benchmarks/README.md`. Data sets are found as by `fedmd-jax` (FEDMD_JAX_DATA). With --runs-dir
+the directories of runs are kept, and the same command goes on with a run that was interrupted. With --table nothing is
+run.
 """
 
 import argparse
+import contextlib
 import datetime
 import json
 import pathlib
@@ -18,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import timing
 
 from fedmd_jax.cli import main as fedmd_jax
@@ -30,17 +33,35 @@ README = HERE / "README.md"
 BEGIN, END = "<!-- the table of paper.py -->", "<!-- its end -->"
 VARIANTS = ("paper", "released", "tuned")
 EXPERIMENTS = ("letters-iid", "letters-writers", "cifar-iid", "cifar-superclass")
+COLORS = {"paper": "black", "released": "tab:green", "tuned": "tab:orange"}
+BOUNDS = {
+    "pooled": ("pooled_accuracy", {"color": "tab:red", "linestyle": "--", "linewidth": 1.2}),
+    "local only": ("local_accuracy", {"color": "tab:blue", "linestyle": "--", "linewidth": 1.2}),
+}
 COLUMNS = ("transfer_accuracy", "local_accuracy", "final_accuracy", "pooled_accuracy")
 
 
-def run(experiment: str, variant: str, width: float, seed: int, *, more: Sequence[str] = ()) -> None:
-    """Runs one seed and writes its file; `more` are options that change results by rounding at most."""
+def run(
+    experiment: str, variant: str, width: float, seed: int, *, runs_dir: str | None = None, more: Sequence[str] = ()
+) -> None:
+    """Runs one seed and writes its file.
+
+    Args:
+      experiment: one of `EXPERIMENTS`.
+      variant: one of `VARIANTS`.
+      width: factor of the filters.
+      seed: decides everything that is random.
+      runs_dir: where the directory of the run is kept, and continued if it is there.
+      more: options that change results by rounding at most.
+    """
     name = experiment if variant == "paper" else f"{experiment}-{variant}"
     options = ["--width", str(width), "--seed", str(seed)]
     cpu_seconds = time.process_time()
-    with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder) / "run"
-        if fedmd_jax(["run", name, *options, *more, "--out", str(path)]) != 0:
+    with tempfile.TemporaryDirectory() if runs_dir is None else contextlib.nullcontext(runs_dir) as folder:
+        path = pathlib.Path(folder) / f"{name}-width{width:g}-seed{seed}"
+        is_resumed = path.exists()
+        words = ["--resume", str(path)] if is_resumed else [name, *options, *more, "--out", str(path)]
+        if fedmd_jax(["run", *words]) != 0:
             raise SystemExit(f"{experiment} with seed {seed} failed")
         summary, config = (json.loads((path / f"{name}.json").read_text()) for name in ("summary", "config"))
         lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
@@ -58,7 +79,7 @@ def run(experiment: str, variant: str, width: float, seed: int, *, more: Sequenc
         "pretrained_before": len(config["pretrained_from"]) / len(set(config["settings"]["networks"])),
         "devices": config["settings"]["devices"],
         "xla_flags": config["environment"].get("XLA_FLAGS"),
-        "cpu_seconds": time.process_time() - cpu_seconds,
+        "cpu_seconds": None if is_resumed else time.process_time() - cpu_seconds,
         "mean_accuracy_by_round": curve,
         **summary,
     }
@@ -123,7 +144,7 @@ def cells(records: list[dict]) -> list[str]:
 
 def of_cpu(records: list[dict]) -> str:
     """Mean CPU minutes, which do not depend on other load."""
-    if any("cpu_seconds" not in record for record in records):  # an older file
+    if any(record.get("cpu_seconds") is None for record in records):  # resumed, or an older file
         return ""
     return f" ({statistics.mean(record['cpu_seconds'] / 60 for record in records):.0f} of cores)"
 
@@ -135,27 +156,43 @@ def reused(records: list[dict]) -> str:
 
 
 def curves(records: Iterable[dict]) -> bytes:
-    """PNG of the mean accuracy after each round: a panel per setting, a line per seed."""
-    panels: dict[tuple, list[dict]] = {}
+    """PNG of the mean accuracy after each round: a panel per experiment and width, a colour per variant.
+
+    Lines are means over seeds and bands are from the lowest to the highest seed.
+    """
+    panels: dict[tuple, dict[str, list[dict]]] = {}
     for record in sorted(records, key=lambda record: _order(setting(record))):
-        panels.setdefault(setting(record), []).append(record)
-    figure = new_figure(4.2 * len(panels), 3.6)
+        experiment, variant, width = setting(record)
+        panels.setdefault((experiment, width), {}).setdefault(variant, []).append(record)
+    figure = new_figure(4.4 * len(panels), 3.8)
     all_axes = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)[0]
-    for axes, (key, group) in zip(all_axes, panels.items(), strict=True):
-        for record in group:
-            axes.plot(record["mean_accuracy_by_round"], color="black", linewidth=1.2, alpha=0.6)
-        bounds = {"local only": ("local_accuracy", "tab:blue"), "pooled": ("pooled_accuracy", "tab:red")}
-        for name, (column, color) in bounds.items():
-            for record in group:
-                label = name if record is group[0] else None
-                axes.axhline(record["mean"][column], color=color, linestyle="--", linewidth=1, alpha=0.6, label=label)
-        axes.set_title(f"{key[0]}, {key[1]}, width {key[2]:g}", fontsize=9, loc="left")
+    for axes, ((experiment, width), variants) in zip(all_axes, panels.items(), strict=True):
+        every = [record for group in variants.values() for record in group]
+        last = max(record["num_rounds_done"] for record in every)
+        for name, (column, style) in BOUNDS.items():
+            _band(axes, [[record["mean"][column]] * (last + 1) for record in every], label=name, **style)
+        for variant, group in variants.items():
+            label = f"FedMD, {variant} ({_count(len(group), 'seed')})"
+            _band(axes, [record["mean_accuracy_by_round"] for record in group], label=label, color=COLORS[variant])
+        axes.set_title(f"{experiment}, width {width:g}", fontsize=10, loc="left")
         axes.set_xlabel("round (0: after transfer learning)")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.25)
         axes.legend(fontsize=8, loc="lower right")
-    figure.supylabel("accuracy, mean of ten clients", fontsize=9)
+    all_axes[0].set_ylabel("test accuracy, mean of ten clients")
     return to_png(figure)
+
+
+def _band(axes, curves_of_seeds: Sequence[Sequence[float]], **style) -> None:
+    """Draws the mean of curves of equal length, and a band from the lowest to the highest."""
+    values = np.array(curves_of_seeds)
+    rounds = np.arange(values.shape[1])
+    axes.plot(rounds, values.mean(axis=0), **{"linewidth": 1.8} | style)
+    axes.fill_between(rounds, values.min(axis=0), values.max(axis=0), color=style["color"], alpha=0.15, linewidth=0)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def write_table() -> None:
@@ -178,6 +215,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="first seed")
     parser.add_argument("--seeds", type=int, default=1, help="number of seeds")
     parser.add_argument("--pretrained-dir", help="as in `fedmd-jax run`: reuse public training")
+    parser.add_argument("--runs-dir", help="keep the directories of runs, and go on with interrupted ones")
     parser.add_argument("--devices", help="as in `fedmd-jax run`: devices to shard clients over")
     parser.add_argument("--table", action="store_true", help="write the table and run nothing")
     options = parser.parse_args()
@@ -185,7 +223,7 @@ def main() -> None:
     more = [word for name, value in given.items() if value is not None for word in (name, value)]
     for experiment in () if options.table else options.experiments or EXPERIMENTS:
         for seed in range(options.seed, options.seed + options.seeds):
-            run(experiment, options.variant, options.width, seed, more=more)
+            run(experiment, options.variant, options.width, seed, runs_dir=options.runs_dir, more=more)
             write_table()
     write_table()
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from fedmd_jax.algorithms.exchange import Mean, Report
 from fedmd_jax.client import phases
+from fedmd_jax.client.losses import at_least_float32
 from fedmd_jax.client.statistics import estimate_statistics
 from fedmd_jax.client.training import Distance, TrainingConfig
 from fedmd_jax.types import Architecture, ClientState, PrivateDataset, PublicDataset, TrainingInfo
@@ -53,7 +54,7 @@ def class_means(outputs: chex.Array, private: PrivateDataset, num_classes: int) 
       ([[5.0], [0.0], [2.0]], [1.0, 0.0, 2.0])
     """
     real = jnp.arange(len(outputs)) < private.num_examples
-    outputs = outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
+    outputs = at_least_float32(outputs)
     of_class = (private.labels[:, None] == jnp.arange(num_classes)[None]) & real[:, None]
     of_class, outputs = of_class.astype(outputs.dtype), jnp.where(real[:, None], outputs, 0.0)
     counts = of_class.sum(axis=0)

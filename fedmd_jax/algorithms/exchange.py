@@ -43,7 +43,7 @@ from fedmd_jax.algorithms.participation import complete_participants
 from fedmd_jax.algorithms.public_subset import draw_public_subset
 from fedmd_jax.client import phases
 from fedmd_jax.client.guards import keep_if_finite
-from fedmd_jax.client.losses import mae
+from fedmd_jax.client.losses import at_least_float32, mae
 from fedmd_jax.client.scoring import score, scores_size
 from fedmd_jax.client.training import Distance, TrainingConfig
 from fedmd_jax.mapping.chunking import ClientsPerChunk, all_reduce
@@ -128,7 +128,7 @@ def probabilities_report(
       [[0.5, 0.5]]
     """
     report = scores_report(architecture, state, subset, private)
-    return report._replace(values=jax.nn.softmax(_float32(report.values) / temperature))
+    return report._replace(values=jax.nn.softmax(at_least_float32(report.values) / temperature))
 
 
 def send_mean(
@@ -417,7 +417,7 @@ def _with_statistics(state, estimated):
 def _send(architecture, state, estimated, subset, private, key, *, report, transforms):
     """What one client sends: [R, D + 1], its values times their weights, and the weights, which are summed alike."""
     values, weights = report(architecture, _with_statistics(state, estimated), subset, private)
-    values, weights = _float32(values), _float32(weights)
+    values, weights = at_least_float32(values), at_least_float32(weights)
     for number, transform in enumerate(transforms):
         values = transform(values, jax.random.fold_in(key, number))
     weights = weights[:, None]
@@ -434,7 +434,8 @@ def _unpack(sent, weight=1.0):
 def _mean_of_all(reports):
     """The weighted mean of all reports, [R, D]."""
     weights = reports.weights.sum(axis=0)
-    return jnp.einsum("kr,krd->rd", reports.weights, reports.values) / jnp.where(weights > 0, weights, 1.0)[:, None]
+    total = jnp.einsum("kr,krd->rd", reports.weights, reports.values, precision=jax.lax.Precision.HIGHEST)
+    return total / jnp.where(weights > 0, weights, 1.0)[:, None]
 
 
 def _split(targets, client_ids):
@@ -476,8 +477,3 @@ def revisit_completed(architecture, completed, state, private, targets, key, *, 
     """The private training of one client, reverted if it does not complete: (state, losses [E], whether finite)."""
     state, info = keep_if_finite(revisit)(architecture, completed, state, private, targets, key)
     return state, info.loss, info.finite
-
-
-def _float32(values):
-    """At least float32: values of networks of different precision are added."""
-    return values.astype(jnp.promote_types(values.dtype, jnp.float32))

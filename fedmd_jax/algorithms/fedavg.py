@@ -16,6 +16,7 @@ from fedmd_jax.algorithms.exchange import no_digest, revisit_alone, revisit_comp
 from fedmd_jax.algorithms.fedmd import round_keys
 from fedmd_jax.algorithms.participation import complete_participants
 from fedmd_jax.algorithms.public_subset import draw_public_subset
+from fedmd_jax.client.losses import at_least_float32
 from fedmd_jax.client.training import TrainingConfig
 from fedmd_jax.mapping.chunking import ClientsPerChunk, all_reduce
 from fedmd_jax.mapping.grouped import map_groups, sum_groups
@@ -223,7 +224,7 @@ def network_of(state: ClientState, exists: chex.Array) -> GroupNetwork:
     """The network of a client, to be averaged."""
 
     def take(leaf):
-        return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) if _is_averaged(leaf) else jnp.zeros(())
+        return at_least_float32(leaf) if _is_averaged(leaf) else jnp.zeros(())
 
     return GroupNetwork(jax.tree.map(take, state.params), jax.tree.map(take, state.model_state), exists)
 

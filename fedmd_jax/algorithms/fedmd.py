@@ -14,7 +14,7 @@ from fedmd_jax.aggregators.mean import weighted_mean
 from fedmd_jax.algorithms.participation import complete_participants
 from fedmd_jax.algorithms.public_subset import draw_public_subset
 from fedmd_jax.client.guards import keep_if_finite
-from fedmd_jax.client.losses import mae
+from fedmd_jax.client.losses import at_least_float32, mae
 from fedmd_jax.client.phases import digest, revisit
 from fedmd_jax.client.scoring import score, scores_size
 from fedmd_jax.client.training import TrainingConfig
@@ -197,7 +197,7 @@ def report(
     """The report of one client to the server: its transformed scores on the public subset, [M, C]."""
     scores = score(architecture, state, inputs)
     # Scores of networks of different precision are added, and on a mesh computed in one program.
-    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    scores = at_least_float32(scores)
     for number, transform in enumerate(transforms):
         scores = transform(scores, jax.random.fold_in(key, number))
     return scores

@@ -10,6 +10,7 @@ from fedmd_jax.algorithms.base import Algorithm
 from fedmd_jax.algorithms.exchange import revisit_alone
 from fedmd_jax.algorithms.fedavg import parameters_algorithm
 from fedmd_jax.checks import check_not_negative
+from fedmd_jax.client.losses import at_least_float32
 from fedmd_jax.client.training import TrainingConfig
 from fedmd_jax.types import Architecture, ClientState, PrivateDataset, TrainingInfo
 
@@ -58,7 +59,7 @@ def revisit_near_start(
     """The revisit of one client, with the proximal term as a further penalty of its network."""
 
     def squared_distance(own, start):
-        return jnp.sum(jnp.square((own - start).astype(jnp.promote_types(own.dtype, jnp.float32))))
+        return jnp.sum(jnp.square(at_least_float32(own - start)))
 
     def penalty(params):
         distances = jax.tree.map(squared_distance, params, state.params)

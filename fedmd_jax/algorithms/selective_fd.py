@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from fedmd_jax.algorithms.base import Algorithm, Sizes, Traffic
 from fedmd_jax.algorithms.exchange import Mean, Report, exchange_algorithm, scores_report
 from fedmd_jax.checks import check_share
-from fedmd_jax.client.losses import kl_of_probabilities
+from fedmd_jax.client.losses import at_least_float32, kl_of_probabilities
 from fedmd_jax.client.phases import digest
 from fedmd_jax.client.scoring import score
 from fedmd_jax.client.training import TrainingConfig
@@ -86,7 +86,7 @@ def report_confident(
 ) -> Report:
     """The probabilities of the public subset, [M, C], with weight 1 for rows that the client keeps, else 0."""
     scores = scores_report(architecture, state, subset, private).values
-    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    scores = at_least_float32(scores)
     sure = confidence(scores)
     if of_private:
         real = jnp.arange(len(private.labels)) < private.num_examples

@@ -11,6 +11,21 @@ import optax
 from fedmd_jax.checks import check_numbers, check_positive
 
 
+def at_least_float32(values: chex.Array) -> chex.Array:
+    """The values in float32, or as they are if they are more precise, for sums of values of lower precision.
+
+    Args:
+      values: floats of any shape.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fedmd_jax.client.losses import at_least_float32
+      >>> at_least_float32(jnp.ones(2, jnp.bfloat16)).dtype
+      dtype('float32')
+    """
+    return values.astype(jnp.promote_types(values.dtype, jnp.float32))
+
+
 def mae(logits: chex.Array, targets: chex.Array) -> chex.Array:
     """Mean absolute error between the scores of each example: the digest loss of the released FedMD code.
 

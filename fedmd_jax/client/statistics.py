@@ -1,5 +1,7 @@
 """Batch statistics of a client's network, estimated anew instead of moved."""
 
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -82,6 +84,7 @@ def _pooled(old, found, weights):
         return old
     if not {"mean", "var"} <= set(old):
         return {name: _pooled(leaf, found[name], weights) for name, leaf in old.items()}
-    mean = jnp.tensordot(weights, found["mean"], 1)
-    var = jnp.tensordot(weights, found["var"] + jnp.square(found["mean"] - mean[None]), 1)
+    average = partial(jnp.tensordot, weights, axes=1, precision=jax.lax.Precision.HIGHEST)
+    mean = average(found["mean"])
+    var = average(found["var"] + jnp.square(found["mean"] - mean[None]))
     return {**old, "mean": mean.astype(old["mean"].dtype), "var": var.astype(old["var"].dtype)}

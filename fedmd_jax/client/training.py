@@ -19,6 +19,7 @@ import optax
 from fedmd_jax.checks import check_count, describe_value
 from fedmd_jax.client.early_stopping import EarlyStopping, initial_patience, update_patience
 from fedmd_jax.client.guards import all_finite, zero_where_not_finite_before
+from fedmd_jax.client.losses import at_least_float32
 from fedmd_jax.client.optimizers import adam, with_hyperparameters_of
 from fedmd_jax.client.scoring import check_logits, compute_accuracy, score
 from fedmd_jax.types import Architecture, PrivateDataset, TrainingInfo
@@ -249,7 +250,7 @@ def _batch_loss(architecture, example_loss, params, model_state, inputs, targets
     check_logits(logits, len(inputs))
     _check_example_loss(example_loss, logits, targets)
     losses = example_loss(logits, targets)
-    losses = jnp.where(mask, losses.astype(jnp.promote_types(losses.dtype, jnp.float32)), 0.0)
+    losses = jnp.where(mask, at_least_float32(losses), 0.0)
     mean = jnp.sum(losses) / jnp.maximum(jnp.sum(mask), 1).astype(losses.dtype)
     penalty = architecture.penalty(params)
     if not isinstance(penalty, (int, float, np.generic, jax.Array)) or jnp.shape(penalty) != ():

@@ -63,6 +63,7 @@ class Watch:
     def __init__(self, train: bool, mask: chex.Array | None, *, statistics_only: bool = False):
         self.train, self.mask, self.statistics_only = train, mask if train else None, statistics_only
         self.kept: dict[tuple, float] = {}
+        self._norms: dict[tuple, Any] = {}
         self.batch_first = self.leading = False
         self.layers: dict[str, bool] = {}
         self.seen: set[tuple] = set()
@@ -95,10 +96,15 @@ class Watch:
             )
         self.layers[name] = self.layers[name] or active
         if rate is not None:
-            if self.statistics_only:
+            if self.statistics_only and active:
                 given[flag] = not FLAGS[flag]
             return
         if active:
+            if self.statistics_only and self._norms.setdefault(path, layer) is not layer:
+                raise ValueError(
+                    f"{name} is traced more than once, as in nn.scan, so that it is not known how often it moves its "
+                    "statistics, and new ones cannot be estimated: write the layers out"
+                )
             self.kept[path] = self.kept.get(path, 1.0) * layer.momentum
         if "mask" not in call.signature.parameters:
             return
@@ -267,8 +273,8 @@ def watched(convention: Convention, run: Callable[..., tuple[chex.Array, chex.Ar
 def batch_statistics(convention: Convention, run: Callable, prefix: tuple = ()) -> Callable:
     """`Architecture.statistics` of a network.
 
-    A batch norm moves its statistics from old to new ones by `old + (1 - momentum) * (new - old)`, so that zeros as old
-    ones give the new ones.
+    A batch norm moves its statistics from old to new ones by `old + (1 - momentum) * (new - old)`. If the old ones are
+    zero the result is `(1 - momentum) * new`.
 
     Args:
       convention: as of `watched`.
@@ -277,34 +283,39 @@ def batch_statistics(convention: Convention, run: Callable, prefix: tuple = ()) 
     """
 
     def statistics(params, model_state, inputs, *, mask=None):
-        def attempt(args, kwargs):
-            watch = Watch(True, mask, statistics_only=True)
-            key = jax.random.key(0)  # no layer draws from it
-            return *run(params, jax.tree.map(_zero_if_float, model_state), inputs, args, kwargs, watch, key), watch
+        def call(model_state):
+            def attempt(args, kwargs):
+                watch = Watch(True, mask, statistics_only=True)
+                key = jax.random.key(0)  # no layer draws from it
+                return *run(params, model_state, inputs, args, kwargs, watch, key), watch
 
-        _, moved, watch = convention.call(attempt, True, mask, {})
-        for path, kept in watch.kept.items():
-            if kept == 1.0:  # such statistics never move
-                continue
-            model_state = _replaced(model_state, (*prefix, *path), moved, 1.0 - kept)
+            _, moved, watch = convention.call(attempt, True, mask, {})
+            return moved, watch
+
+        # Statistics with a momentum of one never move. Other state, such as constants, keeps its value.
+        _, watch = _trace(call, model_state)
+        steps = {(*prefix, *path): 1.0 - kept for path, kept in watch.kept.items() if kept != 1.0}
+        zeroed = model_state
+        for path in steps:
+            zeroed = _with_statistics(zeroed, path, jnp.zeros_like, model_state)
+        moved, _ = call(zeroed)
+        for path, step in steps.items():
+            model_state = _with_statistics(model_state, path, lambda new, step=step: new / step, moved)
         return model_state
 
     return statistics
 
 
+def _with_statistics(model_state, path, change, source):
+    """A copy of nested dictionaries in which mean and variance at a path are `change` of those of `source`."""
+    if path:
+        rest = _with_statistics(model_state[path[0]], path[1:], change, source[path[0]])
+        return {**model_state, path[0]: rest}
+    return {**model_state, **{name: change(source[name]) for name in ("mean", "var")}}
+
+
 def _is_float(leaf):
     return jnp.issubdtype(leaf.dtype, jnp.floating)
-
-
-def _zero_if_float(leaf):
-    return jnp.zeros_like(leaf) if _is_float(leaf) else leaf
-
-
-def _replaced(old, path, moved, step):
-    """A copy of nested dictionaries in which mean and variance at a path are those of `moved`, divided by the step."""
-    if not path:
-        return {name: moved[name] / step if name in ("mean", "var") else leaf for name, leaf in old.items()}
-    return {**old, path[0]: _replaced(old[path[0]], path[1:], moved[path[0]], step)}
 
 
 def sown_features(sown: Mapping[str, Any], num_rows: int, network: str) -> chex.Array:

@@ -18,6 +18,7 @@ from fedmd_jax.models.layers import (
     ReLUDropoutOfParts,
     check_positive,
     check_rate,
+    convolve,
     map_parts,
     windows_are_cheap,
 )
@@ -181,10 +182,7 @@ def _pooling(layer, following):
 
 def _block(kernel, bias, how, drop, pool, rows, first):
     """Convolution, ReLU, dropout and pooling of some rows of the batch; `first` is the number of the first."""
-    strides, padding = how["strides"], how["padding"]
-    kernel, axes = kernel.astype(rows.dtype), ("NHWC", "HWIO", "NHWC")
-    y = conv_general_dilated(rows, kernel, strides, padding, dimension_numbers=axes)
-    y = (y + bias.reshape(1, 1, 1, -1)).astype(rows.dtype)
+    y = convolve(rows, kernel, bias, **how)
     return pool(drop(y, first * jnp.uint32(math.prod(y.shape[1:]))))
 
 
@@ -193,23 +191,24 @@ def _convolve_block(block, x, kernel, strides, padding, **others):
 
     The arrays of a part stay in the cache (benchmarks/NOTES.md has the gain).
     """
+    dtype, kernel = kernel.dtype, kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))  # sums over the parts
 
     def part(rows, first):
-        return conv_general_dilated(block(rows, first), kernel, strides, padding, **others)
+        return conv_general_dilated(block(rows, first), kernel.astype(dtype), strides, padding, **others)
 
     size = math.prod(x.shape[1:3]) // math.prod(strides) * math.prod(kernel.shape[:3])
     return map_parts(part, x, _rows_per_part(len(x), size))
 
 
 def _rows_per_part(num_rows, size):
-    """Rows of a part: a divisor of their number, for about `size` elements of patches in each row."""
+    """Number of rows of a part: a divisor of `num_rows`. Each row has about `size` elements of patches."""
     most = min(16, _CACHED // size)
     divisors = [n for n in range(4, most + 1) if num_rows % n == 0]
     in_parts = jax.default_backend() == "cpu" and num_rows * size >= _LARGE and divisors
     return max(divisors) if in_parts else num_rows
 
 
-# Elements: of a part at most, and of a batch at least, if it is cut into parts. On one core half of both is faster.
+# Elements of patches: most in a part, and fewest in a batch that is divided. Half of both is faster on one core.
 _CACHED, _LARGE = 2**20, 2**22
 
 

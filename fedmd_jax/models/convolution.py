@@ -173,8 +173,9 @@ def shifted(x, kernel, strides, pads, precision=None):
 def native_or_patches(x, kernel, strides, pads, precision=None):
     """`native`, or `patches` if the kernel is vmapped: not a grouped convolution, but a batched product.
 
-    Under vmap over the images alone it is one `native` convolution of all images. The gradients are `native` without
-    vmap, else those of `patches`. It has a custom VJP and therefore no forward-mode derivative, as `patches`.
+    Under vmap over the images alone it is one `native` convolution of all images. Without vmap the gradients are native
+    convolutions; under vmap, also over the images alone, they are those of `patches`. It has a custom VJP and therefore
+    no forward-mode derivative, as `patches`; unlike with `patches`, its gradient has no gradient.
 
     Example:
       >>> import jax, jax.numpy as jnp, fedmd_jax as fmd
@@ -243,7 +244,7 @@ def choose_form(x_shape: Sequence[int], kernel_shape: Sequence[int], *, platform
     """
     del x_shape
     # One CPU core, ms, `python benchmarks/conv_forms.py --clients 1`, all with 3x3 kernels and batches of 64:
-    #                            forward, gradients of kernel (with what of the pass it needs) and of images
+    #                            forward, gradient of the kernel (with what it repeats of the forward), of the images
     #                               shifted           patches          blocked           native
     #   34x34x3 -> 16              25   7    3       12  10    2       4   4   2       7   88    9
     #   30x30x8 -> 16              10   8    2       16  16    2       9   8   2       4  232   16
@@ -330,6 +331,7 @@ def avg_pool(
       >>> fmd.models.avg_pool(jnp.ones((1, 3, 3, 1)), (2, 2), padding="SAME").flatten().tolist()
       [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
     """
+    x = x.astype(jnp.result_type(x, float))  # integers become floats
     return _avg_pool(x, tuple(window), tuple(strides), explicit_pads(x.shape, window, strides, padding))
 
 

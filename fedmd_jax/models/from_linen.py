@@ -142,8 +142,15 @@ def _interceptor(watch: Watch):
             return call(*args, **kwargs)
         given = inspect.signature(context.orig_method).bind(*args, **kwargs)  # of a base class, if a subclass calls it
         watch.observe(layer, layer.path, rule, given)
-        if watch.statistics_only and isinstance(layer, nn.Dropout):  # its flag may be fixed by its constructor
+        if watch.statistics_only and isinstance(layer, nn.Dropout):  # its flag may be set in its constructor
             return given.arguments["inputs"]
+        _, flag, rate = rule
+        is_fixed = rate is not None and getattr(layer, flag, None) is not None
+        if watch.statistics_only and is_fixed and given.arguments.get(flag) is not None:
+            raise ValueError(
+                f"the {flag} of {type(layer).__name__} {'/'.join(layer.path)!r} is set in its constructor, so that it "
+                "cannot be switched off to estimate batch statistics: hand it over in the call"
+            )
         return call(*given.args, **given.kwargs)
 
     return intercept

@@ -82,12 +82,13 @@ class BatchNorm(nn.Module):
 
 
 class FoldedBatchNorm(BatchNorm):
-    """Batch normalization of a convolution as another kernel and another bias of this convolution.
+    """Folds the batch normalization of a convolution into its kernel and its bias.
 
-    In inference both are known. In training they depend on the mean and variance of the convolution's output. If a
-    window has few values, as in an image, these follow from the mean m and the covariance S of the windows, since the
-    convolution is linear: mean W'm, variance diag(W'SW). The statistics then need no pass over the activations, neither
-    forward nor backward. In the first layer of a small CNN the activations are the largest arrays of a step.
+    In inference the statistics are the moving ones, known before the convolution. In training they are the mean and the
+    variance of the convolution's output. If a window has few values, as in an image, these follow from the mean m and
+    the covariance S of the windows, since the convolution is linear: mean W'm, variance diag(W'SW). The statistics then
+    need no pass over the activations, neither forward nor backward. In the first layer of a small CNN the activations
+    are the largest arrays of a step.
 
     Variables and attributes are those of `BatchNorm`.
 
@@ -186,17 +187,28 @@ class ConvBatchNorm(FoldedBatchNorm):
         # As `nn.Conv` does; integer images become floats.
         x = jnp.asarray(x, nn.dtypes.canonicalize_dtype(x, kernel, bias, dtype=self.dtype))
 
-        def convolve(kernel):
-            return conv(x, kernel.astype(x.dtype), strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
         if not train or windows_are_cheap(kernel.shape[2], conv):
             kernel, bias = self._folded(x, kernel, bias, strides, padding, train, mask)
-            return (convolve(kernel) + _row(bias, x)).astype(x.dtype)
-        y = convolve(kernel)
+            return convolve(x, kernel, bias, strides=strides, padding=padding, conv=conv)
+        y = convolve(x, kernel, strides=strides, padding=padding, conv=conv)
         mean, factor, offset = self._normalisation(
             kernel.shape[-1], lambda moving_mean: _add_to_mean(bias, _statistics(y, mask, moving_mean - bias))
         )
         return _normalise(y, mean - bias, factor, offset)
+
+
+def convolve(
+    x: chex.Array,
+    kernel: chex.Array,
+    bias: chex.Array | None = None,
+    *,
+    strides: Sequence[int],
+    padding: str,
+    conv: Callable[..., chex.Array] = conv_general_dilated,
+) -> chex.Array:
+    """The convolution of images [B, H, W, I] and a kernel [h, w, I, O] in the dtype of the images; the bias is [O]."""
+    y = conv(x, kernel.astype(x.dtype), strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return y if bias is None else (y + _row(bias, y)).astype(x.dtype)
 
 
 def windows_are_cheap(num_channels: int, conv: Callable[..., chex.Array]) -> bool:
@@ -355,6 +367,8 @@ class ReLUDropout(Dropout):
 
 class ReLUDropoutOfParts(Dropout):
     """`ReLUDropout` as a pure function, which also computes it for a part of an array.
+
+    It returns a function, which `capture_intermediates=True` of flax cannot return from `jax.jit`: pass a filter.
 
     Example:
       >>> import jax, jax.numpy as jnp, fedmd_jax as fmd

@@ -3,7 +3,6 @@
 States and private data of the other clients stay in storage, on the host or on the device, and are not accessed.
 """
 
-import itertools
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -69,8 +68,8 @@ def init_population(
       cohort_size: number of clients on the device at once.
       storage: where states and private data are between rounds: "host", or "device" if all of them fit there, which
         saves the transfer of the cohort.
-      folder: if the states do not fit into memory, an existing folder for files that hold them instead, one for each
-        group and replaced; a round reads and writes the rows of its cohort.
+      folder: an existing folder in which the states are kept in files, one per group, if they do not fit into memory.
+        Files of an earlier population are replaced. A round reads and writes the rows of its cohort.
 
     Returns:
       The population.
@@ -107,8 +106,7 @@ def init_population(
     if folder is None:
         states = jax.tree.map(lambda leaf: empty(leaf.shape, leaf.dtype), shapes)
     else:
-        files = (pathlib.Path(folder) / f"group{number}.bin" for number in itertools.count())
-        states = {name: _empty_file(file, tree) for file, (name, tree) in zip(files, shapes.items(), strict=False)}
+        states = _empty_files(pathlib.Path(folder), shapes)
     private = jax.device_get(private) if storage == "host" else jax.device_put(private)
     population = Population(states, dict(private))
     for cohort in _all_cohorts(federation, sizes):
@@ -414,17 +412,28 @@ def _consume(leaf: chex.Array) -> chex.Array:
     return view
 
 
-def _empty_file(file, shapes):
-    """Arrays of these shapes, [K, ...], in a file in which the rows of one client are next to each other."""
-    file.unlink(missing_ok=True)  # another population may still use it
-    leaves, structure = jax.tree.flatten(shapes)
-    client = np.dtype([(f"{number}", leaf.dtype, leaf.shape[1:]) for number, leaf in enumerate(leaves)], align=True)
-    (num_clients,) = leaves[0].shape[:1]
-    wanted, free = num_clients * client.itemsize, shutil.disk_usage(file.parent).free
+def _empty_files(folder, shapes):
+    """Arrays of these shapes, [K, ...], in a file per group, in which the rows of one client are next to each other."""
+    files = [folder / f"group{number}.bin" for number in range(len(shapes))]
+    kinds = [_client_dtype(tree) for tree in shapes.values()]
+    numbers = [jax.tree.leaves(tree)[0].shape[0] for tree in shapes.values()]
+    wanted = sum(number * kind.itemsize for number, kind in zip(numbers, kinds, strict=True))
+    replaced = sum(file.stat().st_blocks * 512 for file in files if file.exists())
+    free = shutil.disk_usage(folder).free + replaced
     if wanted > free:
         raise ValueError(f"folder must have space for {wanted / 1e9:.1f} GB of states, got {free / 1e9:.1f} GB")
-    clients = np.memmap(file, client, "w+", shape=num_clients)
-    return structure.unflatten([clients[name] for name in client.names])
+    states = {}
+    for file, kind, number, (name, tree) in zip(files, kinds, numbers, shapes.items(), strict=True):
+        file.unlink(missing_ok=True)  # another population may still use it
+        clients = np.memmap(file, kind, "w+", shape=number)
+        states[name] = jax.tree.structure(tree).unflatten([clients[field] for field in kind.names])
+    return states
+
+
+def _client_dtype(shapes):
+    """The record of one client, with a field for each of its arrays."""
+    leaves = enumerate(jax.tree.leaves(shapes))
+    return np.dtype([(f"{number}", leaf.dtype, leaf.shape[1:]) for number, leaf in leaves], align=True)
 
 
 def _check_not_consumed(population: Population) -> None:

@@ -117,6 +117,65 @@ def test_a_norm_that_is_called_twice_has_the_mean_of_both_calls():
     np.testing.assert_allclose(found.model_state["batch_stats"]["first"]["mean"], INPUTS.mean(axis=0), rtol=1e-5)
 
 
+class Scaled(nn.Module):
+    """A norm behind a constant and a weight whose own state normalizes it."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = x * self.variable("constants", "scale", lambda: jnp.float32(3.0)).value
+        x = nn.SpectralNorm(nn.Dense(4, name="dense"))(x, update_stats=False)
+        nn.BatchNorm(use_running_average=not train, name="norm")(x)
+        return x
+
+
+def test_other_state_than_statistics_keeps_its_value():
+    architecture = fmd.architecture_from_linen(Scaled())
+    state = client(architecture)
+    logits = np.asarray(architecture.apply(*state[:2], INPUTS, train=False)[0], np.float64)
+    found = fmd.client.estimate_statistics(architecture, state, INPUTS).model_state
+    norm = found["batch_stats"].pop("norm")
+    np.testing.assert_allclose(norm["mean"], logits.mean(axis=0), rtol=1e-4)
+    np.testing.assert_allclose(norm["var"], logits.var(axis=0), rtol=1e-4)
+    del state.model_state["batch_stats"]["norm"]
+    chex.assert_trees_all_equal(found, state.model_state)
+
+
+def test_norms_in_a_scan_over_layers_are_refused():
+    """Flax traces the body of a scan twice, so that the number of moves is not known."""
+
+    class Layer(nn.Module):
+        @nn.compact
+        def __call__(self, x, _):
+            return nn.BatchNorm(use_running_average=False, name="norm")(x), None
+
+    class Layers(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            del train
+            layers = nn.scan(
+                Layer, variable_axes={"params": 0, "batch_stats": 0}, split_rngs={"params": True}, length=2
+            )
+            return layers(name="layers")(x, None)[0]
+
+    architecture = fmd.architecture_from_linen(Layers(), train_argument="train")
+    variables = Layers().init(jax.random.key(0), INPUTS, train=True)
+    with pytest.raises(ValueError, match="BatchNorm layers/norm is traced more than once"):
+        architecture.statistics(variables.pop("params"), variables, INPUTS)
+
+
+def test_dropout_that_cannot_be_switched_off_is_refused():
+    class Attention(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            attention = nn.MultiHeadDotProductAttention(1, dropout_rate=0.5, deterministic=not train, name="attention")
+            x = attention(x[:, None, :])[:, 0]
+            return nn.BatchNorm(use_running_average=not train)(x)
+
+    architecture = fmd.architecture_from_linen(Attention())
+    with pytest.raises(ValueError, match="the deterministic of MultiHeadDotProductAttention 'attention' is set in its"):
+        fmd.client.estimate_statistics(architecture, client(architecture), INPUTS)
+
+
 def test_vmapped_clients_are_clients_one_by_one():
     architecture = NETWORKS["linen"]()
     keys = jax.random.split(jax.random.key(4), 3)

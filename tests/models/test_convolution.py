@@ -228,3 +228,8 @@ def test_avg_pool_equals_lax(shape, num_channels):
     with toys.float64():
         got, want = jax.jit(lambda x: [values_and_gradients(pool, x) for pool in (ours, theirs)])(x)
         chex.assert_trees_all_close(got, want, rtol=0, atol=1e-12)
+
+
+def test_avg_pool_of_integers_is_a_float():
+    pooled = avg_pool(jnp.arange(4).reshape(1, 2, 2, 1), (2, 2))
+    assert (pooled.item(), pooled.dtype) == (1.5, jnp.float32)

@@ -1,5 +1,7 @@
 """Rounds of cohorts of a population."""
 
+import types
+
 import chex
 import jax
 import numpy as np
@@ -142,6 +144,19 @@ def test_storage_and_chunks_do_not_matter(key, tmp_path):
     federation = toys.federation(GROUPS, clients_per_chunk={"mlp": 1})
     chunked, _ = run(key, start(), federation=federation)
     chex.assert_trees_all_close(chunked.states, population.states, **TOLERANCE)
+
+
+def test_a_disk_that_is_too_small_for_all_groups_is_refused_and_loses_nothing(key, tmp_path, monkeypatch):
+    population = start(folder=tmp_path)
+    sizes = [sum(leaf.nbytes for leaf in jax.tree.leaves(states)) for states in population.states.values()]
+    files = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    allocated = sum(file.stat().st_blocks * 512 for file in files)
+    free = max(sizes) * 1.1 - allocated  # enough for each group alone
+    assert allocated + free < sum(sizes)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: types.SimpleNamespace(free=free))
+    with pytest.raises(ValueError, match="folder must have space for"):
+        start(folder=tmp_path)
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == files
 
 
 def test_rounds_go_on_where_they_stopped(key):

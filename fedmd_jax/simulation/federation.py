@@ -295,7 +295,7 @@ class Federation:
     def _call(self, program: str, states: States | FederationState, *arguments: Any, **settings: Any) -> Any:
         """Calls a program, and refuses states that were donated to an earlier call."""
         if program not in self.programs:
-            raise ValueError(f"{program} is a half of a round of FedMD: only federations of `fmd.fedmd` have it")
+            raise ValueError(f"{program} is a half of a round of FedMD: only federations of `fmd.fedmd` without `statistics` have it")
         if isinstance(states, FederationState) and (program != "round" or not self.has_server_state):
             raise ValueError(
                 f"{program} takes the clients alone, `states.clients`, got them with the state of the server"
@@ -329,6 +329,8 @@ def fedmd(
     draw_subset: Callable = draw_public_subset,
     transforms: Sequence[Transform] = (),
     aggregator: Aggregator = weighted_mean,
+    statistics: Callable | None = None,
+    keep_statistics: bool = True,
     clients_per_chunk: ClientsPerChunk = "auto",
     mesh: Mesh | None = None,
     costs: Mapping[str, float] | None = None,
@@ -349,6 +351,8 @@ def fedmd(
       transforms: functions that each client applies to its scores before it sends them, in this order: (scores [M, C],
         key) -> scores. `partial(clip_scores, bound=10.0)` is one.
       aggregator: combines the scores of all clients into the consensus, see `aggregators`.
+      statistics: as in `make_federation`. With them there are no `Federation.score` and `Federation.learn`.
+      keep_statistics: as in `make_federation`.
       clients_per_chunk: number of clients of a group that run at once on a device, in every phase; chunks run one after
         the other. One number for all groups, or one per group; None for all clients, "auto" for the fastest
         (`choose_chunk`). It bounds memory and changes results by rounding only.
@@ -386,6 +390,8 @@ def fedmd(
     federation = make_federation(
         groups,
         algorithm,
+        statistics=statistics,
+        keep_statistics=keep_statistics,
         subset_size=subset_size,
         public_training=public_training,
         private_training=private_training,
@@ -398,6 +404,8 @@ def fedmd(
         mesh=mesh,
         costs=costs,
     )
+    if statistics is not None:
+        return federation
     over: dict = {"groups": groups, "mesh": mesh, "clients_per_chunk": clients_per_chunk}
 
     def score_groups(states, public, key, participants=None):

@@ -26,4 +26,4 @@ PAPER = dataclasses.replace(
     revisit=Phase(num_epochs=4, batch_size=5),
 )
 RELEASED = letters_iid.as_released(PAPER, min_delta=1e-3)
-TUNED = dataclasses.replace(PAPER, batch_statistics="public")
+TUNED = letters_iid.as_tuned(PAPER)

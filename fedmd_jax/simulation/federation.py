@@ -295,7 +295,9 @@ class Federation:
     def _call(self, program: str, states: States | FederationState, *arguments: Any, **settings: Any) -> Any:
         """Calls a program, and refuses states that were donated to an earlier call."""
         if program not in self.programs:
-            raise ValueError(f"{program} is a half of a round of FedMD: only federations of `fmd.fedmd` without `statistics` have it")
+            raise ValueError(
+                f"{program} is a half of a round of FedMD: only federations of `fmd.fedmd` without `statistics` have it"
+            )
         if isinstance(states, FederationState) and (program != "round" or not self.has_server_state):
             raise ValueError(
                 f"{program} takes the clients alone, `states.clients`, got them with the state of the server"

@@ -72,11 +72,11 @@ def test_presets_are_whole(name, change):
         architecture_from_name(network, 16)
 
 
-def test_what_is_tuned_sends_no_more_than_the_paper_does():
-    paper, tuned = EXPERIMENTS["letters-iid"], EXPERIMENTS["letters-iid-tuned"]
-    names = ("private_training", "digest", "revisit", "num_rounds", "batch_statistics")
-    assert dataclasses.replace(paper, **{name: getattr(tuned, name) for name in names}) == tuned
-    assert tuned.num_rounds < paper.num_rounds
+@pytest.mark.parametrize("name", ["letters-iid", "letters-writers"])
+def test_what_is_tuned_sends_no_more_than_the_paper_does(name):
+    paper, tuned = EXPERIMENTS[name], EXPERIMENTS[f"{name}-tuned"]
+    names = ("private_training", "digest", "revisit", "batch_statistics")
+    assert dataclasses.replace(paper, **{each: getattr(tuned, each) for each in names}) == tuned
 
 
 @pytest.mark.parametrize("name", ["letters-iid", "letters-writers", "cifar-iid", "cifar-superclass"])

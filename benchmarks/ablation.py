@@ -23,6 +23,7 @@ import tyro
 
 import fedmd_jax as fmd
 from fedmd_jax.algorithms.fedmd import round_keys
+from fedmd_jax.client.scoring import scores_size
 from fedmd_jax.experiments import EXPERIMENTS, Experiment, smoke
 from fedmd_jax.experiments.setup import Setup, cache_compiled_programs, prepare
 from fedmd_jax.mapping.grouped import map_groups
@@ -74,8 +75,7 @@ def rounds(setup: Setup, num_rounds: int) -> Iterator[tuple[int, str, Accuracy]]
         subset = draw_subset(keys.subset, public, experiment.subset_size)
         target = consensus(score_clients(states, subset.inputs))
         states, _ = digest_clients(states, subset.inputs, target, group_keys(keys.digest, client_ids))
-        size = float(jnp.mean(jnp.abs(target - jnp.mean(target, axis=-1, keepdims=True))))
-        yield round_, "digest", {**accuracy(states), "size": size}
+        yield round_, "digest", {**accuracy(states), "size": float(scores_size(target))}
         states, _ = federation.revisit(states, private, key)
         yield round_, "revisit", accuracy(states)
 
@@ -93,17 +93,17 @@ def pretrained(setup: Setup, names: Sequence[str] | None = None) -> States:
     As in a run, groups are trained one after the other, if they are not in the folder of pretrained clients.
     """
     cache, programs = setup.pretrained_cache(pathlib.Path()), setup.federation.programs
-    arguments, named = setup.arguments("new_states")
-    fresh, found = programs["new_states"](*arguments, **named), cache.found()
-    arguments, named = setup.arguments("pretrain")
-    states = {}
-    for name in setup.federation.groups if names is None else names:
-        if name in found:
-            states[name] = jax.device_put(cache.load(name)[0])
-        else:
+    names, found = setup.federation.groups if names is None else names, cache.found()
+    states = {name: jax.device_put(cache.load(name)[0]) for name in names if name in found}
+    missing = [name for name in names if name not in found]
+    if missing:
+        arguments, named = setup.arguments("new_states")
+        fresh = programs["new_states"](*arguments, **named)
+        arguments, named = setup.arguments("pretrain")
+        for name in missing:
             trained, _ = programs["pretrain"]({name: fresh[name]}, *arguments, **named)
             states |= trained
-    return states
+    return {name: states[name] for name in names}
 
 
 def main() -> None:

@@ -65,6 +65,24 @@ def test_kept_statistics_are_those_of_clients_that_had_them_before_the_round():
         chex.assert_trees_all_close(actual, plain, rtol=1e-2)
 
 
+def test_fedmd_takes_statistics_and_then_has_no_halves_of_a_round():
+    """The lowered round is that of `make_federation`, and both settings change it."""
+
+    def lowered(make, *arguments, **how):
+        federation = make(GROUPS, *arguments, subset_size=12, **how)
+        states = jax.eval_shape(federation.programs["new_states"], KEY, PUBLIC.inputs[:1])
+        return federation.programs["round"].lower(states, PUBLIC, own_data(GROUPS), KEY).as_text()
+
+    settings = [{**ESTIMATED, "keep_statistics": keep} for keep in (True, False)]
+    kept, for_scores = (lowered(fmd.fedmd, **how) for how in settings)
+    assert [kept, for_scores] == [lowered(fmd.make_federation, A.fedmd(), **how) for how in settings]
+    assert len({kept, for_scores, lowered(fmd.fedmd)}) == 3
+    with_statistics = fmd.fedmd(GROUPS, subset_size=12, **ESTIMATED)
+    states = with_statistics.init(KEY, PUBLIC, own_data(GROUPS))
+    with pytest.raises(ValueError, match="without `statistics` have it"):
+        with_statistics.score(states, PUBLIC, KEY)
+
+
 def test_statistics_for_scores_only_change_the_consensus_only():
     actual, info = one_round(federation(statistics=fmd.client.estimate_statistics, keep_statistics=False))
     whole, private = toys.federation(GROUPS, draw_subset=A.first_examples), own_data(GROUPS)

@@ -444,11 +444,3 @@ def test_a_round_of_ones_own_takes_the_place_of_fedmds(key):
     expected, same = fmd.run_federation(FEDERATION, start(), PUBLIC, PRIVATE, key, num_rounds=2, test=TEST)
     assert (len(calls), history) == (2, same)
     chex.assert_trees_all_equal(states, expected)
-
-
-def test_fedmd_takes_statistics_and_then_has_no_halves_of_a_round(key):
-    federation = fmd.fedmd(GROUPS, subset_size=12, statistics=fmd.client.estimate_statistics)
-    assert "estimate_statistics" in federation.programs
-    states = federation.init(key, PUBLIC, PRIVATE)
-    with pytest.raises(ValueError, match="without `statistics` have it"):
-        federation.score(states, PUBLIC, key)

@@ -90,7 +90,7 @@ def transferred(setup: Setup) -> States:
 def pretrained(setup: Setup, names: Sequence[str] | None = None) -> States:
     """The clients after the public half of transfer learning, of all groups or of some.
 
-    As in a run, groups are trained one after the other, if they are not in the folder of pretrained clients.
+    As in a run, groups are trained one after the other, and kept in the folder of pretrained clients, if there is one.
     """
     cache, programs = setup.pretrained_cache(pathlib.Path()), setup.federation.programs
     names, found = setup.federation.groups if names is None else names, cache.found()
@@ -101,7 +101,9 @@ def pretrained(setup: Setup, names: Sequence[str] | None = None) -> States:
         fresh = programs["new_states"](*arguments, **named)
         arguments, named = setup.arguments("pretrain")
         for name in missing:
-            trained, _ = programs["pretrain"]({name: fresh[name]}, *arguments, **named)
+            trained, info = programs["pretrain"]({name: fresh[name]}, *arguments, **named)
+            if setup.experiment.pretrained_dir is not None and info[name].finite.all():
+                cache.save(name, trained[name], {"failed": [[]]})
             states |= trained
     return {name: states[name] for name in names}
 

@@ -1,12 +1,13 @@
 """What brings FedMD nearer to the pooled bound? Variants of a round, on the same clients and on validation images.
 
-    python benchmarks/gap.py [--variants tuned decay ...] [--seeds 0 1 2] [--clients 5 6 7 8 9] [--rounds 7]
+    python benchmarks/gap.py [--variants base warped ...] [--seeds 0 1 2] [--clients 5 6 7 8 9] [--rounds 7]
                              [--all "--width 0.25 --pretrained-dir DIR"] [--json FILE]
 
 The clients are those of `letters-iid-tuned`, by default the five with three convolutions, which are faster than the
 others. Accuracy is measured on private validation images, never on the test set: the mean of the clients, their
 *ensemble*, the mean over classes of the distance to the pooled bound of the same clients, and the clients with the mean
-of their weights after the later half of the rounds. All variants send as many bytes in a round as `tuned`.
+of their weights after the later half of the rounds. `base` has the settings of the experiment, but the public images as
+they are; all other variants change it and send as many bytes in a round.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from ablation import experiment_of, pretrained
 
 import fedmd_jax as fmd
 from fedmd_jax.algorithms.fedmd import round_keys
+from fedmd_jax.client.scoring import scores_size
 from fedmd_jax.experiments.setup import Setup, cache_compiled_programs, prepare
 from fedmd_jax.mapping.grouped import map_groups
 from fedmd_jax.mapping.groups import group_client_ids, group_keys
@@ -44,14 +46,57 @@ def by_confidence(scores: chex.Array) -> chex.Array:
     return jnp.sum(weights * scores, axis=0) / jnp.sum(weights, axis=0)
 
 
+def of_equal_size(scores: chex.Array) -> chex.Array:
+    """The mean, multiplied so that it is as large as the scores of a client."""
+    mean = mean_scores(scores)
+    return mean * jnp.mean(jax.vmap(scores_size)(scores)) / scores_size(mean)
+
+
+def mixed(key: chex.PRNGKey, inputs: chex.Array) -> chex.Array:
+    """Means of pairs of images, with random weights."""
+    keys = jax.random.split(key)
+    shares = jax.random.uniform(keys[0], (len(inputs), 1, 1, 1))
+    return shares * inputs + (1 - shares) * jax.random.permutation(keys[1], inputs)
+
+
+def cut(key: chex.PRNGKey, inputs: chex.Array) -> chex.Array:
+    """Two images each, one on each side of a random line."""
+    keys = jax.random.split(key, 3)
+    angle = jax.random.uniform(keys[0], (len(inputs), 1, 1, 1), maxval=2 * jnp.pi)
+    distance = 0.5 * jax.random.uniform(keys[1], (len(inputs), 1, 1, 1))
+    y, x = (jnp.linspace(-1, 1, size) for size in inputs.shape[1:3])
+    side = jnp.cos(angle) * x[:, None] + jnp.sin(angle) * y[:, None, None] > distance
+    return jnp.where(side, inputs, jax.random.permutation(keys[2], inputs))
+
+
+def turned(key: chex.PRNGKey, inputs: chex.Array) -> chex.Array:
+    """Images, each turned by 0, 90, 180 or 270 degrees and perhaps mirrored."""
+    coins = jax.random.bernoulli(key, shape=(3, len(inputs), 1, 1, 1))
+    changes = (lambda x: jnp.swapaxes(x, 1, 2), lambda x: x[:, ::-1], lambda x: x[:, :, ::-1])
+    for coin, change in zip(coins, changes, strict=True):
+        inputs = jnp.where(coin, change(inputs), inputs)
+    return inputs
+
+
+def after(second: Callable, first: Callable) -> Callable:
+    """Both changes of images, one after the other."""
+
+    def both(key: chex.PRNGKey, inputs: chex.Array) -> chex.Array:
+        keys = jax.random.split(key)
+        return second(keys[0], first(keys[1], inputs))
+
+    return both
+
+
 def private_classes(logits: chex.Array, targets: chex.Array) -> chex.Array:
     """MAE of the scores of the letters, without those of the digits."""
     return fmd.mae(logits[..., NUM_DIGITS:], targets[..., NUM_DIGITS:])
 
 
 class Variant(NamedTuple):
-    """How a round differs from that of `tuned`."""
+    """How a round differs from that of `base`."""
 
+    augment: Callable | None = None  #: of the images of a subset, by which all clients score and digest the same images
     consensus: Callable = mean_scores
     distance: Callable = fmd.mae
     num_subsets: int = 1  #: digests of a round, each on a fresh subset of so much smaller size
@@ -63,16 +108,32 @@ class Variant(NamedTuple):
 
 
 VARIANTS = {
-    "tuned": Variant(),
+    "base": Variant(),
     "decay": Variant(decays=True),
     "long": Variant(digest_epochs=3),
     "subsets": Variant(num_subsets=4),
     "passes": Variant(num_passes=3, revisit_epochs=6),
     "letters": Variant(distance=private_classes),
     "confidence": Variant(consensus=by_confidence),
+    "size": Variant(consensus=of_equal_size),
+    "mixed": Variant(augment=mixed),
+    "cut": Variant(augment=cut),
+    "turned": Variant(augment=turned),
+    "warped": Variant(augment=fmd.algorithms.warp_images),
+    "turned_and_cut": Variant(augment=after(cut, turned)),
+    "warped_and_cut": Variant(augment=after(cut, fmd.algorithms.warp_images)),
     "hard": Variant(hard_share=0.5),
     "short": Variant(revisit_epochs=4),
+    "longer": Variant(revisit_epochs=32),
 }
+
+
+def variant_of(names: str) -> Variant:
+    """One of `VARIANTS`, or what several of them change, as in "turned+decay"."""
+    changes: dict = {}
+    for name in names.split("+"):
+        changes |= {key: value for key, value in VARIANTS[name]._asdict().items() if value != getattr(Variant(), key)}
+    return Variant(**changes)
 
 
 class Clients:
@@ -160,14 +221,16 @@ def nth(key: chex.PRNGKey, index: int) -> chex.PRNGKey:
 def rounds(clients: Clients, setup: Setup, variant: Variant, num_rounds: int) -> Iterator[dict]:
     """Yields the accuracies after each round; round 0 is transfer learning."""
     digest, revisit = clients.phases(variant)
-    size = setup.experiment.subset_size // variant.num_subsets
+    size, draw = setup.experiment.subset_size // variant.num_subsets, fmd.draw_public_subset
+    if variant.augment is not None:
+        draw = partial(fmd.algorithms.draw_augmented_subset, augment=variant.augment)
     states, kept, hardest = clients.start(), [], None
     yield {"round": 0, **clients.accuracy(states)}
     for round_ in range(1, num_rounds + 1):
         factor = jnp.float32(0.5 * (1 + jnp.cos(jnp.pi * (round_ - 1) / num_rounds)) if variant.decays else 1.0)
         keys = round_keys(setup.round_key(round_))
         for part in range(variant.num_subsets):
-            inputs = fmd.draw_public_subset(nth(keys.subset, part), clients.public, size).inputs
+            inputs = draw(nth(keys.subset, part), clients.public, size).inputs
             if hardest is not None:
                 inputs = jnp.concatenate([hardest, inputs[len(hardest) :]])
             states = clients.estimate(states, inputs)
@@ -192,13 +255,17 @@ def rounds(clients: Clients, setup: Setup, variant: Variant, num_rounds: int) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument(
+        "--variants", nargs="+", default=list(VARIANTS), help=f"such as decay+long: {' '.join(VARIANTS)}"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--clients", nargs="+", type=int, default=[5, 6, 7, 8, 9])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--all", default="--width 0.25", help="options of `fedmd-jax run`, such as --pretrained-dir")
     parser.add_argument("--json", type=pathlib.Path, help="append a line per variant and seed to this file")
     options = parser.parse_args()
+    if unknown := {part for name in options.variants for part in name.split("+")} - {*VARIANTS}:
+        parser.error(f"unknown variants: {', '.join(sorted(unknown))}")
     cache_compiled_programs()
     for seed in options.seeds:
         setup = prepare([experiment_of("letters-iid-tuned", f"{options.all} --seed {seed}")])
@@ -207,10 +274,10 @@ def main() -> None:
         print(f"seed {seed}: pooled {pooled:.3f}")
         for name in options.variants:
             found = []
-            for accuracy in rounds(clients, setup, VARIANTS[name], options.rounds):
+            for accuracy in rounds(clients, setup, variant_of(name), options.rounds):
                 found.append(accuracy)
                 columns = "  ".join(f"{key} {value:.3f}" for key, value in accuracy.items() if key != "round")
-                print(f"  {name:10} round {accuracy['round']:2}  {columns}", flush=True)
+                print(f"  {name:24} round {accuracy['round']:2}  {columns}", flush=True)
             record = {"benchmark": "gap", "variant": name, "seed": seed, "clients": options.clients, "pooled": pooled}
             timing.append_json(options.json, record | {"all": options.all, "accuracy": found})
 

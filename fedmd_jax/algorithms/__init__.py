@@ -6,6 +6,10 @@ relatives send parameters, see `fedavg`. If a method differs from FedMD only in 
 the consensus, it needs no algorithm of its own: pass `distance=`, `transforms=` or `aggregator=` to `fmd.fedmd`.
 """
 
+from fedmd_jax.algorithms.augmentation import (
+    draw_augmented_subset as draw_augmented_subset,
+    warp_images as warp_images,
+)
 from fedmd_jax.algorithms.base import (
     Algorithm as Algorithm,
     Sizes as Sizes,

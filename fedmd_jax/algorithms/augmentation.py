@@ -1,0 +1,103 @@
+"""Public subsets of changed images: clients score more kinds of images, with the same communication."""
+
+from collections.abc import Callable
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from fedmd_jax.algorithms.public_subset import draw_public_subset
+from fedmd_jax.checks import check_not_negative, check_numbers, check_positive
+from fedmd_jax.types import PublicDataset
+
+
+def warp_images(
+    key: chex.PRNGKey, images: chex.Array, *, angle: float = 180.0, scale: float = 1.4, shear: float = 0.3
+) -> chex.Array:
+    """Turns, scales and shears each image by random amounts about its centre.
+
+    Pixels are interpolated linearly; pixels from outside have the value at the border.
+
+    Args:
+      key: decides the amounts.
+      images: [M, H, W, C], floats.
+      angle: largest angle in degrees, in both directions.
+      scale: largest factor of height and of width, which are drawn separately; the smallest is 1 / scale.
+      shear: largest shift along the height per pixel of width, in both directions.
+
+    Returns:
+      The changed images, [M, H, W, C].
+
+    Raises:
+      ValueError: the images are not floats of rank 4, or an amount is negative or not finite.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, fedmd_jax as fmd
+      >>> images = jnp.arange(8.0).reshape(2, 2, 2, 1)
+      >>> fmd.algorithms.warp_images(jax.random.key(0), images).shape
+      (2, 2, 2, 1)
+      >>> bool((fmd.algorithms.warp_images(jax.random.key(0), images, angle=0, scale=1, shear=0) == images).all())
+      True
+    """
+    check_numbers("images", images, kind=jnp.floating, rank=4)
+    check_not_negative("angle", angle)
+    check_positive("scale", scale)
+    check_not_negative("shear", shear)
+    num_images, height, width, _ = images.shape
+    key_angle, key_scale, key_shear = jax.random.split(key, 3)
+    angles = jnp.deg2rad(angle) * jax.random.uniform(key_angle, (num_images,), minval=-1)
+    scales = scale ** jax.random.uniform(key_scale, (num_images, 2), minval=-1)
+    shears = shear * jax.random.uniform(key_shear, (num_images,), minval=-1)
+    middle = (height - 1) / 2, (width - 1) / 2
+    y, x = jnp.meshgrid(jnp.arange(height) - middle[0], jnp.arange(width) - middle[1], indexing="ij")
+
+    def warp(image, angle, scales, shear):
+        along, across = scales[0] * y + shear * x, scales[1] * x
+        rows = jnp.cos(angle) * along - jnp.sin(angle) * across + middle[0]
+        columns = jnp.sin(angle) * along + jnp.cos(angle) * across + middle[1]
+        look_up = partial(jax.scipy.ndimage.map_coordinates, coordinates=[rows, columns], order=1, mode="nearest")
+        return jax.vmap(look_up, in_axes=-1, out_axes=-1)(image)
+
+    return jax.vmap(warp)(images, angles, scales, shears)
+
+
+def draw_augmented_subset(
+    key: chex.PRNGKey,
+    public: PublicDataset,
+    size: int,
+    *,
+    augment: Callable[[chex.PRNGKey, chex.Array], chex.Array] = warp_images,
+    draw_subset: Callable[[chex.PRNGKey, PublicDataset, int], PublicDataset] = draw_public_subset,
+) -> PublicDataset:
+    """Draws a public subset and changes its inputs at random; all clients of a round get the same inputs.
+
+    `fedmd(..., draw_subset=draw_augmented_subset)`. Clients draw the inputs themselves, from the key of the round, so
+    that nothing more is sent. Images that are less alike convey more of what other clients know.
+
+    Args:
+      key: key of the round.
+      public: inputs [P, ...].
+      size: number of examples M, at most P.
+      augment: (key, inputs [M, ...]) -> changed inputs [M, ...].
+      draw_subset: how the examples are drawn.
+
+    Returns:
+      Inputs [M, ...], without labels, which need not hold for them.
+
+    Raises:
+      ValueError: what `draw_subset` and `augment` refuse.
+
+    References:
+      Not in Li and Wang 2019. Distillation on strongly augmented images: Beyer et al. 2022, "Knowledge distillation: A
+      good teacher is patient and consistent".
+
+    Example:
+      >>> import jax, numpy as np, fedmd_jax as fmd
+      >>> public = fmd.public_dataset(np.zeros((5, 8, 8, 1)), labels=np.arange(5))
+      >>> subset = fmd.algorithms.draw_augmented_subset(jax.random.key(0), public, 3)
+      >>> subset.inputs.shape, subset.labels
+      ((3, 8, 8, 1), None)
+    """
+    key_draw, key_augment = jax.random.split(key)
+    return PublicDataset(augment(key_augment, draw_subset(key_draw, public, size).inputs), None)

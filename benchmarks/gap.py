@@ -25,6 +25,7 @@ import timing
 from ablation import experiment_of, pretrained
 
 import fedmd_jax as fmd
+from fedmd_jax.algorithms import Augmentation, cut_images, draw_augmented_subset, warp_images
 from fedmd_jax.algorithms.fedmd import round_keys
 from fedmd_jax.client.scoring import scores_size
 from fedmd_jax.experiments.setup import Setup, cache_compiled_programs, prepare
@@ -59,16 +60,6 @@ def mixed(key: chex.PRNGKey, inputs: chex.Array) -> chex.Array:
     return shares * inputs + (1 - shares) * jax.random.permutation(keys[1], inputs)
 
 
-def cut(key: chex.PRNGKey, inputs: chex.Array) -> chex.Array:
-    """Two images each, one on each side of a random line."""
-    keys = jax.random.split(key, 3)
-    angle = jax.random.uniform(keys[0], (len(inputs), 1, 1, 1), maxval=2 * jnp.pi)
-    distance = 0.5 * jax.random.uniform(keys[1], (len(inputs), 1, 1, 1))
-    y, x = (jnp.linspace(-1, 1, size) for size in inputs.shape[1:3])
-    side = jnp.cos(angle) * x[:, None] + jnp.sin(angle) * y[:, None, None] > distance
-    return jnp.where(side, inputs, jax.random.permutation(keys[2], inputs))
-
-
 def turned(key: chex.PRNGKey, inputs: chex.Array) -> chex.Array:
     """Images, each turned by 0, 90, 180 or 270 degrees and perhaps mirrored."""
     coins = jax.random.bernoulli(key, shape=(3, len(inputs), 1, 1, 1))
@@ -76,16 +67,6 @@ def turned(key: chex.PRNGKey, inputs: chex.Array) -> chex.Array:
     for coin, change in zip(coins, changes, strict=True):
         inputs = jnp.where(coin, change(inputs), inputs)
     return inputs
-
-
-def after(second: Callable, first: Callable) -> Callable:
-    """Both changes of images, one after the other."""
-
-    def both(key: chex.PRNGKey, inputs: chex.Array) -> chex.Array:
-        keys = jax.random.split(key)
-        return second(keys[0], first(keys[1], inputs))
-
-    return both
 
 
 def private_classes(logits: chex.Array, targets: chex.Array) -> chex.Array:
@@ -96,7 +77,7 @@ def private_classes(logits: chex.Array, targets: chex.Array) -> chex.Array:
 class Variant(NamedTuple):
     """How a round differs from that of `base`."""
 
-    augment: Callable | None = None  #: of the images of a subset, by which all clients score and digest the same images
+    augmentations: tuple[Augmentation, ...] = ()  #: changes of the images of a subset
     consensus: Callable = mean_scores
     distance: Callable = fmd.mae
     num_subsets: int = 1  #: digests of a round, each on a fresh subset of so much smaller size
@@ -116,14 +97,15 @@ VARIANTS = {
     "letters": Variant(distance=private_classes),
     "confidence": Variant(consensus=by_confidence),
     "size": Variant(consensus=of_equal_size),
-    "mixed": Variant(augment=mixed),
-    "cut": Variant(augment=cut),
-    "turned": Variant(augment=turned),
-    "warped": Variant(augment=fmd.algorithms.warp_images),
-    "turned_and_cut": Variant(augment=after(cut, turned)),
-    "warped_and_cut": Variant(augment=after(cut, fmd.algorithms.warp_images)),
+    "mixed": Variant(augmentations=(mixed,)),
+    "cut": Variant(augmentations=(cut_images,)),
+    "turned": Variant(augmentations=(turned,)),
+    "turned_and_cut": Variant(augmentations=(turned, cut_images)),
+    "warped": Variant(augmentations=(warp_images,)),
+    "warped_and_cut": Variant(augmentations=(warp_images, cut_images)),
     "hard": Variant(hard_share=0.5),
     "short": Variant(revisit_epochs=4),
+    "medium": Variant(revisit_epochs=8),
     "longer": Variant(revisit_epochs=32),
 }
 
@@ -222,8 +204,8 @@ def rounds(clients: Clients, setup: Setup, variant: Variant, num_rounds: int) ->
     """Yields the accuracies after each round; round 0 is transfer learning."""
     digest, revisit = clients.phases(variant)
     size, draw = setup.experiment.subset_size // variant.num_subsets, fmd.draw_public_subset
-    if variant.augment is not None:
-        draw = partial(fmd.algorithms.draw_augmented_subset, augment=variant.augment)
+    if variant.augmentations:
+        draw = partial(draw_augmented_subset, augmentations=variant.augmentations)
     states, kept, hardest = clients.start(), [], None
     yield {"round": 0, **clients.accuracy(states)}
     for round_ in range(1, num_rounds + 1):

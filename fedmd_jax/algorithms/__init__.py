@@ -7,6 +7,8 @@ the consensus, it needs no algorithm of its own: pass `distance=`, `transforms=`
 """
 
 from fedmd_jax.algorithms.augmentation import (
+    Augmentation as Augmentation,
+    cut_images as cut_images,
     draw_augmented_subset as draw_augmented_subset,
     warp_images as warp_images,
 )

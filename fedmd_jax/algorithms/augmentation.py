@@ -1,6 +1,6 @@
 """Public subsets of changed images: clients score more kinds of images, with the same communication."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import chex
@@ -10,6 +10,9 @@ import jax.numpy as jnp
 from fedmd_jax.algorithms.public_subset import draw_public_subset
 from fedmd_jax.checks import check_not_negative, check_numbers, check_positive
 from fedmd_jax.types import PublicDataset
+
+# (key, inputs [M, ...]) -> changed inputs [M, ...].
+Augmentation = Callable[[chex.PRNGKey, chex.Array], chex.Array]
 
 
 def warp_images(
@@ -62,12 +65,46 @@ def warp_images(
     return jax.vmap(warp)(images, angles, scales, shears)
 
 
+def cut_images(key: chex.PRNGKey, images: chex.Array) -> chex.Array:
+    """Cuts each image along a random line and replaces one side by that of another image of the subset.
+
+    Args:
+      key: decides lines and pairs.
+      images: [M, H, W, C], floats.
+
+    Returns:
+      The changed images, [M, H, W, C]. The line is at most half as far from the centre as the border is.
+
+    Raises:
+      ValueError: the images are not floats of rank 4.
+
+    References:
+      With boxes instead of lines, and labels that are mixed: Yun et al. 2019, "CutMix".
+
+    Example:
+      >>> import jax, jax.numpy as jnp, fedmd_jax as fmd
+      >>> images = jnp.broadcast_to(jnp.array([1.0, 2.0, 3.0])[:, None, None, None], (3, 8, 8, 1))
+      >>> cut = fmd.algorithms.cut_images(jax.random.key(0), images)
+      >>> cut.shape, sorted(set(cut.ravel().tolist()))
+      ((3, 8, 8, 1), [1.0, 2.0, 3.0])
+    """
+    check_numbers("images", images, kind=jnp.floating, rank=4)
+    key_angle, key_distance, key_pairs = jax.random.split(key, 3)
+    num_images, height, width, _ = images.shape
+    angles = jax.random.uniform(key_angle, (num_images, 1, 1, 1), maxval=2 * jnp.pi)
+    distances = jax.random.uniform(key_distance, (num_images, 1, 1, 1), maxval=0.5)
+    y = jnp.linspace(-1, 1, height)[None, :, None, None]
+    x = jnp.linspace(-1, 1, width)[None, None, :, None]
+    is_kept = jnp.sin(angles) * y + jnp.cos(angles) * x > distances
+    return jnp.where(is_kept, images, jax.random.permutation(key_pairs, images))
+
+
 def draw_augmented_subset(
     key: chex.PRNGKey,
     public: PublicDataset,
     size: int,
     *,
-    augment: Callable[[chex.PRNGKey, chex.Array], chex.Array] = warp_images,
+    augmentations: Sequence[Augmentation] = (warp_images, cut_images),
     draw_subset: Callable[[chex.PRNGKey, PublicDataset, int], PublicDataset] = draw_public_subset,
 ) -> PublicDataset:
     """Draws a public subset and changes its inputs at random; all clients of a round get the same inputs.
@@ -79,14 +116,14 @@ def draw_augmented_subset(
       key: key of the round.
       public: inputs [P, ...].
       size: number of examples M, at most P.
-      augment: (key, inputs [M, ...]) -> changed inputs [M, ...].
+      augmentations: changes of the inputs, one after the other.
       draw_subset: how the examples are drawn.
 
     Returns:
       Inputs [M, ...], without labels, which need not hold for them.
 
     Raises:
-      ValueError: what `draw_subset` and `augment` refuse.
+      ValueError: what `draw_subset` and the augmentations refuse.
 
     References:
       Not in Li and Wang 2019. Distillation on strongly augmented images: Beyer et al. 2022, "Knowledge distillation: A
@@ -99,5 +136,8 @@ def draw_augmented_subset(
       >>> subset.inputs.shape, subset.labels
       ((3, 8, 8, 1), None)
     """
-    key_draw, key_augment = jax.random.split(key)
-    return PublicDataset(augment(key_augment, draw_subset(key_draw, public, size).inputs), None)
+    key_draw, *keys = jax.random.split(key, 1 + len(augmentations))
+    inputs = draw_subset(key_draw, public, size).inputs
+    for augment, key_augment in zip(augmentations, keys, strict=True):
+        inputs = augment(key_augment, inputs)
+    return PublicDataset(inputs, None)

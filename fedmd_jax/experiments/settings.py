@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 
 from fedmd_jax.algorithms import Algorithm
-from fedmd_jax.algorithms.augmentation import draw_augmented_subset, warp_images
+from fedmd_jax.algorithms.augmentation import cut_images, draw_augmented_subset, warp_images
 from fedmd_jax.algorithms.public_subset import draw_public_subset, draw_stratified_subset
 from fedmd_jax.checks import check_count, check_not_negative, check_positive, check_share, describe_value, is_number
 from fedmd_jax.client.early_stopping import EarlyStopping
@@ -192,8 +192,9 @@ class Experiment:
       subset_size: Public examples that are scored in a round, a new subset each time (5000 in the paper).
       subset: How the public subset of a round is drawn: random, as in the paper, or stratified, each class in its
         share, as in the released code.
-      subset_augmentation: Random changes of the images of the public subset, the same for all clients. none, as in the
-        paper, or warp: turned by any angle, scaled and sheared, which sends nothing more.
+      subset_augmentation: Random changes of the images of the public subset, one after the other, the same for all
+        clients. warp: turned by any angle, scaled and sheared; cut: joined along a line from two images. None in the
+        paper. They send nothing more.
       distance: Distance between scores and consensus in the digest of fedmd: mae, as in the released code, mse, or kl
         of their softmaxes.
       temperature: Divides the scores before the softmax of kl, in fedmd.
@@ -237,7 +238,7 @@ class Experiment:
     num_rounds: int = 20
     subset_size: int = 5000
     subset: Literal["random", "stratified"] = "random"
-    subset_augmentation: Literal["none", "warp"] = "none"
+    subset_augmentation: tuple[Literal["warp", "cut"], ...] = ()
     distance: Literal["mae", "mse", "kl"] = "mae"
     temperature: float = 1.0
     digest: Phase = Phase(num_epochs=1, batch_size=256)
@@ -322,9 +323,10 @@ class Experiment:
     def subset_function(self) -> Callable:
         """`draw_public_subset` or `draw_stratified_subset`, perhaps within `draw_augmented_subset`."""
         draw_subset = {"random": draw_public_subset, "stratified": draw_stratified_subset}[self.subset]
-        if self.subset_augmentation == "none":
+        if not self.subset_augmentation:
             return draw_subset
-        return partial(draw_augmented_subset, augment=warp_images, draw_subset=draw_subset)
+        augmentations = [{"warp": warp_images, "cut": cut_images}[name] for name in self.subset_augmentation]
+        return partial(draw_augmented_subset, augmentations=augmentations, draw_subset=draw_subset)
 
     def distance_function(self) -> Distance:
         """`mae`, `mse`, or `kl` at the temperature."""

@@ -66,28 +66,54 @@ def test_a_shear_moves_along_the_height_only():
     assert 0.05 < np.abs(matrices[:, 0, 1]).max() <= 0.3 + 1e-5
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_cut_image_has_one_side_of_each_of_two_images(seed):
+    numbers = jnp.arange(NUM_IMAGES, dtype=jnp.float32)
+    given = jnp.broadcast_to(numbers[:, None, None, None], (NUM_IMAGES, HEIGHT, WIDTH, 2))
+    cut = np.asarray(fmd.algorithms.cut_images(jax.random.key(seed), given))
+    partners = []
+    for number, image in enumerate(cut):
+        (other,) = set(image.ravel().tolist()) - {number} or {number}
+        partners.append(other)
+        if other != number:
+            kept = image[:, :, 0] == number
+            np.testing.assert_array_equal(image[:, :, 0], image[:, :, 1])
+            assert 0 < kept.mean() <= 0.5
+            for lines in (kept, kept.T):  # a half plane starts or ends once in a line
+                assert (np.abs(np.diff(lines.astype(int), axis=1)).sum(axis=1) <= 1).all()
+    assert sorted(partners) == list(range(NUM_IMAGES))
+
+
+def test_cuts_differ():
+    given = jnp.stack([jnp.zeros((8, 8, 1))] * 10 + [jnp.ones((8, 8, 1))] * 10)
+    cut = np.asarray(fmd.algorithms.cut_images(jax.random.key(0), given))
+    assert len({image.tobytes() for image in cut}) > 5
+
+
 def test_a_subset_is_drawn_and_then_changed():
     public = fmd.public_dataset(np.arange(20.0).reshape(10, 1, 1, 2), labels=np.arange(10))
-    plain = fmd.algorithms.draw_augmented_subset(
-        jax.random.key(0), public, 4, augment=lambda key, inputs: inputs, draw_subset=fmd.algorithms.first_examples
+    changes = [lambda key, inputs: inputs + 1, lambda key, inputs: inputs * 2]
+    found = fmd.algorithms.draw_augmented_subset(
+        jax.random.key(0), public, 4, augmentations=changes, draw_subset=fmd.algorithms.first_examples
     )
-    np.testing.assert_array_equal(plain.inputs, public.inputs[:4])
-    assert plain.labels is None
+    np.testing.assert_array_equal(found.inputs, 2 * (public.inputs[:4] + 1))
+    assert found.labels is None
     one, same, other = (fmd.algorithms.draw_augmented_subset(jax.random.key(k), public, 4).inputs for k in (0, 0, 1))
     assert (one == same).all()
     assert (one != other).any()
 
 
+@pytest.mark.parametrize("augment", [fmd.algorithms.warp_images, fmd.algorithms.cut_images])
+@pytest.mark.parametrize("images", [jnp.zeros((2, 3, 3)), jnp.zeros((2, 3, 3, 1), int)])
+def test_only_images_are_changed(augment, images):
+    with pytest.raises(ValueError, match="images must"):
+        augment(jax.random.key(0), images)
+
+
 @pytest.mark.parametrize(
-    ("arguments", "settings", "message"),
-    [
-        ([jnp.zeros((2, 3, 3))], {}, "images must"),
-        ([jnp.zeros((2, 3, 3, 1), int)], {}, "images must"),
-        ([jnp.zeros((2, 3, 3, 1))], {"angle": -1}, "angle must be finite and not negative"),
-        ([jnp.zeros((2, 3, 3, 1))], {"scale": 0}, "scale must be positive"),
-        ([jnp.zeros((2, 3, 3, 1))], {"shear": np.inf}, "shear must be finite"),
-    ],
+    ("settings", "message"),
+    [({"angle": -1}, "finite and not negative"), ({"scale": 0}, "positive"), ({"shear": np.inf}, "finite")],
 )
-def test_what_is_refused(arguments, settings, message):
-    with pytest.raises(ValueError, match=message):
-        fmd.algorithms.warp_images(jax.random.key(0), *arguments, **settings)
+def test_impossible_amounts_are_refused(settings, message):
+    with pytest.raises(ValueError, match=f"{next(iter(settings))} must be {message}"):
+        fmd.algorithms.warp_images(jax.random.key(0), jnp.zeros((2, 3, 3, 1)), **settings)

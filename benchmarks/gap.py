@@ -20,18 +20,18 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-import optax
 import timing
 from ablation import experiment_of, pretrained
 
 import fedmd_jax as fmd
 from fedmd_jax.algorithms import Augmentation, cut_images, draw_augmented_subset, warp_images
 from fedmd_jax.algorithms.fedmd import round_keys
+from fedmd_jax.client.optimizers import scale_updates
 from fedmd_jax.client.scoring import scores_size
 from fedmd_jax.experiments.setup import Setup, cache_compiled_programs, prepare
 from fedmd_jax.mapping.grouped import map_groups
 from fedmd_jax.mapping.groups import group_client_ids, group_keys
-from fedmd_jax.simulation.federation import States
+from fedmd_jax.simulation.federation import States, cosine_decay
 
 NUM_DIGITS = 10  # the classes of the public dataset, which come first
 
@@ -173,26 +173,20 @@ class Clients:
 
         @partial(jax.jit, donate_argnums=0)
         def digest(states, inputs, consensus, key, factor):
-            one = partial(fmd.digest, training=scaled(digesting, factor), distance=variant.distance)
+            one = partial(fmd.digest, training=with_factor(digesting, factor), distance=variant.distance)
             return self._map(one, 0, None, None, 0)(states, inputs, consensus, group_keys(key, self.client_ids))[0]
 
         @partial(jax.jit, donate_argnums=0)
         def revisit(states, key, factor):
-            one = partial(fmd.revisit, training=scaled(revisiting, factor))
+            one = partial(fmd.revisit, training=with_factor(revisiting, factor))
             return self._map(one, 0, 0, 0)(states, self.private, group_keys(key, self.client_ids))[0]
 
         return digest, revisit
 
 
-def scaled(training: fmd.TrainingConfig, factor: chex.Array) -> fmd.TrainingConfig:
-    """The phase with all steps of its optimizer multiplied by the factor."""
-    optimizer = optax.with_extra_args_support(training.optimizer)
-
-    def update(*arguments, **named):
-        updates, state = optimizer.update(*arguments, **named)
-        return jax.tree.map(lambda leaf: factor * leaf, updates), state
-
-    return dataclasses.replace(training, optimizer=optax.GradientTransformationExtraArgs(optimizer.init, update))
+def with_factor(training: fmd.TrainingConfig, factor: chex.Array) -> fmd.TrainingConfig:
+    """The phase with a multiple of its learning rate."""
+    return dataclasses.replace(training, optimizer=scale_updates(training.optimizer, factor))
 
 
 def nth(key: chex.PRNGKey, index: int) -> chex.PRNGKey:
@@ -209,7 +203,7 @@ def rounds(clients: Clients, setup: Setup, variant: Variant, num_rounds: int) ->
     states, kept, hardest = clients.start(), [], None
     yield {"round": 0, **clients.accuracy(states)}
     for round_ in range(1, num_rounds + 1):
-        factor = jnp.float32(0.5 * (1 + jnp.cos(jnp.pi * (round_ - 1) / num_rounds)) if variant.decays else 1.0)
+        factor = jnp.float32(cosine_decay(num_rounds)(round_) if variant.decays else 1.0)
         keys = round_keys(setup.round_key(round_))
         for part in range(variant.num_subsets):
             inputs = draw(nth(keys.subset, part), clients.public, size).inputs

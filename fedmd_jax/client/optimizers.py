@@ -53,6 +53,27 @@ def adam(
     return optax.GradientTransformation(init, update)
 
 
+def scale_updates(optimizer: optax.GradientTransformation, factor: chex.Numeric) -> optax.GradientTransformation:
+    """The optimizer with all its updates multiplied by a factor, as if its learning rate were; its state is the same.
+
+    Args:
+      optimizer: any optax optimizer.
+      factor: of the learning rate, [], may be traced.
+
+    >>> optimizer = scale_updates(optax.sgd(0.5), 0.25)
+    >>> updates, _ = optimizer.update(jnp.array(8.0), optimizer.init(jnp.array(0.0)))
+    >>> float(updates)
+    -1.0
+    """
+    with_extra = optax.with_extra_args_support(optimizer)
+
+    def update(*arguments, **named):
+        updates, state = with_extra.update(*arguments, **named)
+        return jax.tree.map(lambda leaf: (factor * leaf).astype(leaf.dtype), updates), state
+
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)
+
+
 def init_optimizer(
     optimizer: optax.GradientTransformation, params: chex.ArrayTree, key: chex.PRNGKey
 ) -> chex.ArrayTree:

@@ -198,6 +198,9 @@ class Experiment:
       distance: Distance between scores and consensus in the digest of fedmd: mae, as in the released code, mse, or kl
         of their softmaxes.
       temperature: Divides the scores before the softmax of kl, in fedmd.
+      learning_rate_decay: How the learning rates of digest and revisit change over the rounds. none: not at all, as in
+        the paper; cosine: they fall along half a cosine, nearly to zero in the last round. The local-only baseline has
+        the same.
       digest: Digest: training towards the consensus on the public subset.
       revisit: Revisit: training on the private dataset.
       availability: Probability that a client takes part in a round, one number or one per client.
@@ -241,6 +244,7 @@ class Experiment:
     subset_augmentation: tuple[Literal["warp", "cut"], ...] = ()
     distance: Literal["mae", "mse", "kl"] = "mae"
     temperature: float = 1.0
+    learning_rate_decay: Literal["none", "cosine"] = "none"
     digest: Phase = Phase(num_epochs=1, batch_size=256)
     revisit: Phase = Phase(num_epochs=2, batch_size=5)
     availability: tuple[float, ...] = (1.0,)

@@ -27,7 +27,7 @@ from fedmd_jax.mapping import client_costs, client_mesh, gather_clients, stack_p
 from fedmd_jax.mapping.groups import ArchitectureGroup, group_client_ids
 from fedmd_jax.mapping.sharding import replicate
 from fedmd_jax.simulation import CommunicationCost, simulate_participation
-from fedmd_jax.simulation.federation import Federation, States, make_federation, vmap_federation
+from fedmd_jax.simulation.federation import Federation, States, cosine_decay, make_federation, vmap_federation
 from fedmd_jax.simulation.trained import Preprocessing
 from fedmd_jax.transforms.clipping import clip_scores
 from fedmd_jax.types import Architecture, FederationState, Participants, PrivateDataset
@@ -88,7 +88,7 @@ class Setup(NamedTuple):
             return [public, self.round_key(1)], {}
         data = self.data[program]
         if program in ("round", "revisit"):
-            return [*data, self.round_key(round_)], self._participants(round_)
+            return [*data, self.round_key(round_)], self._participants(round_) | self._learning_rate_factor(round_)
         validation = {"validation": self.validation[program]} if program in self.validation else {}
         return [key, *data] if program == "new_states" else [*data, key], validation
 
@@ -182,6 +182,13 @@ class Setup(NamedTuple):
             "xla_flags": os.environ.get("XLA_FLAGS"),
             "batched": self.batched,
         }
+
+    def _learning_rate_factor(self, round_: int) -> dict[str, jax.Array]:
+        """The argument `learning_rate_factor` of a round; none if learning rates are constant."""
+        if self.experiment.learning_rate_decay == "none":
+            return {}
+        factor = cosine_decay(max(1, self.experiment.num_rounds))(round_)
+        return {"learning_rate_factor": jnp.full(len(self.experiments) if self.batched else (), factor, jnp.float32)}
 
     def _participants(self, round_: int) -> dict[str, Participants]:
         """The argument `participants` of a round; none if all clients complete all rounds."""

@@ -13,6 +13,7 @@ from fedmd_jax.simulation.communication import (
 )
 from fedmd_jax.simulation.federation import (
     Federation as Federation,
+    cosine_decay as cosine_decay,
     fedmd as fedmd,
     make_federation as make_federation,
     run_federation as run_federation,

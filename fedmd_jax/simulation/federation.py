@@ -1,6 +1,7 @@
 """A federation: compiled functions for each phase, and the loop over the rounds."""
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -22,6 +23,7 @@ from fedmd_jax.checks import check_count
 from fedmd_jax.client.evaluation import Evaluation, evaluate
 from fedmd_jax.client.guards import keep_if_finite
 from fedmd_jax.client.losses import mae
+from fedmd_jax.client.optimizers import scale_updates
 from fedmd_jax.client.phases import init_client, pretrain, revisit
 from fedmd_jax.client.training import Distance, TrainingConfig, check_validation
 from fedmd_jax.mapping.chunking import ClientsPerChunk, check_chunks
@@ -157,10 +159,15 @@ class Federation:
         return self._call("train_pooled", states, pooled, key, validation)
 
     def revisit(
-        self, states: States, private: Private, key: chex.PRNGKey, participants: Participants | None = None
+        self,
+        states: States,
+        private: Private,
+        key: chex.PRNGKey,
+        participants: Participants | None = None,
+        learning_rate_factor: chex.Numeric | None = None,
     ) -> Trained:
         """The private half of the round with this key: the local-only baseline."""
-        return self._call("revisit", states, private, key, participants)
+        return self._call("revisit", states, private, key, participants, **_given_factor(learning_rate_factor))
 
     @property
     def has_server_state(self) -> bool:
@@ -185,11 +192,16 @@ class Federation:
         private: Private,
         key: chex.PRNGKey,
         participants: Participants | None = None,
+        learning_rate_factor: chex.Numeric | None = None,
     ) -> tuple[AnyStates, RoundInfo]:
-        """One round of the algorithm, see `fedmd_round` and `algorithms`; states are those of `start`."""
+        """One round of the algorithm, see `fedmd_round` and `algorithms`; states are those of `start`.
+
+        All updates of digest and revisit are multiplied by the factor, [], if one is given.
+        """
         if self.has_server_state and not isinstance(states, FederationState):
             raise ValueError("the server has a state in this algorithm: call federation.start before the first round")
-        return self._call("round", states, public, private, key, participants=participants)
+        factor = _given_factor(learning_rate_factor)
+        return self._call("round", states, public, private, key, participants=participants, **factor)
 
     def score(
         self, states: States, public: PublicDataset, key: chex.PRNGKey, participants: Participants | None = None
@@ -546,17 +558,22 @@ def make_federation(
 
         return train_groups
 
-    def revisit_groups(states, private, key, participants=None):
-        revisit_as_in_rounds = train(revisit, 0, revisit_training, losses_count=True)
+    def revisit_groups(states, private, key, participants=None, learning_rate_factor=None):
+        training = _with_factor(revisit_training, learning_rate_factor)
+        revisit_as_in_rounds = train(revisit, 0, training, losses_count=True)
         return revisit_as_in_rounds(states, private, round_keys(key).revisit, participants=participants)
 
-    of_rounds: dict = {"digest_training": digest_training, "revisit_training": revisit_training}
-    of_rounds |= {"subset_size": subset_size, "draw_subset": draw_subset, "transforms": transforms, **over}
+    of_rounds: dict = {"subset_size": subset_size, "draw_subset": draw_subset, "transforms": transforms, **over}
     if server is not None:
         of_rounds |= {"server": server}
     if statistics is not None:
         of_rounds |= {"statistics": statistics, "keep_statistics": keep_statistics}
-    round_ = partial(algorithm.round, **of_rounds)
+
+    def round_groups(states, public, private, key, participants=None, learning_rate_factor=None):
+        trainings = {"digest_training": digest_training, "revisit_training": revisit_training}
+        trainings = {name: _with_factor(training, learning_rate_factor) for name, training in trainings.items()}
+        one_round = partial(algorithm.round, **of_rounds, **trainings)
+        return one_round(states, public, private, key, participants=participants)
 
     def estimate_groups(states, public, key):
         """The clients with the batch statistics with which they score in the round with this key."""
@@ -575,7 +592,7 @@ def make_federation(
         "train_private": train(revisit, 0, private_training),
         "train_pooled": train(revisit, None, pooled_training),
         "revisit": revisit_groups,
-        "round": round_,
+        "round": round_groups,
         "evaluate": partial(evaluate_groups, confusion=False),
         "confusion": partial(evaluate_groups, confusion=True),
     }
@@ -594,6 +611,17 @@ def make_federation(
         _check=check,
         _shard=shard,
     )
+
+
+def _given_factor(factor: chex.Numeric | None) -> dict[str, chex.Array]:
+    """The argument of a program; without a factor it is another program, which multiplies by none."""
+    return {} if factor is None else {"learning_rate_factor": jnp.asarray(factor, jnp.float32)}
+
+
+def _with_factor(training: TrainingConfig, factor: chex.Array | None) -> TrainingConfig:
+    if factor is None:
+        return training
+    return dataclasses.replace(training, optimizer=scale_updates(training.optimizer, factor))
 
 
 def vmap_federation(federation: Federation) -> Federation:
@@ -672,6 +700,7 @@ def run_federation(
     first_round: int = 1,
     transfer: TransferInfo | None = None,
     participation: ParticipationPolicy | None = None,
+    learning_rate_factor: Callable[[int], chex.Numeric] | None = None,
     callback: Callable[[RoundMetrics, States], Any] | None = None,
     progress: bool = False,
 ) -> tuple[AnyStates, History]:
@@ -691,6 +720,7 @@ def run_federation(
         of its transfer learning was reverted.
       participation: (round, client ids per group) -> participation record, such as `simulate_participation` makes; by
         default all clients take part.
+      learning_rate_factor: round -> factor of the updates of digest and revisit, such as `cosine_decay(num_rounds)`.
       callback: called with the metrics and the states after each evaluation. The next round donates those states: copy
         what you keep. `fmd.loggers` has some.
       progress: whether to show a bar over the rounds, with the mean accuracy; it says when a program is compiled.
@@ -726,8 +756,8 @@ def run_federation(
     if first_round == 1 and not isinstance(states, FederationState):
         states = federation.start(states, public, server_key(key))
 
-    def step(states, key, participants):
-        return federation.round(states, public, private, key, participants=participants)
+    def step(states, key, participants, factor):
+        return federation.round(states, public, private, key, participants, factor)
 
     def metrics_of(round_, evaluations, info):
         return round_metrics(federation.groups, round_, evaluations, info)
@@ -739,14 +769,34 @@ def run_federation(
         "transfer": transfer,
     }
     how: dict[str, Any] = {"participation": participation, "callback": callback, "progress": progress}
+    how |= {"learning_rate_factor": learning_rate_factor}
     return _run(federation, states, key, step, metrics_of, **rounds, **how)
+
+
+def cosine_decay(num_rounds: int) -> Callable[[int], float]:
+    """Factors of the learning rate that fall along half a cosine, from 1 in round 1 to nearly 0 in the last round.
+
+    Args:
+      num_rounds: number of rounds, at least 1; the factor would be 0 in the round after the last one.
+
+    Raises:
+      ValueError: a number below 1.
+
+    Example:
+      >>> import fedmd_jax as fmd
+      >>> factor = fmd.simulation.cosine_decay(4)
+      >>> [round(factor(round_), 2) for round_ in (1, 2, 3, 4, 5)]
+      [1.0, 0.85, 0.5, 0.15, 0.0]
+    """
+    check_count("num_rounds", num_rounds)
+    return lambda round_: 0.5 * (1 + math.cos(math.pi * min(1, (round_ - 1) / num_rounds)))
 
 
 def _run(
     federation: Federation,
     states: Any,
     key: chex.PRNGKey,
-    step: Callable[[Any, chex.PRNGKey, Participants | None], tuple[Any, Any]],
+    step: Callable[[Any, chex.PRNGKey, Participants | None, chex.Numeric | None], tuple[Any, Any]],
     metrics_of: Callable[[int, Mapping[str, Evaluation], Any], RoundMetrics],
     *,
     num_rounds: int,
@@ -754,6 +804,7 @@ def _run(
     test: PrivateDataset | Private,
     transfer: TransferInfo | None,
     participation: ParticipationPolicy | None,
+    learning_rate_factor: Callable[[int], chex.Numeric] | None,
     callback: Callable[[RoundMetrics, Any], Any] | None,
     progress: bool,
 ) -> tuple[Any, History]:
@@ -766,7 +817,8 @@ def _run(
                 shown.phase("compiling ...")
             if round_ > 0:
                 participants = _participants(federation, participation, round_)
-                states, info = step(states, jax.random.fold_in(key, round_), participants)
+                factor = None if learning_rate_factor is None else learning_rate_factor(round_)
+                states, info = step(states, jax.random.fold_in(key, round_), participants, factor)
             evaluations, server = federation.evaluate(states, test), federation.evaluate_server(states, test)
             shown.phase("rounds")
             metrics = with_server(metrics_of(round_, evaluations, info), server)
@@ -790,6 +842,7 @@ def run_local_only(
     first_round: int = 1,
     transfer: TransferInfo | None = None,
     participation: ParticipationPolicy | None = None,
+    learning_rate_factor: Callable[[int], chex.Numeric] | None = None,
     callback: Callable[[RoundMetrics, States], Any] | None = None,
     progress: bool = False,
 ) -> tuple[States, History]:
@@ -808,6 +861,7 @@ def run_local_only(
       first_round: number of the first of these rounds; 1 + r continues after r rounds.
       transfer: the `TransferInfo` of `transfer_learn`.
       participation: the policy given to `run_federation`.
+      learning_rate_factor: the factors given to `run_federation`.
       callback: called with the metrics and the states after each evaluation.
       progress: whether a bar is shown.
 
@@ -838,8 +892,8 @@ def run_local_only(
     check_rounds(num_rounds, first_round)
     private, client_ids = federation.put(private), group_client_ids(federation.groups)
 
-    def step(states, key, participants):
-        states, info = federation.revisit(states, private, key, participants=participants)
+    def step(states, key, participants, factor):
+        states, info = federation.revisit(states, private, key, participants, factor)
         # The training of a dropped client is discarded in any case.
         return states, reverted_clients(client_ids, info, None if participants is None else participants.completed)
 
@@ -853,4 +907,5 @@ def run_local_only(
         "transfer": transfer,
     }
     how: dict[str, Any] = {"participation": participation, "callback": callback, "progress": progress}
+    how |= {"learning_rate_factor": learning_rate_factor}
     return _run(federation, states, key, step, metrics_of, **rounds, **how)

@@ -101,8 +101,9 @@ def test_stacking_pads_with_zeros():
 
 
 def test_seeds_trained_at_once_differ_by_rounding_at_most(options, tmp_path):
-    """Early stopping, absent clients, and one seed more than are trained at once."""
+    """Early stopping, absent clients, learning rates that decay, and one seed more than are trained at once."""
     options += shlex.split("--public-training.patience 1 --availability 0.7 --no-pooled --num-seeds 3 --num-rounds 1")
+    options += ["--learning-rate-decay", "cosine"]
     options += ["--networks", "mlp:n1=3", "mlp:n1=3"]
     for name, more in (("one", []), ("two", ["--vmap-seeds", "2"])):
         assert main(["run", "--out", str(tmp_path / name), *options, *more]) == 0

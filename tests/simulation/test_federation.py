@@ -430,6 +430,57 @@ def test_a_federation_is_shown_in_one_line():
     assert repr(on_mesh) == "Federation(clients={'linear': 3, 'mlp': 2}, devices=2)"
 
 
+@pytest.fixture(scope="module")
+def trained():
+    """Clients after transfer learning, on the host."""
+    return jax.device_get(FEDERATION.transfer_learn(start(), PUBLIC, PRIVATE, jax.random.key(0))[0])
+
+
+def one_round(trained, *, factor, federation=FEDERATION, program="round"):
+    states, public, private = federation.shard(jax.tree.map(jnp.array, trained)), PUBLIC, PRIVATE
+    private = federation.put(private)
+    data = (public, private) if program == "round" else (private,)
+    call = getattr(federation, program)
+    return jax.device_get(fmd.mapping.gather_clients(call(states, *data, jax.random.key(3), None, factor)[0]))
+
+
+def with_rate(rate):
+    training = {"num_epochs": 1, "batch_size": 8, "optimizer": fmd.adam(rate)}
+    how = {name: fmd.TrainingConfig(**training) for name in ("digest_training", "revisit_training")}
+    return fmd.fedmd(GROUPS, subset_size=20, **how)
+
+
+@pytest.mark.parametrize("program", ["round", "revisit"])
+def test_a_factor_of_the_learning_rate_is_another_learning_rate(program):
+    fast, slow = map(with_rate, (0.01, 0.005))
+    fresh = jax.device_get(start(fast))
+    half = one_round(fresh, factor=0.5, federation=fast, program=program)
+    chex.assert_trees_all_close(half, one_round(fresh, factor=None, federation=slow, program=program), **TOLERANCE)
+    nothing = one_round(fresh, factor=0.0, federation=fast, program=program)
+    for name in GROUPS:
+        chex.assert_trees_all_equal(nothing[name].params, fresh[name].params)
+        assert (nothing[name].revisit_opt_state.count > 0).all()
+
+
+def test_a_factor_on_many_devices(trained):
+    on_mesh = toys.federation(GROUPS, mesh=fmd.client_mesh(2))
+    wanted = one_round(trained, factor=0.25)
+    chex.assert_trees_all_close(one_round(trained, factor=0.25, federation=on_mesh), wanted, **TOLERANCE)
+
+
+def test_learning_rates_decay_over_the_rounds_and_in_local_only(trained):
+    factors, key = fmd.simulation.cosine_decay(2), jax.random.key(7)
+    how = {"num_rounds": 2, "test": TEST, "learning_rate_factor": factors}
+    found, _ = fmd.run_federation(FEDERATION, jax.tree.map(jnp.array, trained), PUBLIC, PRIVATE, key, **how)
+    local, _ = fmd.run_local_only(FEDERATION, jax.tree.map(jnp.array, trained), PRIVATE, key, **how)
+    states, alone = (jax.tree.map(jnp.array, trained) for _ in range(2))
+    for round_, factor in ((1, 1.0), (2, 0.5)):
+        key_round = jax.random.fold_in(key, round_)
+        states, _ = FEDERATION.round(states, PUBLIC, PRIVATE, key_round, learning_rate_factor=factor)
+        alone, _ = FEDERATION.revisit(alone, PRIVATE, key_round, learning_rate_factor=factor)
+    chex.assert_trees_all_equal((found, local), (states, alone))
+
+
 def test_a_round_of_ones_own_takes_the_place_of_fedmds(key):
     """As the documentation says. This one counts its calls."""
     calls = []

@@ -221,9 +221,11 @@ class Federation:
         consensus: chex.Array,
         key: chex.PRNGKey,
         participants: Participants | None = None,
+        learning_rate_factor: chex.Numeric | None = None,
     ) -> tuple[States, RoundInfo]:
         """The second half of the round with this key: digest of a consensus [M, C], then revisit."""
-        return self._call("learn", states, public, private, consensus, key, participants)
+        factor = _given_factor(learning_rate_factor)
+        return self._call("learn", states, public, private, consensus, key, participants, **factor)
 
     def evaluate(
         self, states: States | FederationState, test: PrivateDataset | Private, *, confusion: bool = False
@@ -421,6 +423,7 @@ def fedmd(
     if statistics is not None:
         return federation
     over: dict = {"groups": groups, "mesh": mesh, "clients_per_chunk": clients_per_chunk}
+    round_trainings = {"digest_training": digest_training, "revisit_training": revisit_training}
 
     def score_groups(states, public, key, participants=None):
         participants, keys = complete_participants(participants, groups, mesh), round_keys(key)
@@ -428,11 +431,11 @@ def fedmd(
         score_clients = map_groups(partial(report, transforms=transforms), (0, None, 0), **over)
         return score_clients(states, subset.inputs, group_keys(keys.transform, participants.client_ids))
 
-    def learn_groups(states, public, private, consensus, key, participants=None):
+    def learn_groups(states, public, private, consensus, key, participants=None, learning_rate_factor=None):
         participants, keys = complete_participants(participants, groups, mesh), round_keys(key)
         inputs = draw_subset(keys.subset, public, subset_size).inputs
-        training: dict = {"digest_training": digest_training, "revisit_training": revisit_training}
-        half = partial(learn, **training, distance=distance, **over)
+        trainings = _with_factor(round_trainings, learning_rate_factor)
+        half = partial(learn, **trainings, distance=distance, **over)
         return half(states, inputs, consensus, jnp.array(True), private, keys, participants)
 
     halves = _compiled({"score": score_groups, "learn": learn_groups})
@@ -559,10 +562,11 @@ def make_federation(
         return train_groups
 
     def revisit_groups(states, private, key, participants=None, learning_rate_factor=None):
-        training = _with_factor(revisit_training, learning_rate_factor)
-        revisit_as_in_rounds = train(revisit, 0, training, losses_count=True)
+        training = _with_factor({"training": revisit_training}, learning_rate_factor)
+        revisit_as_in_rounds = train(revisit, 0, **training, losses_count=True)
         return revisit_as_in_rounds(states, private, round_keys(key).revisit, participants=participants)
 
+    round_trainings = {"digest_training": digest_training, "revisit_training": revisit_training}
     of_rounds: dict = {"subset_size": subset_size, "draw_subset": draw_subset, "transforms": transforms, **over}
     if server is not None:
         of_rounds |= {"server": server}
@@ -570,8 +574,7 @@ def make_federation(
         of_rounds |= {"statistics": statistics, "keep_statistics": keep_statistics}
 
     def round_groups(states, public, private, key, participants=None, learning_rate_factor=None):
-        trainings = {"digest_training": digest_training, "revisit_training": revisit_training}
-        trainings = {name: _with_factor(training, learning_rate_factor) for name, training in trainings.items()}
+        trainings = _with_factor(round_trainings, learning_rate_factor)
         one_round = partial(algorithm.round, **of_rounds, **trainings)
         return one_round(states, public, private, key, participants=participants)
 
@@ -618,10 +621,14 @@ def _given_factor(factor: chex.Numeric | None) -> dict[str, chex.Array]:
     return {} if factor is None else {"learning_rate_factor": jnp.asarray(factor, jnp.float32)}
 
 
-def _with_factor(training: TrainingConfig, factor: chex.Array | None) -> TrainingConfig:
+def _with_factor(trainings: dict[str, Any], factor: chex.Array | None) -> dict[str, Any]:
+    """The settings of phases, with a factor of all updates if one is given."""
     if factor is None:
-        return training
-    return dataclasses.replace(training, optimizer=scale_updates(training.optimizer, factor))
+        return trainings
+    return {
+        name: dataclasses.replace(training, optimizer=scale_updates(training.optimizer, factor))
+        for name, training in trainings.items()
+    }
 
 
 def vmap_federation(federation: Federation) -> Federation:

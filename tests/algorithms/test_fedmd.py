@@ -282,13 +282,14 @@ def switches(jaxpr):
 
 def test_the_halves_of_a_round_are_the_round_also_of_a_client_alone(key):
     """All clients score, the server averages, and clients learn, together or in federations of one client."""
+    factor = {"learning_rate_factor": 0.5}
     settings = {"transforms": (partial(fmd.transforms.clip_scores, bound=0.8),)}
     whole = toys.federation(GROUPS, **settings)
     sent = whole.score(start(GROUPS, PRIVATE), PUBLIC, key)
     consensus = fmd.weighted_consensus(sent, fmd.algorithms.all_clients(GROUPS).weights)
     assert jnp.abs(consensus).max() <= 0.8
-    expected, expected_info = whole.round(start(GROUPS, PRIVATE), PUBLIC, PRIVATE, key)
-    learned, info = whole.learn(start(GROUPS, PRIVATE), PUBLIC, PRIVATE, consensus, key)
+    expected, expected_info = whole.round(start(GROUPS, PRIVATE), PUBLIC, PRIVATE, key, **factor)
+    learned, info = whole.learn(start(GROUPS, PRIVATE), PUBLIC, PRIVATE, consensus, key, **factor)
     chex.assert_trees_all_close((learned, info), (expected, expected_info), **TOLERANCE)
     for name, row in (("linear", 2), ("mlp", 0)):
         group = GROUPS[name]
@@ -299,7 +300,7 @@ def test_the_halves_of_a_round_are_the_round_also_of_a_client_alone(key):
         )
         states = alone.init(jax.random.key(0), PUBLIC, private)
         chex.assert_trees_all_close(alone.score(states, PUBLIC, key), scores, rtol=1e-5, atol=1e-6)
-        states, info = alone.learn(states, PUBLIC, private, consensus, key)
+        states, info = alone.learn(states, PUBLIC, private, consensus, key, **factor)
         chex.assert_trees_all_close((states, info.digest_loss), (state, loss), **TOLERANCE)
 
 

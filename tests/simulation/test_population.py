@@ -63,8 +63,9 @@ def test_cohorts_of_all_clients_equal_the_federation(key, storage):
     evaluation = fmd.simulation.evaluate_population(FEDERATION, population, TEST, cohort_size=COHORT)
     chex.assert_trees_all_close(evaluation, jax.device_get(FEDERATION.evaluate(states, TEST)), rtol=1e-5)
 
-    population, history = run(key, population, cohort_size=9, num_rounds=2)
-    states, plain = fmd.run_federation(FEDERATION, states, PUBLIC, PRIVATE, key, num_rounds=2, test=TEST)
+    rounds = {"num_rounds": 2, "learning_rate_factor": fmd.simulation.cosine_decay(2)}
+    population, history = run(key, population, cohort_size=9, **rounds)
+    states, plain = fmd.run_federation(FEDERATION, states, PUBLIC, PRIVATE, key, test=TEST, **rounds)
     same_states(rtol=1e-4, atol=1e-5)
     for ours, theirs in zip(history, plain[1:], strict=True):
         assert [client[:2] for client in ours.clients] == [client[:2] for client in theirs.clients]

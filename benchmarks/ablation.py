@@ -50,6 +50,8 @@ def rounds(setup: Setup, num_rounds: int) -> Iterator[tuple[int, str, Accuracy]]
     experiment, federation, data = setup.experiment, setup.federation, setup.data
     if federation.mesh is not None:
         raise SystemExit("this benchmark runs on one device: --devices 1")
+    if experiment.batch_statistics != "moving" or experiment.learning_rate_decay != "none":
+        raise SystemExit("rounds are those of --batch-statistics moving --learning-rate-decay none here")
     on_all = {"groups": federation.groups, "clients_per_chunk": experiment.clients_per_chunk or "auto"}
     score_clients = jax.jit(map_groups(fmd.score, (0, None), **on_all))
     digest_one = partial(fmd.digest, training=experiment.digest.training(), distance=experiment.distance_function())

@@ -7,7 +7,7 @@ The clients are those of `letters-iid-tuned`, by default the five with three con
 others. Accuracy is measured on private validation images, never on the test set: the mean of the clients, their
 *ensemble*, the mean over classes of the distance to the pooled bound of the same clients, and the clients with the mean
 of their weights after the later half of the rounds. `base` has the settings of the experiment, but the public images as
-they are; all other variants change it and send as many bytes in a round.
+they are and constant learning rates; each other variant changes `base`, and sends as many bytes in a round.
 """
 
 import argparse
@@ -26,8 +26,8 @@ from ablation import experiment_of, pretrained
 import fedmd_jax as fmd
 from fedmd_jax.algorithms import Augmentation, cut_images, draw_augmented_subset, warp_images
 from fedmd_jax.algorithms.fedmd import round_keys
-from fedmd_jax.client.optimizers import scale_updates
 from fedmd_jax.client.scoring import scores_size
+from fedmd_jax.client.training import scale_learning_rate
 from fedmd_jax.experiments.setup import Setup, cache_compiled_programs, prepare
 from fedmd_jax.mapping.grouped import map_groups
 from fedmd_jax.mapping.groups import group_client_ids, group_keys
@@ -114,7 +114,10 @@ def variant_of(names: str) -> Variant:
     """One of `VARIANTS`, or what several of them change, as in "turned+decay"."""
     changes: dict = {}
     for name in names.split("+"):
-        changes |= {key: value for key, value in VARIANTS[name]._asdict().items() if value != getattr(Variant(), key)}
+        more = {key: value for key, value in VARIANTS[name]._asdict().items() if value != getattr(Variant(), key)}
+        if changes.keys() & more.keys():
+            raise SystemExit(f"{names}: two of these change the same")
+        changes |= more
     return Variant(**changes)
 
 
@@ -173,20 +176,15 @@ class Clients:
 
         @partial(jax.jit, donate_argnums=0)
         def digest(states, inputs, consensus, key, factor):
-            one = partial(fmd.digest, training=with_factor(digesting, factor), distance=variant.distance)
+            one = partial(fmd.digest, training=scale_learning_rate(digesting, factor), distance=variant.distance)
             return self._map(one, 0, None, None, 0)(states, inputs, consensus, group_keys(key, self.client_ids))[0]
 
         @partial(jax.jit, donate_argnums=0)
         def revisit(states, key, factor):
-            one = partial(fmd.revisit, training=with_factor(revisiting, factor))
+            one = partial(fmd.revisit, training=scale_learning_rate(revisiting, factor))
             return self._map(one, 0, 0, 0)(states, self.private, group_keys(key, self.client_ids))[0]
 
         return digest, revisit
-
-
-def with_factor(training: fmd.TrainingConfig, factor: chex.Array) -> fmd.TrainingConfig:
-    """The phase with a multiple of its learning rate."""
-    return dataclasses.replace(training, optimizer=scale_updates(training.optimizer, factor))
 
 
 def nth(key: chex.PRNGKey, index: int) -> chex.PRNGKey:

@@ -395,6 +395,7 @@ SMALL = (
         ("--num-seeds 0", "seeds must be from 1 to 10000, got 0"),
         ("--num-seeds 2 --seed 4294967295", r"seed must be below 2\*\*32, got 4294967296"),
         ("--algorithm fd --batch-statistics public", "clients of fd do not score a public subset, .*"),
+        ("--algorithm fd --subset-augmentation warp", "clients of fd use no public subset, so .* be empty, got warp"),
         ("--networks mlp mlp --weights 1 nan", "weights must be finite and not negative, got nan"),
         ("--networks mlp mlp --weights 1", "weights must be 2 numbers for 2 clients, got 1"),
         ("--data.num-public 8001", "the public dataset embedded/digits has 8000 examples, num_public wants 8001"),

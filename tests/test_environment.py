@@ -7,6 +7,7 @@ import sys
 
 import chex
 import jax
+import numpy as np
 import pytest
 import toys
 from experiments import runs
@@ -83,13 +84,16 @@ def rounds_of_all_kinds():
     key = jax.random.key(0)
     states = federation.init(key, public, private)
     states, _ = federation.transfer_learn(states, public, private, key)
-    states, history = fmd.run_federation(federation, states, public, private, key, num_rounds=1, test=test)
+    rounds = {"num_rounds": 1, "learning_rate_schedule": fmd.simulation.cosine_decay(1)}
+    states, history = fmd.run_federation(federation, states, public, private, key, test=test, **rounds)
     size = {"cohort_size": 1}
     population = fmd.simulation.init_population(federation, key, public, private, **size)
     population, _ = fmd.simulation.transfer_learn_population(federation, population, public, key, **size)
     population, _ = fmd.simulation.run_population(federation, population, public, key, num_rounds=1, test=test, **size)
+    images = fmd.public_dataset(np.arange(128.0, dtype=np.float32).reshape(2, 8, 8, 1))
     return {
         "states": dict(states),
+        "augmented": fmd.algorithms.draw_augmented_subset(key, images, 2).inputs,
         "accuracy": [metrics.mean_accuracy for metrics in history],
         "population": fmd.simulation.evaluate_population(federation, population, test, **size),
     }

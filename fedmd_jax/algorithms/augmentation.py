@@ -20,14 +20,15 @@ def warp_images(
 ) -> chex.Array:
     """Turns, scales and shears each image by random amounts about its centre.
 
-    Pixels are interpolated linearly; pixels from outside have the value at the border.
+    The amounts change the positions at which the image is read, by linear interpolation; positions outside have the
+    value at the border.
 
     Args:
       key: decides the amounts.
       images: [M, H, W, C], floats.
       angle: largest angle in degrees, in both directions.
       scale: largest factor of height and of width, which are drawn separately; the smallest is 1 / scale.
-      shear: largest shift along the height per pixel of width, in both directions.
+      shear: largest shift of a position along the height per pixel of width, in both directions.
 
     Returns:
       The changed images, [M, H, W, C].
@@ -43,7 +44,7 @@ def warp_images(
       >>> bool((fmd.algorithms.warp_images(jax.random.key(0), images, angle=0, scale=1, shear=0) == images).all())
       True
     """
-    check_numbers("images", images, kind=jnp.floating, rank=4)
+    check_numbers("images that are warped", images, kind=jnp.floating, rank=4)
     check_not_negative("angle", angle)
     check_positive("scale", scale)
     check_not_negative("shear", shear)
@@ -53,7 +54,8 @@ def warp_images(
     scales = scale ** jax.random.uniform(key_scale, (num_images, 2), minval=-1)
     shears = shear * jax.random.uniform(key_shear, (num_images,), minval=-1)
     middle = (height - 1) / 2, (width - 1) / 2
-    y, x = jnp.meshgrid(jnp.arange(height) - middle[0], jnp.arange(width) - middle[1], indexing="ij")
+    y, x = (jnp.arange(size, dtype=jnp.float32) - at for size, at in zip((height, width), middle, strict=True))
+    y, x = jnp.meshgrid(y, x, indexing="ij")
 
     def warp(image, angle, scales, shear):
         along, across = scales[0] * y + shear * x, scales[1] * x
@@ -62,11 +64,11 @@ def warp_images(
         look_up = partial(jax.scipy.ndimage.map_coordinates, coordinates=[rows, columns], order=1, mode="nearest")
         return jax.vmap(look_up, in_axes=-1, out_axes=-1)(image)
 
-    return jax.vmap(warp)(images, angles, scales, shears)
+    return jax.vmap(warp)(images.astype(jnp.float32), angles, scales, shears).astype(images.dtype)
 
 
 def cut_images(key: chex.PRNGKey, images: chex.Array) -> chex.Array:
-    """Cuts each image along a random line and replaces one side by that of another image of the subset.
+    """Cuts each image along a random line and replaces the larger side by that of another image of the subset.
 
     Args:
       key: decides lines and pairs.
@@ -88,7 +90,7 @@ def cut_images(key: chex.PRNGKey, images: chex.Array) -> chex.Array:
       >>> cut.shape, sorted(set(cut.ravel().tolist()))
       ((3, 8, 8, 1), [1.0, 2.0, 3.0])
     """
-    check_numbers("images", images, kind=jnp.floating, rank=4)
+    check_numbers("images that are cut", images, kind=jnp.floating, rank=4)
     key_angle, key_distance, key_pairs = jax.random.split(key, 3)
     num_images, height, width, _ = images.shape
     angles = jax.random.uniform(key_angle, (num_images, 1, 1, 1), maxval=2 * jnp.pi)
@@ -120,7 +122,7 @@ def draw_augmented_subset(
       draw_subset: how the examples are drawn.
 
     Returns:
-      Inputs [M, ...], without labels, which need not hold for them.
+      Inputs [M, ...]; labels are dropped, since they may be wrong for changed inputs.
 
     Raises:
       ValueError: what `draw_subset` and the augmentations refuse.

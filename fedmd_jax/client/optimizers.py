@@ -54,22 +54,29 @@ def adam(
 
 
 def scale_updates(optimizer: optax.GradientTransformation, factor: chex.Numeric) -> optax.GradientTransformation:
-    """The optimizer with all its updates multiplied by a factor, as if its learning rate were; its state is the same.
+    """The optimizer with all its updates multiplied by a factor; its state is the same.
+
+    For an optimizer whose last step is to multiply by its learning rate this is a factor of the learning rate.
 
     Args:
       optimizer: any optax optimizer.
-      factor: of the learning rate, [], may be traced.
+      factor: [], may be traced.
+
+    Raises:
+      ValueError: the factor is not one number.
 
     >>> optimizer = scale_updates(optax.sgd(0.5), 0.25)
     >>> updates, _ = optimizer.update(jnp.array(8.0), optimizer.init(jnp.array(0.0)))
     >>> float(updates)
     -1.0
     """
+    if jnp.shape(factor) != ():
+        raise ValueError(f"the factor of the learning rate must be one number, got shape {jnp.shape(factor)}")
     with_extra = optax.with_extra_args_support(optimizer)
 
     def update(*arguments, **named):
         updates, state = with_extra.update(*arguments, **named)
-        return jax.tree.map(lambda leaf: (factor * leaf).astype(leaf.dtype), updates), state
+        return jax.tree.map(lambda leaf: jnp.asarray(factor, leaf.dtype) * leaf, updates), state
 
     return optax.GradientTransformationExtraArgs(optimizer.init, update)
 

@@ -20,7 +20,7 @@ from fedmd_jax.checks import check_count, describe_value
 from fedmd_jax.client.early_stopping import EarlyStopping, initial_patience, update_patience
 from fedmd_jax.client.guards import all_finite, zero_where_not_finite_before
 from fedmd_jax.client.losses import at_least_float32
-from fedmd_jax.client.optimizers import adam, with_hyperparameters_of
+from fedmd_jax.client.optimizers import adam, scale_updates, with_hyperparameters_of
 from fedmd_jax.client.scoring import check_logits, compute_accuracy, score
 from fedmd_jax.types import Architecture, PrivateDataset, TrainingInfo
 
@@ -65,6 +65,13 @@ class TrainingConfig:
             raise ValueError(
                 f"early_stopping must be an EarlyStopping or None, got {describe_value(self.early_stopping)}"
             )
+
+
+def scale_learning_rate(training: TrainingConfig, factor: chex.Numeric | None) -> TrainingConfig:
+    """The phase with all updates multiplied by a factor, [], which may be traced; unchanged if it is None."""
+    if factor is None:
+        return training
+    return dataclasses.replace(training, optimizer=scale_updates(training.optimizer, factor))
 
 
 class Learner(NamedTuple):

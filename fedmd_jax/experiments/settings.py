@@ -193,14 +193,14 @@ class Experiment:
       subset: How the public subset of a round is drawn: random, as in the paper, or stratified, each class in its
         share, as in the released code.
       subset_augmentation: Random changes of the images of the public subset, one after the other, the same for all
-        clients. warp: turned by any angle, scaled and sheared; cut: joined along a line from two images. None in the
-        paper. They send nothing more.
+        clients. warp: turned by any angle, scaled and sheared; cut: joined along a line from two images. Nothing more
+        is sent. Without a name the images are as they are, as in the paper.
       distance: Distance between scores and consensus in the digest of fedmd: mae, as in the released code, mse, or kl
         of their softmaxes.
       temperature: Divides the scores before the softmax of kl, in fedmd.
       learning_rate_decay: How the learning rates of digest and revisit change over the rounds. none: not at all, as in
-        the paper; cosine: they fall along half a cosine, nearly to zero in the last round. The local-only baseline has
-        the same.
+        the paper; cosine: they fall along half a cosine and would be zero after the last round. The local-only baseline
+        has the same.
       digest: Digest: training towards the consensus on the public subset.
       revisit: Revisit: training on the private dataset.
       availability: Probability that a client takes part in a round, one number or one per client.
@@ -302,7 +302,12 @@ class Experiment:
                 if (value := getattr(self, name)) != getattr(Experiment, name):
                     found = f"{self.algorithm}, {describe_options(self.algorithm)}"
                     raise ValueError(f"{name} is of algorithm fedmd, but algorithm is {found}, got {value}")
-        self.make_algorithm()
+        algorithm = self.make_algorithm()
+        if self.subset_augmentation and not (algorithm.takes_server_model or self.algorithm == "feddf"):
+            raise ValueError(
+                f"clients of {self.algorithm} use no public subset, so subset_augmentation must be empty, "
+                f"got {' '.join(self.subset_augmentation)}"
+            )
         if self.distance != "kl" and self.temperature != 1:
             raise ValueError(f"temperature is of distance kl, but distance is {self.distance}, got {self.temperature}")
         if self.private_training.monitored == "validation":

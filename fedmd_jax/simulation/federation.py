@@ -23,9 +23,8 @@ from fedmd_jax.checks import check_count
 from fedmd_jax.client.evaluation import Evaluation, evaluate
 from fedmd_jax.client.guards import keep_if_finite
 from fedmd_jax.client.losses import mae
-from fedmd_jax.client.optimizers import scale_updates
 from fedmd_jax.client.phases import init_client, pretrain, revisit
-from fedmd_jax.client.training import Distance, TrainingConfig, check_validation
+from fedmd_jax.client.training import Distance, TrainingConfig, check_validation, scale_learning_rate
 from fedmd_jax.mapping.chunking import ClientsPerChunk, check_chunks
 from fedmd_jax.mapping.grouped import map_groups
 from fedmd_jax.mapping.groups import Groups, check_groups, group_client_ids, group_keys
@@ -434,7 +433,9 @@ def fedmd(
     def learn_groups(states, public, private, consensus, key, participants=None, learning_rate_factor=None):
         participants, keys = complete_participants(participants, groups, mesh), round_keys(key)
         inputs = draw_subset(keys.subset, public, subset_size).inputs
-        trainings = _with_factor(round_trainings, learning_rate_factor)
+        trainings = {
+            name: scale_learning_rate(training, learning_rate_factor) for name, training in round_trainings.items()
+        }
         half = partial(learn, **trainings, distance=distance, **over)
         return half(states, inputs, consensus, jnp.array(True), private, keys, participants)
 
@@ -510,6 +511,8 @@ def make_federation(
 
     def check(public, private, *others):
         check_data(groups, subset_size, public, private, *others)
+        # What it refuses is refused before anything is trained.
+        jax.eval_shape(lambda key, public: draw_subset(key, public, subset_size), jax.random.key(0), public)
         if algorithm.check is not None:
             algorithm.check(groups, public.inputs)
         check_optimizers(groups, public.inputs, digest_training, revisit_training, private_training, pooled_training)
@@ -562,8 +565,8 @@ def make_federation(
         return train_groups
 
     def revisit_groups(states, private, key, participants=None, learning_rate_factor=None):
-        training = _with_factor({"training": revisit_training}, learning_rate_factor)
-        revisit_as_in_rounds = train(revisit, 0, **training, losses_count=True)
+        training = scale_learning_rate(revisit_training, learning_rate_factor)
+        revisit_as_in_rounds = train(revisit, 0, training, losses_count=True)
         return revisit_as_in_rounds(states, private, round_keys(key).revisit, participants=participants)
 
     round_trainings = {"digest_training": digest_training, "revisit_training": revisit_training}
@@ -574,7 +577,9 @@ def make_federation(
         of_rounds |= {"statistics": statistics, "keep_statistics": keep_statistics}
 
     def round_groups(states, public, private, key, participants=None, learning_rate_factor=None):
-        trainings = _with_factor(round_trainings, learning_rate_factor)
+        trainings = {
+            name: scale_learning_rate(training, learning_rate_factor) for name, training in round_trainings.items()
+        }
         one_round = partial(algorithm.round, **of_rounds, **trainings)
         return one_round(states, public, private, key, participants=participants)
 
@@ -617,27 +622,18 @@ def make_federation(
 
 
 def _given_factor(factor: chex.Numeric | None) -> dict[str, chex.Array]:
-    """The argument of a program; without a factor it is another program, which multiplies by none."""
+    """The argument of a program; without a factor it is another program, which has no multiplication."""
     return {} if factor is None else {"learning_rate_factor": jnp.asarray(factor, jnp.float32)}
-
-
-def _with_factor(trainings: dict[str, Any], factor: chex.Array | None) -> dict[str, Any]:
-    """The settings of phases, with a factor of all updates if one is given."""
-    if factor is None:
-        return trainings
-    return {
-        name: dataclasses.replace(training, optimizer=scale_updates(training.optimizer, factor))
-        for name, training in trainings.items()
-    }
 
 
 def vmap_federation(federation: Federation) -> Federation:
     """Maps the functions of a federation over several seeds, which may differ in their data.
 
     All arguments and results of `new_states`, `pretrain`, `train_private`, `train_pooled`, `revisit`, `round` and
-    `evaluate` get a leading axis [S, ...]: keys, states, public and private data. This fills a GPU with small
-    federations; it is not faster on a CPU. `check`, `init`, `put` and `transfer_learn` still take one federation. Keys
-    must be JAX's default keys (`threefry2x32`), since those of other generators depend on the whole batch.
+    `evaluate` get a leading axis [S, ...]: keys, states, public and private data, and a factor of the learning rate.
+    This fills a GPU with small federations; it is not faster on a CPU. `check`, `init`, `put` and `transfer_learn`
+    still take one federation. Keys must be JAX's default keys (`threefry2x32`), since those of other generators depend
+    on the whole batch.
 
     Args:
       federation: from `fedmd`, without a mesh.
@@ -707,7 +703,7 @@ def run_federation(
     first_round: int = 1,
     transfer: TransferInfo | None = None,
     participation: ParticipationPolicy | None = None,
-    learning_rate_factor: Callable[[int], chex.Numeric] | None = None,
+    learning_rate_schedule: Callable[[int], chex.Numeric] | None = None,
     callback: Callable[[RoundMetrics, States], Any] | None = None,
     progress: bool = False,
 ) -> tuple[AnyStates, History]:
@@ -727,7 +723,7 @@ def run_federation(
         of its transfer learning was reverted.
       participation: (round, client ids per group) -> participation record, such as `simulate_participation` makes; by
         default all clients take part.
-      learning_rate_factor: round -> factor of the updates of digest and revisit, such as `cosine_decay(num_rounds)`.
+      learning_rate_schedule: round -> factor of the learning rates of digest and revisit, such as `cosine_decay(20)`.
       callback: called with the metrics and the states after each evaluation. The next round donates those states: copy
         what you keep. `fmd.loggers` has some.
       progress: whether to show a bar over the rounds, with the mean accuracy; it says when a program is compiled.
@@ -776,15 +772,18 @@ def run_federation(
         "transfer": transfer,
     }
     how: dict[str, Any] = {"participation": participation, "callback": callback, "progress": progress}
-    how |= {"learning_rate_factor": learning_rate_factor}
+    how |= {"learning_rate_schedule": learning_rate_schedule}
     return _run(federation, states, key, step, metrics_of, **rounds, **how)
 
 
 def cosine_decay(num_rounds: int) -> Callable[[int], float]:
-    """Factors of the learning rate that fall along half a cosine, from 1 in round 1 to nearly 0 in the last round.
+    """Factors of the learning rate that fall along half a cosine: 1 in round 1, and 0 would follow the last round.
 
     Args:
-      num_rounds: number of rounds, at least 1; the factor would be 0 in the round after the last one.
+      num_rounds: number of all rounds, at least 1, also of those before `first_round` of `run_federation`.
+
+    Returns:
+      round -> factor; a round that is not from 1 to `num_rounds` is a `ValueError`.
 
     Raises:
       ValueError: a number below 1.
@@ -792,11 +791,17 @@ def cosine_decay(num_rounds: int) -> Callable[[int], float]:
     Example:
       >>> import fedmd_jax as fmd
       >>> factor = fmd.simulation.cosine_decay(4)
-      >>> [round(factor(round_), 2) for round_ in (1, 2, 3, 4, 5)]
-      [1.0, 0.85, 0.5, 0.15, 0.0]
+      >>> [round(factor(round_), 2) for round_ in (1, 2, 3, 4)]
+      [1.0, 0.85, 0.5, 0.15]
     """
     check_count("num_rounds", num_rounds)
-    return lambda round_: 0.5 * (1 + math.cos(math.pi * min(1, (round_ - 1) / num_rounds)))
+
+    def factor(round_: int) -> float:
+        if not 1 <= round_ <= num_rounds:
+            raise ValueError(f"learning rates decay over rounds 1 to {num_rounds}, got round {round_}")
+        return 0.5 * (1 + math.cos(math.pi * (round_ - 1) / num_rounds))
+
+    return factor
 
 
 def _run(
@@ -811,7 +816,7 @@ def _run(
     test: PrivateDataset | Private,
     transfer: TransferInfo | None,
     participation: ParticipationPolicy | None,
-    learning_rate_factor: Callable[[int], chex.Numeric] | None,
+    learning_rate_schedule: Callable[[int], chex.Numeric] | None,
     callback: Callable[[RoundMetrics, Any], Any] | None,
     progress: bool,
 ) -> tuple[Any, History]:
@@ -824,7 +829,7 @@ def _run(
                 shown.phase("compiling ...")
             if round_ > 0:
                 participants = _participants(federation, participation, round_)
-                factor = None if learning_rate_factor is None else learning_rate_factor(round_)
+                factor = None if learning_rate_schedule is None else learning_rate_schedule(round_)
                 states, info = step(states, jax.random.fold_in(key, round_), participants, factor)
             evaluations, server = federation.evaluate(states, test), federation.evaluate_server(states, test)
             shown.phase("rounds")
@@ -849,14 +854,15 @@ def run_local_only(
     first_round: int = 1,
     transfer: TransferInfo | None = None,
     participation: ParticipationPolicy | None = None,
-    learning_rate_factor: Callable[[int], chex.Numeric] | None = None,
+    learning_rate_schedule: Callable[[int], chex.Numeric] | None = None,
     callback: Callable[[RoundMetrics, States], Any] | None = None,
     progress: bool = False,
 ) -> tuple[States, History]:
     """The local-only baseline of `run_federation`: the same rounds without digests.
 
     Every client makes the same private steps as there, on the same batches with the same dropout, and in the same
-    rounds if `participation` is the same. A gain of FedMD over this baseline is not due to more training.
+    rounds, if `participation` and `learning_rate_schedule` are the same. A gain of FedMD over this baseline is not due
+    to more training.
 
     Args:
       federation: from `fedmd`.
@@ -868,7 +874,7 @@ def run_local_only(
       first_round: number of the first of these rounds; 1 + r continues after r rounds.
       transfer: the `TransferInfo` of `transfer_learn`.
       participation: the policy given to `run_federation`.
-      learning_rate_factor: the factors given to `run_federation`.
+      learning_rate_schedule: the one given to `run_federation`.
       callback: called with the metrics and the states after each evaluation.
       progress: whether a bar is shown.
 
@@ -914,5 +920,5 @@ def run_local_only(
         "transfer": transfer,
     }
     how: dict[str, Any] = {"participation": participation, "callback": callback, "progress": progress}
-    how |= {"learning_rate_factor": learning_rate_factor}
+    how |= {"learning_rate_schedule": learning_rate_schedule}
     return _run(federation, states, key, step, metrics_of, **rounds, **how)

@@ -227,7 +227,7 @@ def run_population(
     test: Validation,
     first_round: int = 1,
     participation: ParticipationPolicy | None = None,
-    learning_rate_factor: Callable[[int], chex.Numeric] | None = None,
+    learning_rate_schedule: Callable[[int], chex.Numeric] | None = None,
     callback: Callable[[RoundMetrics, Population], Any] | None = None,
     progress: bool = False,
 ) -> tuple[Population, History]:
@@ -246,7 +246,7 @@ def run_population(
       first_round: number of the first of these rounds; 1 + r continues after r rounds.
       participation: (round, client ids of the cohort per group) -> participation record, such as
         `simulate_participation` makes; by default all of them take part.
-      learning_rate_factor: as in `run_federation`.
+      learning_rate_schedule: as in `run_federation`.
       callback: called with the metrics and the population after each round, whose states the next round donates.
       progress: as in `run_federation`.
 
@@ -279,7 +279,7 @@ def run_population(
     _sizes(federation, cohort_size)
     federation.check(public, population.private, test)
     of_rounds: dict[str, Any] = {"cohort_size": cohort_size, "test": test, "participation": participation}
-    of_rounds |= {"learning_rate_factor": learning_rate_factor}
+    of_rounds |= {"learning_rate_schedule": learning_rate_schedule}
     history = History()
     if first_round == 1 and federation.has_server_state:
         _, *server = federation.start(population.states, public, server_key(key))
@@ -306,7 +306,7 @@ def population_round(
     cohort_size: CohortSize,
     test: Validation,
     participation: ParticipationPolicy | None = None,
-    learning_rate_factor: Callable[[int], chex.Numeric] | None = None,
+    learning_rate_schedule: Callable[[int], chex.Numeric] | None = None,
 ) -> tuple[Population, RoundMetrics]:
     """One round of `run_population` without checks of the data, for custom loops.
 
@@ -319,7 +319,7 @@ def population_round(
       cohort_size: number of clients per round.
       test: as in `run_population`.
       participation: as in `run_population`.
-      learning_rate_factor: as in `run_population`.
+      learning_rate_schedule: as in `run_population`.
 
     Returns:
       The population, and the metrics of the cohort.
@@ -351,7 +351,7 @@ def population_round(
         private,
         jax.random.fold_in(key, round_),
         participants=_participants(cohort, None if participation is None else participation(round_, cohort.client_ids)),
-        learning_rate_factor=None if learning_rate_factor is None else learning_rate_factor(round_),
+        learning_rate_factor=None if learning_rate_schedule is None else learning_rate_schedule(round_),
     )
     evaluations = federation.evaluate(states, _take(federation, test, cohort))
     server = federation.evaluate_server(states, test)

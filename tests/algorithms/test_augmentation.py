@@ -106,7 +106,7 @@ def test_a_subset_is_drawn_and_then_changed():
 @pytest.mark.parametrize("augment", [fmd.algorithms.warp_images, fmd.algorithms.cut_images])
 @pytest.mark.parametrize("images", [jnp.zeros((2, 3, 3)), jnp.zeros((2, 3, 3, 1), int)])
 def test_only_images_are_changed(augment, images):
-    with pytest.raises(ValueError, match="images must"):
+    with pytest.raises(ValueError, match=r"images that are .* must"):
         augment(jax.random.key(0), images)
 
 

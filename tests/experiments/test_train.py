@@ -52,6 +52,21 @@ def test_settings_reach_the_federation(experiment, monkeypatch):
     assert (given["clients_per_chunk"], [each.keywords for each in given["transforms"]]) == (2, [{"bound": 3.0}])
 
 
+def test_learning_rates_decay_over_all_rounds(experiment):
+    setup = prepare([dataclasses.replace(experiment, learning_rate_decay="cosine", num_rounds=4)])
+    for program in ("round", "revisit"):
+        factors = [float(setup.arguments(program, round_)[1]["learning_rate_factor"]) for round_ in (1, 3)]
+        assert factors == pytest.approx([1, 0.5])
+    assert "learning_rate_factor" not in prepare([experiment]).arguments("round", 2)[1]
+
+
+def test_augmentations_reach_the_public_subset(experiment):
+    setup = prepare([dataclasses.replace(experiment, subset_augmentation=("warp", "cut"))])
+    draw = setup.experiment.subset_function()
+    assert [each.__name__ for each in draw.keywords["augmentations"]] == ["warp_images", "cut_images"]
+    assert draw.keywords["draw_subset"].__name__ == "draw_public_subset"
+
+
 def test_what_is_sent(experiment):
     sent = prepare([experiment]).communication(2)
     assert sent.upload_bytes_per_client_round == sent.download_bytes_per_client_round == 10 * 7 * 4
@@ -102,7 +117,7 @@ def test_stacking_pads_with_zeros():
 
 def test_seeds_trained_at_once_differ_by_rounding_at_most(options, tmp_path):
     """Early stopping, absent clients, learning rates that decay, and one seed more than are trained at once."""
-    options += shlex.split("--public-training.patience 1 --availability 0.7 --no-pooled --num-seeds 3 --num-rounds 1")
+    options += shlex.split("--public-training.patience 1 --availability 0.7 --no-pooled --num-seeds 3 --num-rounds 2")
     options += ["--learning-rate-decay", "cosine"]
     options += ["--networks", "mlp:n1=3", "mlp:n1=3"]
     for name, more in (("one", []), ("two", ["--vmap-seeds", "2"])):

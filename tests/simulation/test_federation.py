@@ -231,6 +231,12 @@ def with_part(name, **parts):
     return {**PRIVATE, name: PRIVATE[name]._replace(**parts)}
 
 
+def test_inputs_that_cannot_be_augmented_are_refused_before_anything_runs(key):
+    federation = toys.federation(GROUPS, draw_subset=fmd.algorithms.draw_augmented_subset)
+    with pytest.raises(ValueError, match="images that are warped must be of rank 4"):
+        federation.init(key, PUBLIC, PRIVATE)
+
+
 def test_bad_data_is_refused_before_anything_runs(key):
     labels, linear, mlp = PUBLIC.labels, PRIVATE["linear"], PRIVATE["mlp"]
     wide = fmd.public_dataset(np.zeros((30, 9), np.float32), np.zeros(30, int))
@@ -462,6 +468,13 @@ def test_a_factor_of_the_learning_rate_is_another_learning_rate(program):
         assert (nothing[name].revisit_opt_state.count > 0).all()
 
 
+def test_bad_factors_are_refused(trained):
+    with pytest.raises(ValueError, match=r"one number, got shape \(2,\)"):
+        one_round(trained, factor=[1.0, 0.5])
+    with pytest.raises(ValueError, match="rounds 1 to 2, got round 3"):
+        fmd.simulation.cosine_decay(2)(3)
+
+
 def test_a_factor_on_many_devices(trained):
     on_mesh = toys.federation(GROUPS, mesh=fmd.client_mesh(2))
     wanted = one_round(trained, factor=0.25)
@@ -470,7 +483,7 @@ def test_a_factor_on_many_devices(trained):
 
 def test_learning_rates_decay_over_the_rounds_and_in_local_only(trained):
     factors, key = fmd.simulation.cosine_decay(2), jax.random.key(7)
-    how = {"num_rounds": 2, "test": TEST, "learning_rate_factor": factors}
+    how = {"num_rounds": 2, "test": TEST, "learning_rate_schedule": factors}
     found, _ = fmd.run_federation(FEDERATION, jax.tree.map(jnp.array, trained), PUBLIC, PRIVATE, key, **how)
     local, _ = fmd.run_local_only(FEDERATION, jax.tree.map(jnp.array, trained), PRIVATE, key, **how)
     states, alone = (jax.tree.map(jnp.array, trained) for _ in range(2))

@@ -63,7 +63,7 @@ def test_cohorts_of_all_clients_equal_the_federation(key, storage):
     evaluation = fmd.simulation.evaluate_population(FEDERATION, population, TEST, cohort_size=COHORT)
     chex.assert_trees_all_close(evaluation, jax.device_get(FEDERATION.evaluate(states, TEST)), rtol=1e-5)
 
-    rounds = {"num_rounds": 2, "learning_rate_factor": fmd.simulation.cosine_decay(2)}
+    rounds = {"num_rounds": 2, "learning_rate_schedule": fmd.simulation.cosine_decay(2)}
     population, history = run(key, population, cohort_size=9, **rounds)
     states, plain = fmd.run_federation(FEDERATION, states, PUBLIC, PRIVATE, key, test=TEST, **rounds)
     same_states(rtol=1e-4, atol=1e-5)

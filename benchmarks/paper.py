@@ -59,11 +59,15 @@ def run(
     cpu_seconds = time.process_time()
     with tempfile.TemporaryDirectory() if runs_dir is None else contextlib.nullcontext(runs_dir) as folder:
         path = pathlib.Path(folder) / f"{name}-width{width:g}-seed{seed}"
-        is_resumed = path.exists()
+        is_resumed, begun_at = path.exists(), path.with_name(f"{path.name}.commit")
+        if not is_resumed:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            begun_at.write_text(timing.commit())
         words = ["--resume", str(path)] if is_resumed else [name, *options, *more, "--out", str(path)]
         if fedmd_jax(["run", *words]) != 0:
             raise SystemExit(f"{experiment} with seed {seed} failed")
         summary, config = (json.loads((path / f"{name}.json").read_text()) for name in ("summary", "config"))
+        commit = begun_at.read_text() if begun_at.exists() else timing.commit()
         lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     del summary["environment"]  # contains local folders; `xla_flags` is stored below
     curve = [
@@ -74,7 +78,7 @@ def run(
         "command": " ".join(["fedmd-jax", "run", name, *options]),
         "variant": variant,
         "width": width,
-        "commit": timing.commit(),
+        "commit": commit,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "pretrained_before": len(config["pretrained_from"]) / len(set(config["settings"]["networks"])),
         "devices": config["settings"]["devices"],

@@ -77,7 +77,8 @@ class Federation:
     * validation: for a phase with early stopping, one unstacked dataset for all clients, or a stacked one per group;
       refused if the phase has no early stopping;
     * participants: the clients that the states hold, if these are not all clients of the groups, and how far each gets
-      in the round. On one device states may also hold all clients of some of the groups, without it.
+      in the round. On one device states may also hold all clients of some of the groups, without it;
+    * learning_rate_factor: [], by which all updates of digest and revisit are multiplied; by default they are not.
 
     Attributes:
       groups: the architecture groups.
@@ -193,10 +194,7 @@ class Federation:
         participants: Participants | None = None,
         learning_rate_factor: chex.Numeric | None = None,
     ) -> tuple[AnyStates, RoundInfo]:
-        """One round of the algorithm, see `fedmd_round` and `algorithms`; states are those of `start`.
-
-        All updates of digest and revisit are multiplied by the factor, [], if one is given.
-        """
+        """One round of the algorithm, see `fedmd_round` and `algorithms`; states are those of `start`."""
         if self.has_server_state and not isinstance(states, FederationState):
             raise ValueError("the server has a state in this algorithm: call federation.start before the first round")
         factor = _given_factor(learning_rate_factor)
@@ -422,7 +420,6 @@ def fedmd(
     if statistics is not None:
         return federation
     over: dict = {"groups": groups, "mesh": mesh, "clients_per_chunk": clients_per_chunk}
-    round_trainings = {"digest_training": digest_training, "revisit_training": revisit_training}
 
     def score_groups(states, public, key, participants=None):
         participants, keys = complete_participants(participants, groups, mesh), round_keys(key)
@@ -433,9 +430,7 @@ def fedmd(
     def learn_groups(states, public, private, consensus, key, participants=None, learning_rate_factor=None):
         participants, keys = complete_participants(participants, groups, mesh), round_keys(key)
         inputs = draw_subset(keys.subset, public, subset_size).inputs
-        trainings = {
-            name: scale_learning_rate(training, learning_rate_factor) for name, training in round_trainings.items()
-        }
+        trainings = _round_trainings(digest_training, revisit_training, learning_rate_factor)
         half = partial(learn, **trainings, distance=distance, **over)
         return half(states, inputs, consensus, jnp.array(True), private, keys, participants)
 
@@ -569,7 +564,6 @@ def make_federation(
         revisit_as_in_rounds = train(revisit, 0, training, losses_count=True)
         return revisit_as_in_rounds(states, private, round_keys(key).revisit, participants=participants)
 
-    round_trainings = {"digest_training": digest_training, "revisit_training": revisit_training}
     of_rounds: dict = {"subset_size": subset_size, "draw_subset": draw_subset, "transforms": transforms, **over}
     if server is not None:
         of_rounds |= {"server": server}
@@ -577,9 +571,7 @@ def make_federation(
         of_rounds |= {"statistics": statistics, "keep_statistics": keep_statistics}
 
     def round_groups(states, public, private, key, participants=None, learning_rate_factor=None):
-        trainings = {
-            name: scale_learning_rate(training, learning_rate_factor) for name, training in round_trainings.items()
-        }
+        trainings = _round_trainings(digest_training, revisit_training, learning_rate_factor)
         one_round = partial(algorithm.round, **of_rounds, **trainings)
         return one_round(states, public, private, key, participants=participants)
 
@@ -619,6 +611,16 @@ def make_federation(
         _check=check,
         _shard=shard,
     )
+
+
+def _round_trainings(
+    digest_training: TrainingConfig, revisit_training: TrainingConfig, factor: chex.Numeric | None
+) -> dict[str, Any]:
+    """The settings of digest and revisit in a round with this factor of the learning rate."""
+    return {
+        "digest_training": scale_learning_rate(digest_training, factor),
+        "revisit_training": scale_learning_rate(revisit_training, factor),
+    }
 
 
 def _given_factor(factor: chex.Numeric | None) -> dict[str, chex.Array]:

@@ -110,6 +110,15 @@ def test_only_images_are_changed(augment, images):
         augment(jax.random.key(0), images)
 
 
+def test_half_precision_is_kept():
+    given = jnp.linspace(0, 1, 128, dtype=jnp.bfloat16).reshape(2, 8, 8, 1)
+    for augment in (fmd.algorithms.warp_images, fmd.algorithms.cut_images):
+        assert augment(jax.random.key(0), given).dtype == jnp.bfloat16
+    warped = fmd.algorithms.warp_images(jax.random.key(0), given)
+    wanted = fmd.algorithms.warp_images(jax.random.key(0), given.astype(jnp.float32))
+    np.testing.assert_array_equal(warped, wanted.astype(jnp.bfloat16))  # positions are not rounded
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [({"angle": -1}, "finite and not negative"), ({"scale": 0}, "positive"), ({"shear": np.inf}, "finite")],

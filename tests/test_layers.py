@@ -90,7 +90,7 @@ def test_the_front_door_is_short_and_documented():
 
 PUBLIC_PACKAGES = LAYERS[LAYERS.index("data") : LAYERS.index("plot")]  # what they export is public
 PUBLIC_MODULES = ["types", "plot", "loggers"]  # what they define is public
-TYPE_ALIASES = {"Aggregator", "ParticipationPolicy", "Transform"}
+TYPE_ALIASES = {"Aggregator", "Augmentation", "ParticipationPolicy", "Transform"}
 
 
 def public_objects():

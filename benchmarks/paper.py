@@ -34,10 +34,6 @@ BEGIN, END = "<!-- the table of paper.py -->", "<!-- its end -->"
 VARIANTS = ("paper", "released", "tuned")
 EXPERIMENTS = ("letters-iid", "letters-writers", "cifar-iid", "cifar-superclass")
 COLORS = {"paper": "black", "released": "tab:green", "tuned": "tab:orange"}
-BOUNDS = {
-    "pooled": ("pooled_accuracy", {"color": "tab:red", "linestyle": "--", "linewidth": 1.2}),
-    "local only": ("local_accuracy", {"color": "tab:blue", "linestyle": "--", "linewidth": 1.2}),
-}
 COLUMNS = ("transfer_accuracy", "local_accuracy", "final_accuracy", "pooled_accuracy")
 
 
@@ -162,7 +158,8 @@ def reused(records: list[dict]) -> str:
 def curves(records: Iterable[dict]) -> bytes:
     """PNG of the mean accuracy after each round: a panel per experiment and width, a colour per variant.
 
-    Lines are means over seeds and bands are from the lowest to the highest seed.
+    Lines are means over seeds and bands are from the lowest to the highest seed. Local-only training has the private
+    steps of its variant; the pooled bound is the same for all.
     """
     panels: dict[tuple, dict[str, list[dict]]] = {}
     for record in sorted(records, key=lambda record: _order(setting(record))):
@@ -172,12 +169,11 @@ def curves(records: Iterable[dict]) -> bytes:
     all_axes = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)[0]
     for axes, ((experiment, width), variants) in zip(all_axes, panels.items(), strict=True):
         every = [record for group in variants.values() for record in group]
-        last = max(record["num_rounds_done"] for record in every)
-        for name, (column, style) in BOUNDS.items():
-            _band(axes, [[record["mean"][column]] * (last + 1) for record in every], label=name, **style)
+        _bound(axes, every, "pooled_accuracy", label="pooled", color="tab:red", linestyle="--")
         for variant, group in variants.items():
             label = f"FedMD, {variant} ({_count(len(group), 'seed')})"
             _band(axes, [record["mean_accuracy_by_round"] for record in group], label=label, color=COLORS[variant])
+            _bound(axes, group, "local_accuracy", label=f"local only, {variant}", color=COLORS[variant], linestyle=":")
         axes.set_title(f"{experiment}, width {width:g}", fontsize=10, loc="left")
         axes.set_xlabel("round (0: after transfer learning)")
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -185,6 +181,12 @@ def curves(records: Iterable[dict]) -> bytes:
         axes.legend(fontsize=8, loc="lower right")
     all_axes[0].set_ylabel("test accuracy, mean of ten clients")
     return to_png(figure)
+
+
+def _bound(axes, records: Sequence[dict], column: str, **style) -> None:
+    """Draws an accuracy of no round as a level line."""
+    last = max(record["num_rounds_done"] for record in records)
+    _band(axes, [[record["mean"][column]] * (last + 1) for record in records], **{"linewidth": 1.2} | style)
 
 
 def _band(axes, curves_of_seeds: Sequence[Sequence[float]], **style) -> None:

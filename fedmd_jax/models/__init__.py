@@ -21,6 +21,7 @@ from fedmd_jax.models.convolution import (
     native as native,
     native_or_patches as native_or_patches,
     patches as patches,
+    patches_in_parts as patches_in_parts,
     shifted as shifted,
 )
 from fedmd_jax.models.from_linen import architecture_from_linen as architecture_from_linen

@@ -6,11 +6,10 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import chex
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fedmd_jax.models.convolution import avg_pool, conv_general_dilated
+from fedmd_jax.models.convolution import avg_pool, conv_general_dilated, map_parts, rows_per_part
 from fedmd_jax.models.initializers import glorot_uniform
 from fedmd_jax.models.layers import (
     ConvBatchNorm,
@@ -19,7 +18,6 @@ from fedmd_jax.models.layers import (
     check_positive,
     check_rate,
     convolve,
-    map_parts,
     windows_are_cheap,
 )
 
@@ -187,29 +185,13 @@ def _block(kernel, bias, how, drop, pool, rows, first):
 
 
 def _convolve_block(block, x, kernel, strides, padding, **others):
-    """The convolution of `block(x, 0)`, on a CPU in parts of the batch if that is faster.
+    """The convolution of `block(x, 0)`, on a CPU in parts of the batch, whose arrays stay in the cache."""
 
-    The arrays of a part stay in the cache (benchmarks/NOTES.md has the gain).
-    """
-    dtype, kernel = kernel.dtype, kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))  # sums over the parts
-
-    def part(rows, first):
-        return conv_general_dilated(block(rows, first), kernel.astype(dtype), strides, padding, **others)
+    def part(rows, kernel, first):
+        return conv_general_dilated(block(rows, first), kernel, strides, padding, **others)
 
     size = math.prod(x.shape[1:3]) // math.prod(strides) * math.prod(kernel.shape[:3])
-    return map_parts(part, x, _rows_per_part(len(x), size))
-
-
-def _rows_per_part(num_rows, size):
-    """Number of rows of a part: a divisor of `num_rows`. Each row has about `size` elements of patches."""
-    most = min(16, _CACHED // size)
-    divisors = [n for n in range(4, most + 1) if num_rows % n == 0]
-    in_parts = jax.default_backend() == "cpu" and num_rows * size >= _LARGE and divisors
-    return max(divisors) if in_parts else num_rows
-
-
-# Elements of patches: most in a part, and fewest in a batch that is divided. Half of both is faster on one core.
-_CACHED, _LARGE = 2**20, 2**22
+    return map_parts(part, x, kernel, rows_per_part(len(x), size))
 
 
 class _ConvParameters(nn.Module):

@@ -10,6 +10,7 @@ vmap they become batched products. `conv_general_dilated` replaces the function 
 """
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -87,6 +88,80 @@ def _rows_product(a, b, precision):
         return lax.dot_general(a, b, contract, precision=precision)
     # Without the barrier XLA merges the transposition into the product, which is then the slow one.
     return lax.optimization_barrier(lax.dot_general(b, a, contract, precision=precision)).T
+
+
+def patches_in_parts(x, kernel, strides, pads, precision=None):
+    """`patches` of a few images at a time, if those of the whole batch are too large for the cache of a CPU.
+
+    The gradient computes the patches again.
+
+    Example:
+      >>> import jax.numpy as jnp, fedmd_jax as fmd
+      >>> images, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 5))
+      >>> y = fmd.models.patches_in_parts(images, kernel, (1, 1), ((0, 0), (0, 0)))
+      >>> y.shape, float(y[0, 0, 0, 0])
+      ((1, 2, 2, 5), 18.0)
+    """
+
+    def convolve_part(part, kernel, first):
+        del first
+        return patches(part, kernel, strides, pads, precision)
+
+    padded = (size + sum(pad) for size, pad in zip(x.shape[1:3], pads, strict=True))
+    places = math.prod((n - w) // s + 1 for n, w, s in zip(padded, kernel.shape[:2], strides, strict=True))
+    return map_parts(convolve_part, x, kernel, rows_per_part(len(x), places * math.prod(kernel.shape[:3])))
+
+
+def rows_per_part(num_rows: int, size: int) -> int:
+    """How many images of a batch are computed at once: on a CPU so many that their patches stay in the cache.
+
+    Args:
+      num_rows: images in the batch.
+      size: elements of the patches of one image.
+
+    Returns:
+      A divisor of `num_rows`.
+
+    >>> rows_per_part(8, 100)
+    8
+    """
+    if jax.default_backend() != "cpu" or num_rows * size < _LARGE:
+        return num_rows
+    return max(n for n in range(1, num_rows + 1) if num_rows % n == 0 and (n == 1 or n * size <= _CACHED))
+
+
+# Elements of patches: most in a part, and fewest in a batch that is divided (benchmarks/NOTES.md has the gain).
+_CACHED, _LARGE = 2**18, 2**20
+
+
+def map_parts(
+    fn: Callable[[chex.Array, chex.Array, chex.Array], chex.Array],
+    x: chex.Array,
+    kernel: chex.Array,
+    rows_per_part: int,
+) -> chex.Array:
+    """Computes `fn` for one part of a batch after the other. The gradient computes each part again.
+
+    A part whose intermediate arrays stay in the cache takes less time than the whole batch, whose arrays go through the
+    memory forward and backward, even though it is computed twice.
+
+    Args:
+      fn: (rows of x, kernel, number of the first row) -> [rows, ...]. It must treat each row by itself.
+      x: [B, ...].
+      kernel: of any shape; its gradient is summed over the parts in float32 at least.
+      rows_per_part: a divisor of B; B for the whole batch at once.
+
+    Returns:
+      `fn(x, kernel, 0)`.
+    """
+    if rows_per_part == x.shape[0]:
+        return fn(x, kernel, jnp.uint32(0))
+    dtype, summed = kernel.dtype, kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
+    parts = x.reshape(-1, rows_per_part, *x.shape[1:])
+    first = jnp.arange(0, x.shape[0], rows_per_part, dtype=jnp.uint32)
+    again = jax.checkpoint(fn, prevent_cse=False)  # the loop already separates the two computations
+    y = lax.map(lambda part: again(part[0], summed.astype(dtype), part[1]), (parts, first))
+    return y.reshape(x.shape[0], *y.shape[2:])
 
 
 def image_columns(x: chex.Array, window: Sequence[int], strides: Sequence[int], pads: Pads) -> chex.Array:
@@ -233,7 +308,7 @@ def choose_form(x_shape: Sequence[int], kernel_shape: Sequence[int], *, platform
       platform: "cpu", "gpu" or "tpu"; None for the default backend.
 
     Returns:
-      `native`, `patches`, `blocked` or `native_or_patches`.
+      `native`, `patches_in_parts`, `blocked` or `native_or_patches`.
 
     Example:
       >>> import fedmd_jax as fmd
@@ -254,7 +329,7 @@ def choose_form(x_shape: Sequence[int], kernel_shape: Sequence[int], *, platform
     if platform == "tpu":  # has hardware for it, also for grouped ones
         return native
     if platform == "cpu":
-        return blocked if kernel_shape[2] <= 8 else patches
+        return blocked if kernel_shape[2] <= 8 else patches_in_parts
     # Patches need nine times the memory traffic of a 3x3 convolution; grouped convolutions, which vmap makes of native
     # ones, are slow backward (benchmarks/NOTES.md, one H200).
     return native_or_patches
@@ -282,7 +357,7 @@ def conv_general_dilated(
       padding: "SAME", "VALID" or ((low, high), (low, high)).
       dimension_numbers: as in `jax.lax`.
       precision: of the products.
-      choose: (x_shape, kernel_shape) -> `native`, `patches`, `native_or_patches`, `blocked`, `shifted` or your own. For
+      choose: (x_shape, kernel_shape) -> one of the forms above or your own. For
         one form always: `functools.partial(conv_general_dilated, choose=lambda *shapes: shifted)`.
       **others: further arguments of `jax.lax.conv_general_dilated`, such as dilations and numbers of groups.
 

@@ -439,29 +439,6 @@ def write_out(fn: Callable[[chex.Array, chex.Array], chex.Array], x: chex.Array)
     return jax.lax.fori_loop(0, 2, turn, x)
 
 
-def map_parts(fn: Callable[[chex.Array, chex.Array], chex.Array], x: chex.Array, rows_per_part: int) -> chex.Array:
-    """Computes `fn` for one part of a batch after the other. The gradient computes each part again.
-
-    A part whose intermediate arrays stay in the cache takes less time than the whole batch, whose arrays go through the
-    memory forward and backward, even though it is computed twice.
-
-    Args:
-      fn: (rows of x, number of the first) -> [rows, ...]. It must treat each row by itself.
-      x: [B, ...].
-      rows_per_part: a divisor of B; B for the whole batch at once.
-
-    Returns:
-      `fn(x, 0)`.
-    """
-    if rows_per_part == x.shape[0]:
-        return fn(x, jnp.uint32(0))
-    parts = x.reshape(-1, rows_per_part, *x.shape[1:])
-    first = jnp.arange(0, x.shape[0], rows_per_part, dtype=jnp.uint32)
-    again = jax.checkpoint(fn, prevent_cse=False)  # the loop already separates the two computations
-    y = jax.lax.map(lambda part: again(*part), (parts, first))
-    return y.reshape(x.shape[0], *y.shape[2:])
-
-
 _LARGE = 2**16  # elements; smaller arrays stay in the cache, where recomputation is cheap
 
 

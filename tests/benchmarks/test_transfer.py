@@ -1,4 +1,4 @@
-"""The benchmark of transfer learning: its clients are those of a run, and own means are subtracted as they should be."""
+"""The benchmark of transfer learning: its clients are those of a run, and own means are subtracted correctly."""
 
 import json
 

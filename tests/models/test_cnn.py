@@ -128,21 +128,10 @@ def test_a_batch_in_parts_gives_the_same(filters, monkeypatch):
             return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, images)
 
         whole = jax.jit(value_and_gradients)(params, images)
-        monkeypatch.setattr(cnn, "_rows_per_part", lambda num_rows, size: 4)
+        monkeypatch.setattr(cnn, "rows_per_part", lambda num_rows, size: 4)
         in_parts = jax.jit(lambda *arguments: value_and_gradients(*arguments))
         assert "while" in in_parts.lower(params, images).as_text()
         chex.assert_trees_all_close(in_parts(params, images), whole, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("num_rows", [5, 256, 257, 1000])
-@pytest.mark.parametrize("size", [1, 50_000, 2**20])
-def test_rows_per_part(num_rows, size):
-    """A divisor of the rows whose patches stay in the cache, or the whole batch."""
-    rows = cnn._rows_per_part(num_rows, size)
-    assert num_rows % rows == 0
-    assert rows == num_rows or rows * size <= cnn._CACHED
-    if (num_rows, size) == (256, 50_000):
-        assert rows == (16 if jax.default_backend() == "cpu" else 256)
 
 
 @pytest.mark.parametrize("height", [3, 4, 5, 28])

@@ -1,5 +1,6 @@
 from functools import partial
 from typing import Any, NamedTuple
+from unittest import mock
 
 import chex
 import jax
@@ -18,14 +19,24 @@ from fedmd_jax.models import (
     blocked,
     choose_form,
     conv_general_dilated,
+    convolution,
     native,
     native_or_patches,
     patches,
+    patches_in_parts,
     shifted,
 )
 
 AXES = ("NHWC", "HWIO", "NHWC")
-FORMS = (patches, blocked, shifted, native, native_or_patches)
+
+
+def parts_of_one(x, kernel, strides, pads, precision=None):
+    """`patches_in_parts` as for large images: one by one."""
+    with mock.patch.object(convolution, "rows_per_part", return_value=1):
+        return patches_in_parts(x, kernel, strides, pads, precision)
+
+
+FORMS = (patches, patches_in_parts, parts_of_one, blocked, shifted, native, native_or_patches)
 
 
 class Windows(NamedTuple):
@@ -196,9 +207,20 @@ def test_a_kernel_larger_than_the_image_is_refused():
 def test_choose_form():
     few, many = ((64, 28, 28, 1), (3, 3, 1, 32)), ((64, 28, 28, 32), (3, 3, 32, 64))
     assert choose_form(*few, platform="cpu") is blocked
-    assert choose_form(*many, platform="cpu") is patches
+    assert choose_form(*many, platform="cpu") is patches_in_parts
     assert choose_form(*few, platform="gpu") is choose_form(*many, platform="gpu") is native_or_patches
     assert choose_form(*many, platform="tpu") is native
+
+
+@pytest.mark.parametrize("num_rows", [1, 5, 256, 257, 1000])
+@pytest.mark.parametrize("size", [1, 50_000, 2**20])
+def test_rows_per_part(num_rows, size):
+    """A divisor of the rows whose patches stay in the cache, one image, or the whole batch."""
+    rows = convolution.rows_per_part(num_rows, size)
+    assert num_rows % rows == 0
+    assert rows in (1, num_rows) or rows * size <= convolution._CACHED
+    if (num_rows, size) == (256, 50_000):
+        assert rows == (4 if jax.default_backend() == "cpu" else 256)
 
 
 @given(windows(3), st.integers(1, 3))

@@ -131,7 +131,7 @@ def rows_per_part(num_rows: int, size: int) -> int:
 
 
 # Elements of patches: most in a part, and fewest in a batch that is divided (benchmarks/NOTES.md has the gain).
-_CACHED, _LARGE = 2**18, 2**20
+_CACHED, _LARGE = 2**19, 2**20
 
 
 def map_parts(

@@ -155,8 +155,9 @@ class Clients:
         return self.accuracy(states)["mean"]
 
     def scores(self, states: States, inputs: chex.Array) -> chex.Array:
-        """Scores of all clients, [K, M, C]."""
-        return jnp.concatenate(list(self._score(states, inputs).values()))
+        """Scores of all clients, [K, M, C], in the order of `groups`."""
+        scores = self._score(states, inputs)  # jit sorts by name
+        return jnp.concatenate([scores[name] for name in self.groups])
 
     def estimate(self, states: States, inputs: chex.Array) -> States:
         """The clients with the batch statistics of these inputs."""

@@ -42,7 +42,7 @@ def with_own_mean(clients: Clients, setup: Setup) -> Clients:
 
 def accuracies(clients: Clients, states: States) -> list[float]:
     """One per client, in the order of its groups."""
-    right = jnp.argmax(clients.scores(states, clients.test.inputs), axis=-1) == clients.test.labels
+    right = jnp.argmax(clients.scores(states, clients.test.inputs), axis=-1) == clients.test.labels[None]
     return [round(float(each), 4) for each in jnp.mean(right, axis=-1)]
 
 

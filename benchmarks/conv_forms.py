@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from timing import append_json, matmul_ceiling, measure
 
-from fedmd_jax.models import blocked, choose_form, native, native_or_patches, patches, shifted
+from fedmd_jax.models import blocked, choose_form, native, native_or_patches, patches, patches_in_parts, shifted
 
 NUM_STEPS = 4
 
@@ -49,6 +49,7 @@ SHAPES = (
     Shape(64, 30, 8, 16, 3, 1),
     Shape(64, 28, 8, 16, 3, 2),
     Shape(64, 28, 8, 16, 2, 2),
+    Shape(32, 30, 16, 16, 3, 1),
     Shape(64, 18, 32, 32, 3, 1),
     Shape(16, 28, 64, 128, 3, 2),
 )
@@ -99,7 +100,7 @@ def main() -> None:
         upstream = jax.random.normal(
             key_x, (options.clients, shape.batch, shape.output_size, shape.output_size, shape.outputs)
         )
-        for form in (shifted, patches, blocked, native, native_or_patches):
+        for form in (shifted, patches, patches_in_parts, blocked, native, native_or_patches):
             if form is native and shape.forward_flops > 2e8 and jax.default_backend() == "cpu":
                 continue
             name = f"{shape.batch} x {shape.size}x{shape.size}x{shape.inputs} -> {shape.outputs}, "

@@ -128,6 +128,9 @@ class Clients:
         """Trains the clients on the public dataset, or reads them if there is a folder of pretrained clients."""
         of_groups = setup.federation.groups
         self.groups = {name: group for name, group in of_groups.items() if set(group.client_ids) <= set(client_ids)}
+        found = [client_id for group in self.groups.values() for client_id in group.client_ids]
+        if found != client_ids:
+            raise SystemExit(f"clients must be those of whole groups, in their order, got {client_ids}, found {found}")
         self.client_ids = group_client_ids(self.groups)
         self.public, private = setup.data["round"]
         self.private = {name: private[name] for name in self.groups}

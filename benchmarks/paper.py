@@ -159,7 +159,7 @@ def curves(records: Iterable[dict]) -> bytes:
     """PNG of the mean accuracy after each round: a panel per experiment and width, a colour per variant.
 
     Lines are means over seeds and bands are from the lowest to the highest seed. Local-only training has the private
-    steps of its variant; the pooled bound is the same for all.
+    steps of its variant. The pooled bound has one setting for all variants, and is a mean over the seeds of all.
     """
     panels: dict[tuple, dict[str, list[dict]]] = {}
     for record in sorted(records, key=lambda record: _order(setting(record))):
@@ -169,11 +169,13 @@ def curves(records: Iterable[dict]) -> bytes:
     all_axes = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)[0]
     for axes, ((experiment, width), variants) in zip(all_axes, panels.items(), strict=True):
         every = [record for group in variants.values() for record in group]
-        _bound(axes, every, "pooled_accuracy", label="pooled", color="tab:red", linestyle="--")
+        _level_line(axes, every, "pooled_accuracy", label="pooled", color="tab:red", linestyle="--")
         for variant, group in variants.items():
             label = f"FedMD, {variant} ({_count(len(group), 'seed')})"
             _band(axes, [record["mean_accuracy_by_round"] for record in group], label=label, color=COLORS[variant])
-            _bound(axes, group, "local_accuracy", label=f"local only, {variant}", color=COLORS[variant], linestyle=":")
+            _level_line(
+                axes, group, "local_accuracy", label=f"local only, {variant}", color=COLORS[variant], linestyle=":"
+            )
         axes.set_title(f"{experiment}, width {width:g}", fontsize=10, loc="left")
         axes.set_xlabel("round (0: after transfer learning)")
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -183,8 +185,8 @@ def curves(records: Iterable[dict]) -> bytes:
     return to_png(figure)
 
 
-def _bound(axes, records: Sequence[dict], column: str, **style) -> None:
-    """Draws an accuracy of no round as a level line."""
+def _level_line(axes, records: Sequence[dict], column: str, **style) -> None:
+    """Draws an accuracy that belongs to no round as a level line, as long as the longest curve."""
     last = max(record["num_rounds_done"] for record in records)
     _band(axes, [[record["mean"][column]] * (last + 1) for record in records], **{"linewidth": 1.2} | style)
 

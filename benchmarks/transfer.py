@@ -3,10 +3,12 @@
     python benchmarks/transfer.py --settings "--width 0.25" "--width 0.25 --public-training.patience 3"
                                   [--networks 0 5 8] [--seeds 3] [--all "--pretrained-dir DIR"] [--json FILE]
 
-Some networks of `letters-iid` after transfer learning, on private validation images. Besides the clients as they are,
-each of the settings gives two others: with `own mean` the private images are centred by the mean image of their own
-source, as in the authors' code, instead of the public one; `re-estimated` are the same clients with the batch
-statistics of a public subset.
+Some networks of `letters-iid` after transfer learning, on private validation images:
+
+* `transfer`: the clients of a run.
+* `re-estimated`: the same clients with the batch statistics of a public subset.
+* `own mean`: clients whose private images are centred by the mean image of their own source, as in the authors' code,
+  instead of the public one.
 """
 
 import argparse
@@ -41,13 +43,13 @@ def with_own_mean(clients: Clients, setup: Setup) -> Clients:
 
 
 def accuracies(clients: Clients, states: States) -> list[float]:
-    """One per client, in the order of its groups."""
+    """One per client."""
     right = jnp.argmax(clients.scores(states, clients.test.inputs), axis=-1) == clients.test.labels[None]
     return [round(float(each), 4) for each in jnp.mean(right, axis=-1)]
 
 
 def measure(experiment: str, words: str, client_ids: list[int]) -> dict[str, list[float]]:
-    """Accuracies of the clients with one of the settings."""
+    """Accuracies of the clients with one of the settings, in the order of `client_ids`."""
     setup = prepare([experiment_of(experiment, words)])
     clients = Clients(setup, client_ids)
     states = clients.start()
@@ -73,7 +75,7 @@ def main() -> None:
         for seed in range(options.seed, options.seed + options.seeds):
             found = measure("letters-iid", f"{options.all} {words} --seed {seed}", options.networks)
             for name, values in found.items():
-                print(f"{words}, seed {seed}, {name:12} {'  '.join(f'{value:.3f}' for value in values)}", flush=True)
+                print(f"seed {seed} {words}, {name}: {' '.join(f'{value:.3f}' for value in values)}", flush=True)
             record = {"benchmark": "transfer", "settings": words, "seed": seed, "networks": options.networks, **found}
             timing.append_json(options.json, record)
 

@@ -274,9 +274,11 @@ def _add(trees):
 
 
 def _flops(architecture, inputs):
+    num_rows = len(inputs)
+    inputs = jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype)  # a larger batch may be a loop, counted once
     params, model_state = jax.eval_shape(architecture.init, jax.random.key(0), inputs)
     score = jax.jit(partial(architecture.apply, train=False))
     analysis = score.lower(params, model_state, inputs).cost_analysis()
     if analysis is None:  # the platform has no count
-        return float(sum(leaf.size for leaf in jax.tree.leaves(params)))
-    return float(analysis["flops"])
+        return num_rows * float(sum(leaf.size for leaf in jax.tree.leaves(params)))
+    return num_rows * float(analysis["flops"])

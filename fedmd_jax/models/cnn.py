@@ -9,7 +9,13 @@ import chex
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fedmd_jax.models.convolution import avg_pool, conv_general_dilated, map_parts, rows_per_part
+from fedmd_jax.models.convolution import (
+    avg_pool,
+    conv_general_dilated,
+    explicit_pads,
+    map_parts,
+    rows_per_part,
+)
 from fedmd_jax.models.initializers import glorot_uniform
 from fedmd_jax.models.layers import (
     ConvBatchNorm,
@@ -190,8 +196,9 @@ def _convolve_block(block, x, kernel, strides, padding, **others):
     def part(rows, kernel, first):
         return conv_general_dilated(block(rows, first), kernel, strides, padding, **others)
 
-    size = math.prod(x.shape[1:3]) // math.prod(strides) * math.prod(kernel.shape[:3])
-    return map_parts(part, x, kernel, rows_per_part(len(x), size))
+    # The block keeps the size of the images, but for a row and a column.
+    shape, pads = (*x.shape[:3], kernel.shape[2]), explicit_pads(x.shape, kernel.shape[:2], strides, padding)
+    return map_parts(part, x, kernel, rows_per_part(shape, kernel.shape, strides, pads))
 
 
 class _ConvParameters(nn.Module):

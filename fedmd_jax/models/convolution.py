@@ -91,43 +91,63 @@ def _rows_product(a, b, precision):
 
 
 def patches_in_parts(x, kernel, strides, pads, precision=None):
-    """`patches` of a few images at a time, if those of the whole batch are too large for the cache of a CPU.
+    """`patches`, on a CPU of a few images at a time if those of the whole batch are too large for the cache.
 
-    The gradient computes the patches again.
+    `rows_per_part` says of how many. The gradient computes the patches again. As with `patches` there is no `jax.jvp`.
+
+    Args:
+      x: images, [B, H, W, I].
+      kernel: [h, w, I, O].
+      strides: steps along H and W.
+      pads: ((low, high), (low, high)).
+      precision: of the products.
+
+    Returns:
+      [B, H', W', O].
+
+    Raises:
+      ValueError: a kernel that is larger than the padded image.
 
     Example:
       >>> import jax.numpy as jnp, fedmd_jax as fmd
-      >>> images, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 5))
+      >>> images, kernel = jnp.ones((64, 20, 20, 16)), jnp.ones((3, 3, 16, 5))  # in two parts on a CPU
       >>> y = fmd.models.patches_in_parts(images, kernel, (1, 1), ((0, 0), (0, 0)))
       >>> y.shape, float(y[0, 0, 0, 0])
-      ((1, 2, 2, 5), 18.0)
+      ((64, 18, 18, 5), 144.0)
     """
 
     def convolve_part(part, kernel, first):
         del first
         return patches(part, kernel, strides, pads, precision)
 
-    padded = (size + sum(pad) for size, pad in zip(x.shape[1:3], pads, strict=True))
-    places = math.prod((n - w) // s + 1 for n, w, s in zip(padded, kernel.shape[:2], strides, strict=True))
-    return map_parts(convolve_part, x, kernel, rows_per_part(len(x), places * math.prod(kernel.shape[:3])))
+    return map_parts(convolve_part, x, kernel, rows_per_part(x.shape, kernel.shape, strides, pads))
 
 
-def rows_per_part(num_rows: int, size: int) -> int:
-    """How many images of a batch are computed at once: on a CPU so many that their patches stay in the cache.
+def rows_per_part(x_shape: Sequence[int], kernel_shape: Sequence[int], strides: Sequence[int], pads: Pads) -> int:
+    """How many images of a batch `patches_in_parts` computes at once.
 
     Args:
-      num_rows: images in the batch.
-      size: elements of the patches of one image.
+      x_shape: (B, H, W, I), without an axis of vmapped clients.
+      kernel_shape: (h, w, I, O).
+      strides: steps along H and W.
+      pads: ((low, high), (low, high)).
 
     Returns:
-      A divisor of `num_rows`.
+      B if this is no CPU, or if the patches of the batch have fewer than 2**20 elements. Otherwise the largest divisor
+      of B whose patches have at most 2**19, or 1. B again if the kernel has more elements than these patches: each part
+      reads the kernel and adds to its gradient.
 
-    >>> rows_per_part(8, 100)
+    >>> rows_per_part((8, 28, 28, 16), (3, 3, 16, 16), (1, 1), ((1, 1), (1, 1)))
     8
     """
+    num_rows, height, width, _ = x_shape
+    sizes = zip((height, width), kernel_shape[:2], strides, pads, strict=True)
+    places = math.prod(_num_windows(n + sum(pad), window, stride) for n, window, stride, pad in sizes)
+    size = places * math.prod(kernel_shape[:3])  # elements of the patches of an image
     if jax.default_backend() != "cpu" or num_rows * size < _LARGE:
         return num_rows
-    return max(n for n in range(1, num_rows + 1) if num_rows % n == 0 and (n == 1 or n * size <= _CACHED))
+    part = max(n for n in range(1, num_rows + 1) if num_rows % n == 0 and (n == 1 or n * size <= _CACHED))
+    return part if part * size >= math.prod(kernel_shape) else num_rows
 
 
 # Elements of patches: most in a part, and fewest in a batch that is divided (benchmarks/NOTES.md has the gain).
@@ -135,32 +155,31 @@ _CACHED, _LARGE = 2**19, 2**20
 
 
 def map_parts(
-    fn: Callable[[chex.Array, chex.Array, chex.Array], chex.Array],
-    x: chex.Array,
-    kernel: chex.Array,
-    rows_per_part: int,
+    fn: Callable[[chex.Array, chex.Array, chex.Array], chex.Array], x: chex.Array, kernel: chex.Array, part_size: int
 ) -> chex.Array:
-    """Computes `fn` for one part of a batch after the other. The gradient computes each part again.
+    """Computes `fn` for one part of a batch after the other.
 
-    A part whose intermediate arrays stay in the cache takes less time than the whole batch, whose arrays go through the
-    memory forward and backward, even though it is computed twice.
+    In training each part is computed twice, since the gradient computes it again. This is still faster than the whole
+    batch if the intermediate arrays of a part stay in the cache and those of the batch do not.
 
     Args:
       fn: (rows of x, kernel, number of the first row) -> [rows, ...]. It must treat each row by itself.
       x: [B, ...].
       kernel: of any shape; its gradient is summed over the parts in float32 at least.
-      rows_per_part: a divisor of B; B for the whole batch at once.
+      part_size: a divisor of B; B for the whole batch at once.
 
     Returns:
       `fn(x, kernel, 0)`.
     """
-    if rows_per_part == x.shape[0]:
+    if part_size == x.shape[0]:
         return fn(x, kernel, jnp.uint32(0))
-    dtype, summed = kernel.dtype, kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
-    parts = x.reshape(-1, rows_per_part, *x.shape[1:])
-    first = jnp.arange(0, x.shape[0], rows_per_part, dtype=jnp.uint32)
+    # A loop sums the gradient of an array in the dtype of this array.
+    dtype = kernel.dtype
+    wide = kernel.astype(jnp.promote_types(dtype, jnp.float32)) if jnp.issubdtype(dtype, jnp.inexact) else kernel
+    parts = x.reshape(-1, part_size, *x.shape[1:])
+    first = jnp.arange(0, x.shape[0], part_size, dtype=jnp.uint32)
     again = jax.checkpoint(fn, prevent_cse=False)  # the loop already separates the two computations
-    y = lax.map(lambda part: again(part[0], summed.astype(dtype), part[1]), (parts, first))
+    y = lax.map(lambda part: again(part[0], wide.astype(dtype), part[1]), (parts, first))
     return y.reshape(x.shape[0], *y.shape[2:])
 
 
@@ -217,7 +236,7 @@ def block_kernels(
       3, 2 and 1 that divides the width of the result.
     """
     height, width, num_channels, num_filters = kernel.shape
-    num_outputs = max(1, (shape[2] + sum(pads[1]) - width) // strides[1] + 1)
+    num_outputs = max(1, _num_windows(shape[2] + sum(pads[1]), width, strides[1]))
     n = next(n for n in (4, 3, 2, 1) if num_outputs % n == 0)
     margin = (n - 1) * strides[1]
     kernels = [
@@ -357,8 +376,8 @@ def conv_general_dilated(
       padding: "SAME", "VALID" or ((low, high), (low, high)).
       dimension_numbers: as in `jax.lax`.
       precision: of the products.
-      choose: (x_shape, kernel_shape) -> one of the forms above or your own. For
-        one form always: `functools.partial(conv_general_dilated, choose=lambda *shapes: shifted)`.
+      choose: (x_shape, kernel_shape) -> one of the forms above, or your own. For one form always:
+        `functools.partial(conv_general_dilated, choose=lambda *shapes: shifted)`.
       **others: further arguments of `jax.lax.conv_general_dilated`, such as dilations and numbers of groups.
 
     Returns:
@@ -447,11 +466,16 @@ def _windows(x, window, strides, pads):
     x = jnp.pad(x, ((0, 0), *pads, (0, 0))) if np.any(pads) else x
     if any(n < w for n, w in zip(x.shape[1:3], window, strict=True)):
         raise ValueError(f"a window of {tuple(window)} does not fit into a padded image of {x.shape[1:3]}")
-    height, width = ((n - w) // s + 1 for n, w, s in zip(x.shape[1:3], window, strides, strict=True))
+    height, width = map(_num_windows, x.shape[1:3], window, strides)
     for i, j in itertools.product(range(window[0]), range(window[1])):
         end = (i + (height - 1) * strides[0] + 1, j + (width - 1) * strides[1] + 1)
         # Indexing takes JAX ten times as long to trace.
         yield lax.slice(x, (0, i, j, 0), (x.shape[0], *end, x.shape[3]), (1, *strides, 1))
+
+
+def _num_windows(size, window, stride):
+    """Along one axis of a padded image."""
+    return (size - window) // stride + 1
 
 
 def _windows_transposed(shifted_back, shape, dtype, window, strides, pads):

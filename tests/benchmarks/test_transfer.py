@@ -23,7 +23,13 @@ def test_clients_are_those_of_a_run(tmp_path):
     wanted = [client["transfer_accuracy"] for client in summary["clients"]]
     assert found["transfer"] == pytest.approx(wanted, abs=0.01)  # the prediction of one image may differ
     assert found["re-estimated"][0] == found["transfer"][0]  # no batch norm
-    assert found["re-estimated"][1] != found["transfer"][1]
+
+
+def test_other_orders_and_parts_of_groups_are_refused():
+    setup = prepare([experiment_of("quickstart", WORDS)])
+    for client_ids in ([1, 0], [0, 7]):
+        with pytest.raises(SystemExit, match="whole groups, in their order"):
+            gap.Clients(setup, client_ids)
 
 
 def test_own_means_are_those_of_the_private_source():

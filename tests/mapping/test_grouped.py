@@ -106,6 +106,13 @@ def test_arguments_sharded_in_two_ways_are_refused():
         fmd.mapping.map_groups(add, (0, 0), groups=groups, mesh=mesh)(elsewhere, clients)
 
 
+def test_costs_are_proportional_to_the_batch():
+    """Also if a large batch is computed in parts."""
+    groups = {"cnn": fmd.ArchitectureGroup(fmd.architecture_from_linen(fmd.models.CNN((16, 16), 3)), (0,))}
+    costs = [fmd.mapping.client_costs(groups, jnp.zeros((n, 28, 28, 1)))["cnn"] for n in (1, 256)]
+    assert costs[1] == 256 * costs[0] > 0
+
+
 def test_a_larger_network_costs_more():
     groups = {str(n): fmd.ArchitectureGroup(toys.tanh_mlp(n), (n,)) for n in (2, 4, 8)}
     costs = fmd.mapping.client_costs(groups, jnp.zeros((3, 5)))

@@ -212,15 +212,41 @@ def test_choose_form():
     assert choose_form(*many, platform="tpu") is native
 
 
-@pytest.mark.parametrize("num_rows", [1, 5, 256, 257, 1000])
-@pytest.mark.parametrize("size", [1, 50_000, 2**20])
-def test_rows_per_part(num_rows, size):
-    """A divisor of the rows whose patches stay in the cache, one image, or the whole batch."""
-    rows = convolution.rows_per_part(num_rows, size)
-    assert num_rows % rows == 0
-    assert rows in (1, num_rows) or rows * size <= convolution._CACHED
-    if (num_rows, size) == (256, 50_000):
-        assert rows == (8 if jax.default_backend() == "cpu" else 256)
+ON_CPU = jax.default_backend() == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "kernel_shape", "strides", "pads", "rows"),
+    [
+        ((256, 28, 28, 32), (3, 3, 32, 64), (2, 2), ((0, 0), (0, 0)), 8),  # 13 * 13 * 288 elements each
+        ((32, 28, 28, 16), (3, 3, 16, 16), (1, 1), ((1, 1), (1, 1)), 4),  # 28 * 28 * 144
+        ((257, 28, 28, 32), (3, 3, 32, 64), (2, 2), ((0, 0), (0, 0)), 1),  # a prime number
+        ((4, 128, 128, 32), (3, 3, 32, 64), (1, 1), ((1, 1), (1, 1)), 1),  # larger than a part
+        ((9, 28, 28, 16), (3, 3, 16, 16), (1, 1), ((1, 1), (1, 1)), 9),  # just below 2**20
+        ((64, 4, 4, 256), (3, 3, 256, 256), (1, 1), ((1, 1), (1, 1)), 64),  # a large kernel
+    ],
+)
+def test_rows_per_part(x_shape, kernel_shape, strides, pads, rows):
+    assert convolution.rows_per_part(x_shape, kernel_shape, strides, pads) == (rows if ON_CPU else x_shape[0])
+
+
+@pytest.mark.skipif(not ON_CPU, reason="elsewhere a batch is not divided")
+def test_a_large_batch_is_computed_in_parts():
+    x, kernel = jax.ShapeDtypeStruct((64, 18, 18, 32), np.float32), jax.ShapeDtypeStruct((3, 3, 32, 4), np.float32)
+    program = jax.make_jaxpr(partial(patches_in_parts, strides=(1, 1), pads=((0, 0), (0, 0))))(x, kernel)
+    loops = [equation.params["length"] for equation in program.eqns if equation.primitive.name == "scan"]
+    assert loops == [16]  # of 4 images with 16 * 16 * 288 elements each
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.int32])
+def test_parts_are_summed_exactly(dtype):
+    """The gradient of a bfloat16 kernel over 512 images of ones; the values of integers that float32 does not have."""
+    x, kernel = jnp.ones((512, 1, 1, 1), dtype), jnp.full((1, 1, 1, 1), 2**24 + 1).astype(dtype)
+    convolve = partial(parts_of_one, x, strides=(1, 1), pads=((0, 0), (0, 0)))
+    if dtype == jnp.int32:
+        assert convolve(kernel)[0].item() == 2**24 + 1
+    else:
+        assert jax.grad(lambda kernel: jnp.sum(convolve(kernel)).astype(jnp.float32))(kernel).item() == 512
 
 
 @given(windows(3), st.integers(1, 3))

@@ -274,7 +274,7 @@ def _add(trees):
 
 
 def _flops(architecture, inputs):
-    num_rows = len(inputs)
+    num_rows = inputs.shape[0]
     inputs = jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype)  # a larger batch may be a loop, counted once
     params, model_state = jax.eval_shape(architecture.init, jax.random.key(0), inputs)
     score = jax.jit(partial(architecture.apply, train=False))

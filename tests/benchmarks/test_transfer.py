@@ -20,9 +20,12 @@ def setup():
 def test_clients_are_those_of_the_ablation(setup):
     """Which are those of a run, see test_ablation.py."""
     found = transfer.measure("quickstart", WORDS, [0, 1])
-    assert found["transfer"] == transfer.accuracies(gap.Clients(setup, [0, 1]), ablation.transferred(setup))
+    clients = gap.Clients(setup, [0, 1])
+    assert found["transfer"] == transfer.accuracies(clients, ablation.transferred(setup))
     assert found["re-estimated"][0] == found["transfer"][0]  # no batch norm
-    assert found.keys() == {"transfer", "re-estimated", "own mean"}
+    others = transfer.with_own_mean(clients, setup)  # trained and tested on the same images
+    assert found["own mean"] == transfer.accuracies(others, others.start())
+    assert found["own mean"] != transfer.accuracies(clients, others.start())
 
 
 def test_own_means_are_those_of_the_private_source(setup):
